@@ -1,0 +1,91 @@
+"""PyTorch operations and the two runs over chunks, composed of them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import array_api_compat.torch as xp
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from parnl.backends.eager import EagerKernels
+from parnl.backends.torch.implicit import implicit_solve
+from parnl.newton import Plan, Stats
+from parnl.program import Program
+
+
+def _with_numbers(function: Callable[..., Any], name: str) -> Callable[[Any, Any], Any]:
+    """torch.minimum and torch.maximum refuse Python numbers, torch.clamp takes them."""
+
+    def either(a: Any, b: Any) -> Any:
+        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+            return function(a, b)
+        tensor, number = (a, b) if isinstance(a, torch.Tensor) else (b, a)
+        return torch.clamp(tensor, **{name: number})
+
+    return either
+
+
+class TorchBackend(EagerKernels):
+    """See `parnl.backends.Backend`."""
+
+    name = "torch"
+    xp = xp
+    lanes = 65536
+    functions: dict[str, Any] = {  # noqa: RUF012 - read only
+        **{
+            op: getattr(torch, op)
+            for op in (
+                "exp expm1 log log1p sqrt sin cos tanh sigmoid relu abs sign erf where addcmul "
+                "logical_and logical_or logical_not"
+            ).split()
+        },
+        # the threshold beyond which softplus(x) is x: below it, float64 would lose digits
+        "softplus": lambda x: torch.nn.functional.softplus(x, threshold=40.0),
+        "minimum": _with_numbers(torch.minimum, "max"),
+        "maximum": _with_numbers(torch.maximum, "min"),
+        "like": lambda x, reference: x.to(reference.dtype),
+        "pow": operator.pow,
+    }
+
+    def asarray(self, value: Any, dtype: str, device: Any = None) -> torch.Tensor:
+        """Return `value` as a tensor, on `device` or torch's default device."""
+        return torch.asarray(value).to(dtype=getattr(torch, dtype), device=device)
+
+    def to_numpy(self, array: torch.Tensor) -> Any:
+        """Return the tensor's values, on the CPU and without gradient."""
+        return array.detach().cpu().numpy()
+
+    def concrete(self, array: torch.Tensor) -> Any:
+        """Return the values, None under a functorch transform."""
+        hidden = torch._C._functorch.is_functorch_wrapped_tensor(array)
+        return None if hidden else self.to_numpy(array)
+
+    def running_max(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the running maximum of x along axis 1."""
+        return torch.cummax(x, dim=1).values
+
+    def solve(
+        self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
+    ) -> tuple[list[Any], Stats]:
+        """Solve, with implicit gradients of every order."""
+        return implicit_solve(self, program, plan, operands, x0)
+
+    def input_sum(self, term: Callable[..., Any], inputs: Any, matrices: Sequence[Any]) -> Any:
+        """Sum `term` over the input channels; each is computed again for its gradient."""
+        hidden = torch._C._functorch.maybe_current_level() is not None
+        recompute = torch.is_grad_enabled() and not hidden  # transforms refuse the hooks it needs
+        total: Any = None
+        for j in range(inputs.shape[-1]):
+            arguments = (inputs[..., j : j + 1], *(m[j] for m in matrices))
+            if recompute:
+                new = checkpoint(term, *arguments, use_reentrant=False, preserve_rng_state=False)
+            else:
+                new = term(*arguments)
+            total = new if total is None else tuple(t + n for t, n in zip(total, new, strict=True))
+        return total
+
+
+backend = TorchBackend()

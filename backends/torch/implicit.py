@@ -1,0 +1,191 @@
+"""The implicit gradient of a solve, as one autograd function.
+
+Backward: the step Jacobians J_t along the states, the adjoint recurrence solved backward in time by
+the same solver, then one pass of vector-Jacobian products. What is kept for it are operands and
+states, never iterates. Written in terms of itself, it can be differentiated again, to any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parnl.newton import Kernels, Plan, Stats, newton
+from parnl.program import Program, adjoint_program
+
+# Elements (B * time * D) that one elementwise pass of the backward works on: few enough that its
+# intermediate results stay in the cache and count for nothing in memory.
+_BLOCK = 1 << 16
+
+
+def implicit_solve(
+    kernels: Kernels, program: Program, plan: Plan, operands: Sequence[Tensor], x0: Sequence[Tensor]
+) -> tuple[list[Tensor], Stats]:
+    """Return states and statistics as `parnl.newton.newton` does, differentiable in all arrays."""
+    k = len(x0)
+    out = _Solve.apply(kernels, program, plan, *x0, *operands)
+    return list(out[:k]), Stats(*out[k:])
+
+
+class _Solve(torch.autograd.Function):
+    @staticmethod
+    def forward(kernels: Kernels, program: Program, plan: Plan, *arrays: Tensor) -> tuple:
+        k = len(program.states)
+        states, stats = newton(kernels, program, plan, arrays[k:], arrays[:k])
+        return (*states, *stats)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        ctx.kernels, ctx.program, ctx.plan, *arrays = inputs
+        k = len(ctx.program.states)
+        ctx.mark_non_differentiable(*output[k:])
+        ctx.save_for_backward(*arrays, *output[:k])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple:
+        program, plan, kernels = ctx.program, ctx.plan, ctx.kernels
+        k = len(program.states)
+        saved = ctx.saved_tensors
+        x0, operands, states = saved[:k], saved[k:-k], saved[-k:]
+        grads = list(cotangents[:k])
+        run = _Passes(kernels, program, plan, x0, operands, states)
+
+        jacobian = run.jacobian()
+        start = [torch.zeros_like(x) for x in x0]
+        back = plan._replace(reverse=not plan.reverse, max_iterations=plan.chunks)
+        pulled, _ = implicit_solve(kernels, adjoint_program(k), back, [*jacobian, *grads], start)
+        del jacobian
+        wanted = [i for i in range(len(operands)) if ctx.needs_input_grad[3 + k + i]]
+        by_operand = run.vjp(grads, pulled, wanted)
+        first = -1 if plan.reverse else 0
+        return (
+            None, None, None,
+            *(m[:, first] if need else None
+              for m, need in zip(pulled, ctx.needs_input_grad[3:], strict=False)),
+            *(by_operand.get(i) for i in range(len(operands))),
+        )  # fmt: skip
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        kernels, program, plan, *arrays = args
+        k, size = len(program.states), info.batch_size
+        rows = max(
+            (a.movedim(d, 0) if d is not None else a[None]).shape[1]
+            for a, d in zip(arrays, in_dims[3:], strict=True)
+        )
+
+        def merged(array: Tensor, dim: int | None) -> Tensor:
+            """(N, B, ...) -> (N * B, ...); what neither axis enters keeps its axis of length 1."""
+            if dim is None and array.shape[0] == 1 and array.ndim == 3:
+                return array
+            array = array.movedim(dim, 0) if dim is not None else array[None]
+            array = array.expand(size, rows, *array.shape[2:])
+            return array.reshape(size * rows, *array.shape[2:])
+
+        flat = [merged(a, d) for a, d in zip(arrays, in_dims[3:], strict=True)]
+        out = _Solve.apply(kernels, program, plan, *flat)
+        states = [s.reshape(size, rows, *s.shape[1:]) for s in out[:k]]
+        return (*states, *out[k:]), (*([0] * k), *([None] * len(out[k:])))
+
+
+class _Passes:
+    """The elementwise passes of the backward over all time steps.
+
+    They run block by block into arrays made beforehand, or, when the backward is itself being
+    differentiated, in one piece, so that autograd can follow.
+    """
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        program: Program,
+        plan: Plan,
+        x0: Sequence[Tensor],
+        operands: Sequence[Tensor],
+        states: Sequence[Tensor],
+    ) -> None:
+        self.kernels, self.program, self.reverse = kernels, program, plan.reverse
+        self.x0, self.operands, self.states = x0, operands, states
+        self.steps = plan.steps
+        batch, channels = x0[0].shape
+        whole = torch.is_grad_enabled()
+        self.block = self.steps if whole else max(1, _BLOCK // max(1, batch * channels))
+
+    def spans(self) -> list[tuple[int, int]]:
+        return [(i, min(i + self.block, self.steps)) for i in range(0, self.steps, self.block)]
+
+    def arguments(self, start: int, stop: int) -> list[Tensor]:
+        """States before the steps start..stop, and the operands at them."""
+        before = [
+            _shifted(x, s, start, stop, self.reverse)
+            for x, s in zip(self.x0, self.states, strict=True)
+        ]
+        return [*before, *(a if a.shape[1] == 1 else a[:, start:stop] for a in self.operands)]
+
+    def jacobian(self) -> list[Tensor]:
+        """The k * k entries of the step Jacobian at every step, each (B, T, D)."""
+        function = self.program.function("jacobian", self.kernels)
+        like = self.states[0]
+        results: list[Tensor] = []
+        for start, stop in self.spans():
+            parts = [_expanded(j, like[:, start:stop]) for j in function(*self.arguments(start, stop))]
+            if len(self.spans()) == 1:
+                return parts
+            results = results or [torch.empty_like(like) for _ in parts]
+            for whole, part in zip(results, parts, strict=True):
+                whole[:, start:stop] = part
+        return results
+
+    def vjp(
+        self, grads: Sequence[Tensor], pulled: Sequence[Tensor], wanted: Sequence[int]
+    ) -> dict[int, Tensor]:
+        """Cotangents of the operands `wanted`, where lambda_t = g_t + J_{t+1}^T lambda_{t+1}."""
+        if not wanted:
+            return {}
+        function = self.program.function("vjp", self.kernels, tuple(wanted))
+        nothing = [torch.zeros_like(x) for x in self.x0]
+        results: dict[int, Tensor] = {}
+        for start, stop in self.spans():
+            later = [
+                _shifted(z, m, start, stop, not self.reverse)
+                for z, m in zip(nothing, pulled, strict=True)
+            ]
+            adjoint = [g[:, start:stop] + m for g, m in zip(grads, later, strict=True)]
+            parts = function(*self.arguments(start, stop), *adjoint)
+            for i, part in zip(wanted, parts, strict=True):
+                operand = self.operands[i]
+                part = _reduced(_expanded(part, adjoint[0]), operand)
+                if len(self.spans()) == 1:
+                    results[i] = part
+                elif operand.shape[1] == 1:
+                    results[i] = part if start == 0 else results[i].add_(part)
+                else:
+                    whole = results.setdefault(i, torch.empty_like(operand))
+                    whole[:, start:stop] = part
+        return results
+
+
+def _shifted(edge: Tensor, x: Tensor, start: int, stop: int, backward: bool) -> Tensor:
+    """Return x_{t-1} (x_{t+1} if `backward`) for t in start..stop; `edge` (B, D) stands outside."""
+    if backward:
+        if stop < x.shape[1]:
+            return x[:, start + 1 : stop + 1]
+        return torch.cat([x[:, start + 1 :], edge[:, None]], dim=1)
+    if start > 0:
+        return x[:, start - 1 : stop - 1]
+    return torch.cat([edge[:, None], x[:, : stop - 1]], dim=1)
+
+
+def _expanded(x: Any, like: Tensor) -> Tensor:
+    if isinstance(x, float):
+        return torch.full_like(like, x)
+    return x if x.shape == like.shape else x.expand(like.shape)
+
+
+def _reduced(x: Tensor, operand: Tensor) -> Tensor:
+    """Sum x (B, t, D) over the axes along which `operand` was broadcast."""
+    axes = [i for i in range(3) if operand.shape[i] == 1 and x.shape[i] != 1]
+    return x.sum(axes, keepdim=True) if axes else x

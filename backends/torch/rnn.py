@@ -1,0 +1,132 @@
+"""`RNN`: any registered cell as an `nn.Module` with the conventions of `nn.GRU`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from parnl.cell import Cell
+from parnl.registry import get_class
+from parnl.solve import solve
+
+
+class RNN(nn.Module):
+    """Layers of a parnl cell, with the interface of `torch.nn.GRU`.
+
+        rnn = RNN("lrc", input_size=6, hidden_size=64, num_layers=2, batch_first=True)
+        output, h_n = rnn(inputs, h_0)
+
+    Args: cell, a name or a `parnl.Cell` class; input_size, hidden_size, num_layers, batch_first,
+    dropout (between layers), bidirectional as in `nn.GRU`; `seed` of the initial parameters, by
+    default drawn from torch's generator; all other keywords are options of the cell.
+
+    Shapes: inputs (T, B, input), (B, T, input) if batch_first, (T, input) unbatched, or a
+    `PackedSequence`; output likewise with D * hidden channels, D = 2 if bidirectional; h_0 and h_n
+    (D * num_layers, B, hidden). A cell with several states has a tuple of them, the output state
+    first, as `nn.LSTM` has (h, c), then the others in the cell's order. `method` and `chunks` are
+    those of `parnl.solve`. Parameters are called `<name>_l<layer>`, with the suffix `_reverse` for
+    the backward direction.
+    """
+
+    def __init__(
+        self,
+        cell: str | type[Cell],
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        seed: int | None = None,
+        method: str = "auto",
+        chunks: int | str | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if not isinstance(num_layers, int) or num_layers < 1:
+            raise ValueError(f"num_layers: expected a positive integer, got {num_layers!r}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: expected 0 <= dropout < 1, got {dropout!r}")
+        kind = get_class(cell) if isinstance(cell, str) else cell
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.batch_first, self.bidirectional = batch_first, bidirectional
+        self.method, self.chunks = method, chunks
+        self.dropout = nn.Dropout(dropout)
+        self.directions = 2 if bidirectional else 1
+        wide = hidden_size * self.directions
+        self.cells = [
+            kind(input_size if layer == 0 else wide, hidden_size, **options)
+            for layer in range(num_layers)
+        ]
+        if seed is None:
+            seed = int(torch.randint(2**31, ()))
+        name = str(dtype or torch.get_default_dtype()).removeprefix("torch.")
+        for run in range(num_layers * self.directions):
+            drawn = self.cells[run // self.directions].init(seed + run, "torch", name, device)
+            for parameter, value in drawn.items():
+                self.register_parameter(parameter + self._suffix(run), nn.Parameter(value))
+
+    def _suffix(self, run: int) -> str:
+        layer, backward = divmod(run, self.directions)
+        return f"_l{layer}{'_reverse' if backward else ''}"
+
+    def forward(self, inputs: Any, h_0: Any = None) -> tuple[Any, Any]:
+        """Return (output, h_n)."""
+        if isinstance(inputs, PackedSequence):
+            padded, lengths = pad_packed_sequence(inputs, batch_first=True)
+            output, h_n = self._layers(padded, h_0, lengths.to(padded.device))
+            packed = pack_padded_sequence(output, lengths, batch_first=True, enforce_sorted=False)
+            return packed, h_n
+        if inputs.ndim not in (2, 3):
+            raise ValueError(f"inputs: expected 2 or 3 dimensions, got {tuple(inputs.shape)}")
+        time_first = inputs.ndim == 3 and not self.batch_first
+        output, h_n = self._layers(inputs.transpose(0, 1) if time_first else inputs, h_0, None)
+        return (output.transpose(0, 1) if time_first else output), h_n
+
+    def _layers(self, x: Tensor, h_0: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
+        starts = self._starts(h_0, x)
+        ends = []
+        for layer, cell in enumerate(self.cells):
+            outputs = []
+            for backward in range(self.directions):
+                run = layer * self.directions + backward
+                params = {n: getattr(self, n + self._suffix(run)) for n in cell.specs}
+                start = None if starts is None else [s[run] for s in starts]
+                out = solve(
+                    cell, params, x, start, lengths=lengths, reverse=bool(backward),
+                    method=self.method, chunks=self.chunks,
+                )  # fmt: skip
+                outputs.append(out.outputs)
+                ends.append(out.final_state)
+            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+            if layer + 1 < self.num_layers:
+                x = self.dropout(x)
+        states = tuple(torch.stack(parts) for parts in zip(*ends, strict=True))
+        return x, states[0] if len(states) == 1 else (states[-1], *states[:-1])
+
+    def _starts(self, h_0: Any, x: Tensor) -> list[Tensor] | None:
+        """Return one (D * num_layers, ..., hidden) for each state, in the cell's order."""
+        if h_0 is None:
+            return None
+        names = self.cells[0].states
+        given = [h_0] if isinstance(h_0, Tensor) else list(h_0)
+        shape = (self.num_layers * self.directions, *x.shape[:-2], self.hidden_size)
+        if len(given) != len(names) or any(tuple(g.shape) != shape for g in given):
+            raise ValueError(
+                f"h_0: expected {len(names)} tensor(s) of shape {shape}, the output state first, "
+                f"got shape(s) {[tuple(g.shape) for g in given]}"
+            )
+        return [*given[1:], given[0]]
+
+    def extra_repr(self) -> str:
+        """Describe the module in its repr."""
+        return (
+            f"{type(self.cells[0]).__name__}, {self.input_size}, {self.hidden_size}, "
+            f"num_layers={self.num_layers}, bidirectional={self.bidirectional}"
+        )

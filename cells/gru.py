@@ -1,0 +1,36 @@
+"""Gated recurrent unit with diagonal recurrent weights."""
+
+from __future__ import annotations
+
+from parnl import ops
+from parnl.cell import Cell
+from parnl.params import matrix, vector
+from parnl.registry import register
+
+
+@register("gru")
+class GRU(Cell):
+    """Diagonal gated recurrent unit (Cho et al., 2014, arXiv 1406.1078).
+
+    In PyTorch's form: an `nn.GRU` whose blocks of `weight_hh` are diagonal is the same map, with
+    b_r = b_ir + b_hr, b_z = b_iz + b_hz, b_n = b_in, c_n = b_hn.
+
+        r = s(u W_r + b_r + a_r h)      z = s(u W_z + b_z + a_z h)
+        n = tanh(u W_n + b_n + r (a_n h + c_n))         h' = (1 - z) n + z h
+    """
+
+    states = ("h",)
+    parameters = {
+        f"{kind}_{gate}": matrix("input", "hidden") if kind == "W" else vector("hidden")
+        for gate in "rzn"
+        for kind in ("W", "b", "a")
+    } | {"c_n": vector("hidden")}
+
+    def features(self, p, u):
+        return {"r": u @ p.W_r + p.b_r, "z": u @ p.W_z + p.b_z, "n": u @ p.W_n + p.b_n}
+
+    def step(self, p, h, f):
+        r = ops.sigmoid(f.r + p.a_r * h)
+        z = ops.sigmoid(f.z + p.a_z * h)
+        n = ops.tanh(f.n + r * (p.c_n + p.a_n * h))
+        return n + z * (h - n)

@@ -1,0 +1,53 @@
+"""Liquid-resistance liquid-capacitance network, the recurrence of LrcSSM."""
+
+from __future__ import annotations
+
+from parnl import ops
+from parnl.cell import Cell
+from parnl.params import Parameter, matrix, vector
+from parnl.registry import register
+
+
+@register("lrc")
+class LRC(Cell):
+    """Diagonal liquid-resistance liquid-capacitance cell (Farsang et al., 2025, arXiv 2505.21717).
+
+    One Euler step of a biological neuron model whose leak F, input Z and elastance e (the inverse
+    of its capacitance) all depend on the state.
+
+        v = s(sigma_in (u - mu_in))         y = s(sigma (x - mu))
+        F = s(g_leak + v W_f + w_f y)       Z = tanh(g_leak + v W_g + w_g y)
+        e = dt s(e_w x + e_b)
+        x' = x + e (-F x + v_leak Z)
+
+    Options: dt=1.0; symmetric=True makes the elastance a bump,
+    e = dt (s(e_w x + e_b + e_shift) - s(e_w x + e_b - e_shift)). Time-aware. For 0 < dt <= 1 and
+    e_w = w_f = w_g = 0 the step contracts with the factor 1 - e F (the paper's Lemma 1).
+    """
+
+    options = {"dt": 1.0, "symmetric": False}
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        specs = {"W_f": matrix("input", "hidden"), "W_g": matrix("input", "hidden")}
+        # the two of size input share the bound of all others, 1 / sqrt(hidden)
+        specs |= {"sigma_in": vector("input"), "mu_in": vector("input")}
+        names = ["sigma", "mu", "g_leak", "w_f", "w_g", "e_w", "e_b", "v_leak"]
+        if self.symmetric:
+            names.append("e_shift")
+        return specs | {name: vector("hidden") for name in names}
+
+    def features(self, p, u):
+        v = ops.sigmoid(p.sigma_in * (u - p.mu_in))
+        return {"a": v @ p.W_f + p.g_leak, "g": v @ p.W_g + p.g_leak}
+
+    def step(self, p, x, f, dt):
+        y = ops.sigmoid(p.sigma * (x - p.mu))
+        leak = ops.sigmoid(f.a + p.w_f * y)
+        drive = ops.tanh(f.g + p.w_g * y)
+        level = p.e_b + p.e_w * x
+        if self.symmetric:
+            elastance = ops.sigmoid(level + p.e_shift) - ops.sigmoid(level - p.e_shift)
+        else:
+            elastance = ops.sigmoid(level)
+        return x + dt * elastance * (p.v_leak * drive - leak * x)

@@ -1,0 +1,31 @@
+"""Nonlinear recurrent networks, evaluated and trained in parallel over time.
+
+>>> import numpy as np, parnl
+>>> cell = parnl.get_cell("lrc", input_size=2, hidden_size=4)
+>>> params = cell.init(seed=0)
+>>> parnl.solve(cell, params, np.zeros((1, 50, 2), dtype=np.float32)).outputs.shape
+(1, 50, 4)
+"""
+
+from parnl import ops, params
+from parnl.cell import Cell
+from parnl.expr import StepError
+from parnl.registry import get_cell, list_cells, register
+from parnl.solve import Info, Solution, affine_scan, solve, step
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Cell",
+    "Info",
+    "Solution",
+    "StepError",
+    "affine_scan",
+    "get_cell",
+    "list_cells",
+    "ops",
+    "params",
+    "register",
+    "solve",
+    "step",
+]

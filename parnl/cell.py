@@ -1,0 +1,163 @@
+"""`Cell`: what a user writes, and what parnl reads from it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from parnl.expr import Graph, StepError, Symbol
+from parnl.params import Parameter
+from parnl.program import Program
+
+
+class Cell:
+    """A recurrent cell x_t = step(x_{t-1}, features(u)_t) whose channels do not mix in the step.
+
+    A subclass declares
+
+        parameters   name -> `parnl.params.matrix` or `vector` (a dict, or a property that returns
+                     one, where the parameters depend on the options)
+        states       names of the state's parts, one number per channel each; ("x",) if not given
+        options      keyword arguments of the constructor and their defaults; read as self.name
+
+    and defines
+
+        features(self, p, u)        arrays (..., T, hidden) by name, computed for all time steps at
+                                    once from the inputs u (..., T, input): whatever reads only u
+        step(self, p, x, f)         the next state of one channel, elementwise: p and f give its
+                                    parameters and features. With several states, `step` takes one
+                                    value for each, and returns as many. A time-aware cell adds a
+                                    last argument named `dt`.
+        output(self, p, x, f)       optional: outputs from states, for all time steps at once, with
+                                    one argument for each state; else the last state is the output
+
+    `step` is called once, with symbols. It may use arithmetic, `parnl.ops`, and comparisons inside
+    `ops.where`; all else raises `StepError`.
+
+    Args of the constructor: input_size, hidden_size (both at least 1), then the options. The option
+    `dt`, if the cell has one, is the time step used when `parnl.solve` is given none.
+    """
+
+    states: ClassVar[tuple[str, ...]] = ("x",)
+    options: ClassVar[Mapping[str, Any]] = {}
+    parameters: Any = {}  # a dict, or a property
+
+    def __init__(self, input_size: int, hidden_size: int, **options: Any) -> None:
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
+            if not isinstance(size, int | np.integer) or isinstance(size, bool) or size < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {size!r}")
+        unknown = [name for name in options if name not in self.options]
+        if unknown:
+            known = ", ".join(f"{n}={v!r}" for n, v in self.options.items()) or "none"
+            raise TypeError(
+                f"{type(self).__name__} has no option {', '.join(unknown)}; its options are: {known}"
+            )
+        self.input_size, self.hidden_size = int(input_size), int(hidden_size)
+        self.chosen = {**self.options, **options}
+        self.__dict__.update(self.chosen)
+        self.specs: dict[str, Parameter] = dict(self.parameters)
+        self.program = self._trace()
+
+    def features(self, p: Any, u: Any) -> Mapping[str, Any]:
+        """Return what the step reads besides the state: name -> array (..., T, hidden)."""
+        raise NotImplementedError(f"{type(self).__name__} must define features(self, p, u)")
+
+    def step(self, p: Any, *args: Any) -> Any:
+        """Return the next state of one channel."""
+        raise NotImplementedError(f"{type(self).__name__} must define step(self, p, x, f)")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Dimension name -> size."""
+        return {"input": self.input_size, "hidden": self.hidden_size}
+
+    @property
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameter name -> shape, in the order of declaration."""
+        return {name: spec.shape(self.sizes) for name, spec in self.specs.items()}
+
+    @property
+    def linear(self) -> bool:
+        """Whether the step is affine in the state: then one scan solves it, with no iteration."""
+        return self.program.linear
+
+    @property
+    def cost(self) -> int:
+        """Operations of one step of one channel; a transcendental function counts about ten."""
+        return self.program.cost
+
+    @property
+    def time_aware(self) -> bool:
+        """Whether the step reads `dt`."""
+        return "dt" in inspect.signature(self.step).parameters
+
+    def init(
+        self, seed: int = 0, backend: str = "numpy", dtype: str = "float32", device: Any = None
+    ) -> dict[str, Any]:
+        """Return fresh parameters, name -> array; a seed gives the same values on every backend."""
+        from parnl.backends import get_backend
+
+        if np.dtype(dtype).kind != "f":
+            raise TypeError(f"dtype: expected a floating point type, got {dtype!r}")
+        target, rng = get_backend(backend), np.random.default_rng(seed)
+        return {
+            name: target.asarray(spec.draw(rng, self.sizes), str(np.dtype(dtype)), device)
+            for name, spec in self.specs.items()
+        }
+
+    def _trace(self) -> Program:
+        """Call `step` once with symbols and return its graph."""
+        graph = Graph()
+        parameters, features = _Parameters(graph, self), _Features(graph)
+        states = [graph.leaf("state", name) for name in self.states]
+        time = {"dt": graph.leaf("dt", "dt")} if self.time_aware else {}
+        result = self.step(parameters, *states, features, **time)
+        outputs = list(result) if isinstance(result, tuple | list) else [result]
+        if len(outputs) != len(states):
+            raise StepError(
+                f"step: expected {len(states)} value(s) for the states {', '.join(self.states)}, "
+                f"got {len(outputs)}"
+            )
+        # adding 0 changes nothing, but refuses what is no number: comparisons, arrays, None
+        numbers = [graph.apply("add", o, 0.0) for o in outputs]
+        operands = [*parameters._used.values(), *features._used.values(), *time.values()]
+        return Program(graph, states, operands, numbers)
+
+
+class _Parameters:
+    """Parameters as a step sees them while it is traced: a symbol for each that is read."""
+
+    def __init__(self, graph: Graph, cell: Cell) -> None:
+        self._graph, self._cell = graph, cell
+        self._used: dict[str, Symbol] = {}
+
+    def __getattr__(self, name: str) -> Symbol:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        specs = self._cell.specs
+        if name not in specs:
+            raise AttributeError(
+                f"step: parameter {name!r} is not declared; there are: {', '.join(specs)}"
+            )
+        if not specs[name].per_channel:
+            raise StepError(
+                f"step: parameter {name!r} has dimensions {specs[name].dims}, but a step sees one "
+                'channel: only vector("hidden") may be read here; use the others in features()'
+            )
+        return self._used.setdefault(name, self._graph.leaf("parameter", name))
+
+
+class _Features:
+    """Features as a step sees them while it is traced: any name, resolved when it is run."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._used: dict[str, Symbol] = {}
+
+    def __getattr__(self, name: str) -> Symbol:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._used.setdefault(name, self._graph.leaf("feature", name))

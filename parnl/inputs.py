@@ -1,0 +1,183 @@
+"""Checks of what a user passes to `solve` and `step`, and its layout as operands (B, T, D)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from parnl.cell import Cell
+from parnl.params import Values
+
+
+def check_params(
+    cell: Cell, params: Mapping[str, Any], inputs: Any, *, time_axis: bool = True
+) -> Any:
+    """Return the backend of `params` and `inputs` after checking types, dtypes and shapes."""
+    from parnl.backends import backend_of
+
+    if not isinstance(cell, Cell):
+        raise TypeError(f"cell: expected a parnl.Cell, see parnl.get_cell, got {cell!r}")
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params: expected a mapping name -> array, got {type(params).__name__}")
+    shapes = cell.parameter_shapes
+    missing, unknown = [n for n in shapes if n not in params], [n for n in params if n not in shapes]
+    if missing or unknown:
+        raise ValueError(
+            f"params: missing {missing}, unknown {unknown}; "
+            f"the parameters of {type(cell).__name__} are: {', '.join(shapes)}"
+        )
+    named = {"inputs" if time_axis else "input_t": inputs}
+    named |= {f"parameter {n}": params[n] for n in shapes}
+    backend = backend_of(named.items())
+    xp = backend.xp
+    argument, pattern = ("inputs", "(..., T, {})") if time_axis else ("input_t", "(..., {})")
+    if inputs.ndim < (2 if time_axis else 1) or inputs.shape[-1] != cell.input_size:
+        raise ValueError(
+            f"{argument}: expected shape {pattern.format(cell.input_size)}, got "
+            f"{tuple(inputs.shape)}"
+        )
+    for n, expected in shapes.items():
+        if tuple(params[n].shape) != expected:
+            raise ValueError(
+                f"parameter {n}: expected shape {expected}, got {tuple(params[n].shape)}"
+            )
+    for name, array in named.items():
+        if not xp.isdtype(array.dtype, "real floating"):
+            raise TypeError(f"{name}: expected a floating point array, got dtype {array.dtype}")
+    _check_devices(backend, named)
+    return backend
+
+
+def _check_devices(backend: Any, named: Mapping[str, Any]) -> None:
+    if backend.name != "torch":  # NumPy has one device, and JAX checks for itself
+        return
+    (first, array), *rest = named.items()
+    for name, other in rest:
+        if other.device != array.device:
+            raise ValueError(f"{name}: is on {other.device}, but {first} is on {array.device}")
+
+
+def mask_of(backend: Any, lengths: Any, inputs: Any) -> Any:
+    """Return the mask (..., T) of valid steps."""
+    xp = backend.xp
+    *batch, steps, _ = inputs.shape
+    device = getattr(inputs, "device", None)
+    if not hasattr(lengths, "dtype"):
+        lengths = xp.asarray(lengths)
+    elif backend.name != "numpy" and type(lengths).__module__ == "numpy":
+        lengths = xp.asarray(lengths)
+    if not xp.isdtype(lengths.dtype, "integral"):
+        raise TypeError(f"lengths: expected integers, got dtype {lengths.dtype}")
+    if tuple(lengths.shape) != tuple(batch):
+        raise ValueError(
+            f"lengths: expected shape {tuple(batch)}, that of the batch, got {tuple(lengths.shape)}"
+        )
+    known = backend.concrete(lengths)
+    if known is not None and known.size and not (0 <= known.min() and known.max() <= steps):
+        raise ValueError(
+            f"lengths: expected 0 <= length <= T = {steps}, got {known.min()} to {known.max()}"
+        )
+    if backend.name == "torch":
+        lengths = lengths.to(device)
+        return xp.arange(steps, device=device) < lengths[..., None]
+    return xp.arange(steps) < lengths[..., None]
+
+
+def working_dtype(xp: Any, features: Values, inputs: Any) -> tuple[Any, Any]:
+    """Return (dtype to solve in, dtype of the results): half precision is solved in float32."""
+    arrays = [v for n, v in vars(features).items() if n != "_kind"]
+    result = xp.result_type(*arrays) if arrays else inputs.dtype
+    return (xp.float32 if xp.finfo(result).bits < 32 else result), result
+
+
+def time_step(backend: Any, cell: Cell, dt: Any, inputs: Any) -> Any:
+    """Return dt as an array that broadcasts to (..., T), None if the cell reads none."""
+    if not cell.time_aware:
+        if dt is not None:
+            raise ValueError(f"dt: the cell {type(cell).__name__} does not read it, got {dt!r}")
+        return None
+    if dt is None:
+        dt = getattr(cell, "dt", 1.0)
+    xp = backend.xp
+    if isinstance(dt, int | float):
+        return xp.full((1,), float(dt), dtype=inputs.dtype, device=getattr(inputs, "device", None))
+    from parnl.backends import backend_of
+
+    backend_of([("inputs", inputs), ("dt", dt)])
+    if not xp.isdtype(dt.dtype, "real floating"):
+        raise TypeError(f"dt: expected a number or a floating point array, got dtype {dt.dtype}")
+    expected = tuple(inputs.shape[:-1])
+    if not _broadcasts(tuple(dt.shape), expected):
+        raise ValueError(
+            f"dt: expected a number or an array that broadcasts to (..., T) = {expected}, "
+            f"got shape {tuple(dt.shape)}"
+        )
+    return dt if dt.ndim else dt[None]
+
+
+def initial_states(backend: Any, cell: Cell, given: Any, inputs: Any, dtype: Any) -> list[Any]:
+    """Return one array (..., hidden) for each state of the cell."""
+    from parnl.backends import backend_of
+
+    xp = backend.xp
+    shape = (*inputs.shape[:-2], cell.hidden_size)
+    if given is None:
+        zeros = xp.zeros(shape, dtype=dtype, device=getattr(inputs, "device", None))
+        return [zeros for _ in cell.states]
+    arrays = list(given) if isinstance(given, tuple | list) else [given]
+    if len(arrays) != len(cell.states):
+        raise ValueError(
+            f"initial_state: expected {len(cell.states)} array(s), one for each of the states "
+            f"{', '.join(cell.states)}, got {len(arrays)}"
+        )
+    for name, x in zip(cell.states, arrays, strict=True):
+        backend_of([("inputs", inputs), (f"initial_state {name}", x)])
+        if tuple(x.shape) != shape:
+            raise ValueError(
+                f"initial_state {name}: expected shape {shape}, got {tuple(x.shape)}"
+            )
+        if not xp.isdtype(x.dtype, "real floating"):
+            raise TypeError(
+                f"initial_state {name}: expected a floating point array, got dtype {x.dtype}"
+            )
+    return arrays
+
+
+def feature_operands(
+    backend: Any, cell: Cell, p: Values, features: Values, dt: Any, inputs: Any
+) -> list[Any]:
+    """Return the operands of the cell's program, each broadcasting to (B, T, D)."""
+    xp = backend.xp
+    *batch, steps, _ = inputs.shape
+    whole = (*batch, steps, cell.hidden_size)
+    operands = []
+    for kind, name in cell.program.operands:
+        if kind == "parameter":
+            operands.append(getattr(p, name)[None, None, :])
+        elif kind == "dt":
+            operands.append(batched(xp, dt[..., None], tuple(batch)))
+        else:
+            array = getattr(features, name)
+            if array.ndim < 2 or not _broadcasts(tuple(array.shape), whole):
+                raise ValueError(
+                    f"feature {name}: expected shape {whole}, got {tuple(array.shape)}"
+                )
+            operands.append(batched(xp, array, tuple(batch)))
+    return operands
+
+
+def batched(xp: Any, array: Any, batch: tuple[int, ...]) -> Any:
+    """Return `array` (..., t, d) as (B, t, d), or as (1, t, d) if the batch does not enter it."""
+    lead, tail = tuple(array.shape[:-2]), tuple(array.shape[-2:])
+    if math.prod(lead) == 1 and math.prod(batch) != 1:
+        return xp.reshape(array, (1, *tail))
+    if lead != batch:
+        array = xp.broadcast_to(array, (*batch, *tail))
+    return xp.reshape(array, (math.prod(batch), *tail))
+
+
+def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    if len(shape) > len(target):
+        return False
+    return all(s in (1, t) for s, t in zip(reversed(shape), reversed(target), strict=False))

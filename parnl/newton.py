@@ -1,0 +1,226 @@
+"""The solver: Newton's method on chunk-start states, with an affine scan over the chunks.
+
+The T steps are cut into C chunks of L steps. The unknowns are the chunk-start states s_c; F_c(s)
+is the state after running chunk c from s, P_c the product of the step Jacobians on the way. The
+iteration solves s_{c+1} = F_c(s_c):
+
+    all chunks in parallel:  P_c along the run from s_c                                   (advance)
+    over the chunks:         s_{c+1} <- F_c(s_c) + P_c (change of s_c)                 (affine scan)
+    all chunks in parallel:  run from s_c, writing every state, ending in F_c(s_c)     (trajectory)
+
+until the gaps F_c(s_c) - s_{c+1} are at rounding level. C = 1 is the sequential loop, C = T is
+Newton over all time steps (DEER). Since the run that writes the answer also measures the gaps, no
+pass is spent on confirming convergence, and nothing is assumed about its order.
+
+Why it ends, and where: s_1 is known. Once s_c is exact, the run writes the exact F_c(s_c), the
+next change of s_c is an exact zero, and P_c is kept finite: so s_{c+1} becomes F_c(s_c) to the last
+bit. Hence each iteration makes at least one more chunk start exact, for any cell whatever.
+
+Every lane (one channel of one sequence) converges by itself, and a chunk start is settled, and
+from then on untouched, once all gaps up to it are small: a value depends on nothing but the earlier
+steps of its own lane, so a NaN can disturb neither other sequences nor earlier steps, not even
+through the number of iterations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from parnl import blocks
+from parnl.program import Functions, Program
+from parnl.scan import affine_scan
+
+# A lane whose products of Jacobians grow by more than this over some stretch amplifies what is
+# left at a chunk start: there, only exact chunk starts count as settled.
+_GROWTH = math.log(100.0)
+
+
+class Plan(NamedTuple):
+    """How to solve: all that is fixed before the arrays are looked at.
+
+    steps: T; chunks: C; tolerance: largest gap accepted at a chunk boundary, relative to the
+    largest state so far in its lane (0: bit-equal); reverse: run from the last step to the first.
+    """
+
+    steps: int
+    chunks: int
+    tolerance: float
+    max_iterations: int
+    reverse: bool = False
+
+    @property
+    def length(self) -> int:
+        """L, the number of steps of a chunk (the last one run may be shorter)."""
+        return -(-self.steps // self.chunks)
+
+    @classmethod
+    def make(
+        cls,
+        steps: int,
+        chunks: int,
+        epsilon: float,
+        tolerance: float | None = None,
+        max_iterations: int | None = None,
+        reverse: bool = False,
+    ) -> Plan:
+        """Fill in defaults; `epsilon` is the machine epsilon of the arrays' dtype.
+
+        C becomes the number of chunks of ceil(T / C) steps that T steps really fill. The default
+        tolerance allows each of the L steps of a chunk a rounding error of its own.
+        """
+        length = -(-steps // chunks)
+        chunks = -(-steps // length)
+        if tolerance is None:
+            tolerance = 8.0 * epsilon * math.sqrt(length)
+        return cls(steps, chunks, tolerance, max_iterations or chunks, reverse)
+
+
+class Stats(NamedTuple):
+    """iterations; update: largest last change of a chunk start; residual: largest gap; converged."""
+
+    iterations: Any
+    update: Any
+    residual: Any
+    converged: Any
+
+
+class Kernels(Functions, Protocol):
+    """What the algorithm asks of a backend.
+
+    States are lists of k arrays; chunk starts are (B, C, D), chunks in the order they are run.
+    """
+
+    xp: Any
+
+    def advance(
+        self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
+    ) -> tuple[list[Any], list[Any]]:
+        """Run the first C - 1 chunks from `starts` (B, C - 1, D): (ends, products), k and k * k."""
+
+    def trajectory(
+        self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
+    ) -> tuple[list[Any], list[Any]]:
+        """Run all chunks: (states (B, T, D) in the order of time, ends of the first C - 1)."""
+
+    def running_max(self, x: Any) -> Any:
+        """Return the running maximum of x along axis 1."""
+
+    def while_loop(
+        self, condition: Callable[[Any], Any], body: Callable[[Any], Any], carry: Any
+    ) -> Any:
+        """Apply `body` to `carry` while `condition` holds."""
+
+
+def newton(
+    kernels: Kernels, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
+) -> tuple[list[Any], Stats]:
+    """Return every state, k arrays (B, T, D), and the statistics of the solve.
+
+    operands: arrays that broadcast to (B, T, D); x0: k arrays (B, D). Nothing here is
+    differentiated: gradients are implicit, and each backend states them in terms of this function.
+    """
+    xp = kernels.xp
+    chunks, k = plan.chunks, len(x0)
+    batch, channels = x0[0].shape
+    starts = [xp.broadcast_to(x[:, None, :], (batch, chunks, channels)) for x in x0]
+    zero = xp.sum(xp.zeros_like(x0[0]))
+    if chunks == 1:
+        states, _ = kernels.trajectory(program, plan, operands, starts)
+        return states, Stats(xp.astype(zero, xp.int32), zero, zero, zero == 0)
+
+    info = xp.finfo(x0[0].dtype)
+    limit = math.sqrt(float(info.max)) / 100
+
+    def body(carry: tuple) -> tuple:
+        iteration, starts, _, ends, settled, _ = carry
+        before = [s[:, 1:] for s in starts]
+        run_ends, products = kernels.advance(program, plan, operands, [s[:, :-1] for s in starts])
+        # the trajectory's own ends once there are some: exactness is then in terms of its bits
+        ends = [xp.where(iteration == 0, r, e) for r, e in zip(run_ends, ends, strict=True)]
+        trust = _trust(kernels, products, limit, program.linear)
+        products = [xp.clip(xp.where(xp.isnan(p), 0.0, p), -limit, limit) for p in products]
+
+        gaps = [xp.where(settled, 0.0, _gap(xp, e, s)) for e, s in zip(ends, before, strict=True)]
+        change = affine_scan(xp, products, gaps, limit)
+        earlier = [xp.concat([xp.zeros_like(d[:, :1]), d[:, :-1]], axis=1) for d in change]
+        moved = [e + d for e, d in zip(ends, blocks.matvec(products, earlier), strict=True)]
+        after = [xp.where(settled, s, m) for s, m in zip(before, moved, strict=True)]
+        starts = [xp.concat([s[:, :1], a], axis=1) for s, a in zip(starts, after, strict=True)]
+
+        states, ends = kernels.trajectory(program, plan, operands, starts)
+        gap = _largest(xp, [_gap(xp, e, a) for e, a in zip(ends, after, strict=True)])
+        size = _largest(xp, [xp.where(xp.isfinite(s), s, 0.0) for s in starts])
+        allowed = plan.tolerance * kernels.running_max(size)[:, 1:]
+        settled = settled | _all_so_far(kernels, trust(gap <= allowed, gap == 0))
+        update = _largest(xp, [_gap(xp, a, s) for a, s in zip(after, before, strict=True)])
+        stats = (_peak(xp, update), _peak(xp, gap))
+        return iteration + 1, starts, states, ends, settled, stats
+
+    def unfinished(carry: tuple) -> Any:
+        return (carry[0] < plan.max_iterations) & ~xp.all(carry[4])
+
+    nothing = [xp.broadcast_to(x[:, None, :], (batch, plan.steps, channels)) for x in x0]
+    first = [s[:, 1:] for s in starts]
+    carry = (
+        xp.astype(zero, xp.int32), starts, nothing, first,
+        xp.zeros_like(first[0]) > 0, (zero, zero),
+    )  # fmt: skip
+    iterations, _, states, _, settled, (update, residual) = kernels.while_loop(
+        unfinished, body, carry
+    )
+    return states, Stats(iterations, update, residual, xp.all(settled))
+
+
+def _gap(xp: Any, a: Any, b: Any) -> Any:
+    """Return a - b, an exact 0 where both are the same inf or both NaN."""
+    same = (a == b) | (xp.isnan(a) & xp.isnan(b))
+    return xp.where(same, 0.0, a - b)
+
+
+def _largest(xp: Any, parts: Sequence[Any]) -> Any:
+    """Return the largest magnitude over the k states of a lane."""
+    total = xp.abs(parts[0])
+    for part in parts[1:]:
+        total = xp.maximum(total, xp.abs(part))
+    return total
+
+
+def _peak(xp: Any, x: Any) -> Any:
+    return xp.max(xp.where(xp.isnan(x), math.inf, x))
+
+
+def _all_so_far(kernels: Kernels, ok: Any) -> Any:
+    """Return where `ok` holds at this and every earlier chunk of the lane."""
+    xp = kernels.xp
+    return kernels.running_max(xp.astype(~ok, xp.float32)) == 0
+
+
+def _trust(
+    kernels: Kernels, products: Sequence[Any], limit: float, linear: bool
+) -> Callable[[Any, Any], Any]:
+    """Return the rule that turns (gap is small, gap is zero) into (chunk start may be settled).
+
+    Nonlinear: small gaps do, unless the lane amplifies them further on. Linear: one update is the
+    answer, whatever the gaps say, as long as no product so far left the finite range; from there on
+    only a zero gap tells.
+    """
+    xp, k = kernels.xp, math.isqrt(len(products))
+    size = _largest(xp, products)
+    nan = xp.isnan(size)
+    entries = [xp.clip(xp.where(nan, 0.0, p), -limit, limit) for p in products]
+    power = 1
+    while k > 1 and power < 4:  # the norm of a power nears the spectral radius, which is what grows
+        entries = [xp.clip(p, -limit, limit) for p in blocks.matmul(entries, entries, k)]
+        power *= 2
+    # 1e-30 stands for zero: what is forgotten there does not hide growth that comes later
+    growth = xp.log(xp.clip(_largest(xp, entries), 1e-30, None)) / power
+    level = xp.cumulative_sum(xp.where(nan, 0.0, growth), axis=1)
+    grown = level + kernels.running_max(xp.clip(-level, 0.0, None))
+    if linear:
+        sound = (size < limit) & (grown < math.log(limit) / 2)  # False where NaN
+        sound = _all_so_far(kernels, sound)
+        return lambda small, zero: zero | sound
+    tame = xp.max(grown, axis=1, keepdims=True) < _GROWTH
+    return lambda small, zero: zero | (small & tame)

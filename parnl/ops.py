@@ -1,0 +1,183 @@
+"""Elementwise functions that a cell may use, on symbols and on arrays of every backend alike.
+
+>>> import numpy as np
+>>> from parnl import ops
+>>> ops.sigmoid(np.zeros(3, dtype=np.float32))
+array([0.5, 0.5, 0.5], dtype=float32)
+
+Arithmetic (`+ - * / **`), `abs()` and comparisons are written as usual. NaN passes through every
+function but `where`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from parnl.expr import StepError, Symbol
+
+__all__ = [
+    "abs", "clip", "cos", "erf", "exp", "expm1", "gelu", "input_sum", "log", "log1p",
+    "logical_and", "logical_not", "logical_or", "logsigmoid", "maximum", "minimum", "relu",
+    "sigmoid", "sign", "silu", "sin", "softplus", "sqrt", "tanh", "where",
+]  # fmt: skip
+
+
+def _apply(op: str, *args: Any) -> Any:
+    for a in args:
+        if isinstance(a, Symbol):
+            return a.graph.apply(op, *args)
+    from parnl.backends import backend_of, get_backend
+
+    arrays = [(f"argument {i + 1} of ops.{op}", a) for i, a in enumerate(args) if not _is_number(a)]
+    if arrays:
+        return backend_of(arrays).functions[op](*args)
+    return get_backend("numpy").functions[op](*map(np.float64, args))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.generic)
+
+
+def exp(x: Any) -> Any:
+    """e ** x."""
+    return _apply("exp", x)
+
+
+def expm1(x: Any) -> Any:
+    """e ** x - 1, accurate near 0."""
+    return _apply("expm1", x)
+
+
+def log(x: Any) -> Any:
+    """Natural logarithm."""
+    return _apply("log", x)
+
+
+def log1p(x: Any) -> Any:
+    """log(1 + x), accurate near 0."""
+    return _apply("log1p", x)
+
+
+def sqrt(x: Any) -> Any:
+    """Square root."""
+    return _apply("sqrt", x)
+
+
+def sin(x: Any) -> Any:
+    """Sine."""
+    return _apply("sin", x)
+
+
+def cos(x: Any) -> Any:
+    """Cosine."""
+    return _apply("cos", x)
+
+
+def tanh(x: Any) -> Any:
+    """Hyperbolic tangent."""
+    return _apply("tanh", x)
+
+
+def sigmoid(x: Any) -> Any:
+    """Logistic sigmoid 1 / (1 + e ** -x)."""
+    return _apply("sigmoid", x)
+
+
+def softplus(x: Any) -> Any:
+    """log(1 + e ** x), without overflow."""
+    return _apply("softplus", x)
+
+
+def logsigmoid(x: Any) -> Any:
+    """log(sigmoid(x)), without underflow."""
+    return -softplus(-x)
+
+
+def relu(x: Any) -> Any:
+    """max(x, 0), with derivative 0 at 0."""
+    return _apply("relu", x)
+
+
+def silu(x: Any) -> Any:
+    """x * sigmoid(x)."""
+    return x * sigmoid(x)
+
+
+def gelu(x: Any) -> Any:
+    """x * Phi(x), Phi the distribution function of the standard normal."""
+    return 0.5 * x * (1.0 + erf(x * 0.7071067811865476))
+
+
+def erf(x: Any) -> Any:
+    """Error function."""
+    return _apply("erf", x)
+
+
+def abs(x: Any) -> Any:
+    """Magnitude, with derivative 0 at 0."""
+    return _apply("abs", x)
+
+
+def sign(x: Any) -> Any:
+    """-1, 0 or 1; its derivative is 0 everywhere."""
+    return _apply("sign", x)
+
+
+def minimum(x: Any, y: Any) -> Any:
+    """The smaller one; at a tie each gets half the gradient."""
+    return _apply("minimum", x, y)
+
+
+def maximum(x: Any, y: Any) -> Any:
+    """The larger one; at a tie each gets half the gradient."""
+    return _apply("maximum", x, y)
+
+
+def clip(x: Any, low: Any, high: Any) -> Any:
+    """x limited to [low, high]: minimum(maximum(x, low), high)."""
+    return minimum(maximum(x, low), high)
+
+
+def where(condition: Any, x: Any, y: Any) -> Any:
+    """x where the condition holds, else y; `condition` is a comparison.
+
+    As in JAX and PyTorch, both branches are computed: a gradient of the branch not taken that is
+    not finite spoils the sum of gradients, so guard the argument too.
+    """
+    return _apply("where", condition, x, y)
+
+
+def logical_and(x: Any, y: Any) -> Any:
+    """Both conditions hold; the same as x & y."""
+    return _apply("logical_and", x, y)
+
+
+def logical_or(x: Any, y: Any) -> Any:
+    """At least one condition holds; the same as x | y."""
+    return _apply("logical_or", x, y)
+
+
+def logical_not(x: Any) -> Any:
+    """The condition does not hold; the same as ~x."""
+    return _apply("logical_not", x)
+
+
+def input_sum(
+    term: Callable[..., tuple[Any, ...]], inputs: Any, matrices: Sequence[Any]
+) -> tuple[Any, ...]:
+    """Sum over the input channels j of term(u_j, *[m[j] for m in matrices]); for `features` only.
+
+    inputs: (..., T, input); matrices: each (input, hidden). `term` gets u_j as (..., T, 1) and one
+    row (hidden,) of each matrix, and returns a tuple of arrays (..., T, hidden), as does this sum.
+    The terms, an array (..., T, input, hidden) together, are never in memory at once: they are
+    computed one after the other, and again for the gradient.
+    """
+    from parnl.backends import backend_of
+
+    if isinstance(inputs, Symbol):
+        raise StepError("step: ops.input_sum mixes channels; call it in features()")
+    pairs = [("inputs", inputs), *(("matrices", m) for m in matrices)]
+    return backend_of(pairs).input_sum(term, inputs, matrices)

@@ -1,0 +1,177 @@
+"""A traced step with everything derived from it: what a backend runs.
+
+A program reads k state arrays and a list of *operands*: features, per-channel parameters, the time
+step. Every operand is an array that broadcasts to (B, T, D): a feature is (B, T, D), a parameter
+(1, 1, D), one dt per step (B, T, 1). To the solver they are all alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
+from typing import Any, NamedTuple, Protocol
+
+from parnl import diff
+from parnl.codegen import compile_function, fused_sums, source
+from parnl.expr import Graph, Symbol, is_affine, reachable
+
+# Operations that take several instructions; the others count as one.
+_COSTS = {
+    "div": 4, "sqrt": 4, "exp": 8, "expm1": 10, "log": 8, "log1p": 10, "sin": 10, "cos": 10,
+    "tanh": 10, "sigmoid": 10, "softplus": 16, "erf": 10, "pow": 16,
+}  # fmt: skip
+
+
+class Operand(NamedTuple):
+    """Name of an operand: `kind` is "parameter", "feature", "dt", "mask" or "coefficient"."""
+
+    kind: str
+    name: str
+
+
+class Functions(Protocol):
+    """What `Program.function` needs of a backend: its name and its elementwise operations."""
+
+    name: str
+    functions: dict[str, Any]
+
+
+class Program:
+    """A step x' = f(x, operands) as an expression graph.
+
+    `states` and `operands` name the inputs, `linear` tells whether the step is affine in the state
+    with coefficients that do not depend on it, `cost` counts its operations, a transcendental
+    function as about ten.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        states: Sequence[Symbol],
+        operands: Sequence[Symbol],
+        outputs: Sequence[Symbol],
+    ) -> None:
+        self.graph = graph
+        self.state_symbols = list(states)
+        self.operand_symbols = list(operands)
+        self.outputs = list(outputs)
+        self.states = tuple(s.value[1] for s in states)
+        self.operands = tuple(Operand(*s.value) for s in operands)
+        self.linear = is_affine(self.outputs, self.state_symbols)
+        self._compiled: dict[tuple[str, str, Any], Callable[..., Any]] = {}
+
+    def __repr__(self) -> str:
+        equations = (f"{n}' = {o!r}" for n, o in zip(self.states, self.outputs, strict=True))
+        return f"Program({'; '.join(equations)})"
+
+    @cached_property
+    def cost(self) -> int:
+        """Operations of one step of one channel."""
+        nodes = [n for n in reachable(self.outputs) if n.op not in ("leaf", "constant")]
+        return sum(_COSTS.get(n.op, 1) for n in nodes)
+
+    @cached_property
+    def jacobian(self) -> list[Symbol]:
+        """The k * k entries d outputs[i] / d states[j], row by row; zeros are constants."""
+        rows = diff.jacobian(self.outputs, self.state_symbols)
+        zero = self.graph.constant(0.0)
+        return [zero if entry is None else entry for row in rows for entry in row]
+
+    def vjp(self, wanted: Sequence[int]) -> tuple[list[Symbol], list[Symbol]]:
+        """Return (cotangent leaves, one per output; pulled-back cotangents of operands `wanted`)."""
+        given = [self.graph.leaf("cotangent", name) for name in self.states]
+        pulled = diff.vjp(self.outputs, given, [self.operand_symbols[i] for i in wanted])
+        zero = self.graph.constant(0.0)
+        return given, [zero if p is None else p for p in pulled]
+
+    @cached_property
+    def _fused(self) -> dict[int, tuple[Symbol, Symbol]]:
+        return fused_sums(self.outputs)
+
+    def signature(
+        self, kind: str, wanted: Sequence[int] = ()
+    ) -> tuple[list[Symbol], list[Symbol]]:
+        """Return (arguments, results) of the derived function `kind`.
+
+        "step":           states, operands -> next states
+        "step_jacobian":  states, operands -> next states, Jacobian entries
+        "jacobian":       states, operands -> Jacobian entries
+        "vjp":            states, operands, cotangents -> cotangents of the operands `wanted`
+        """
+        arguments = [*self.state_symbols, *self.operand_symbols]
+        match kind:
+            case "step":
+                return arguments, self.outputs
+            case "step_jacobian":
+                return arguments, [*self.outputs, *self.jacobian]
+            case "jacobian":
+                return arguments, self.jacobian
+            case "vjp":
+                given, pulled = self.vjp(wanted)
+                return [*arguments, *given], pulled
+        raise ValueError(f"kind: expected step, step_jacobian, jacobian or vjp, got {kind!r}")
+
+    def function(
+        self, kind: str, backend: Functions, wanted: tuple[int, ...] = ()
+    ) -> Callable[..., tuple[Any, ...]]:
+        """Return the derived function `kind` (see `signature`) over the backend's arrays."""
+        key = (kind, backend.name, wanted)
+        if key not in self._compiled:
+            arguments, results = self.signature(kind, wanted)
+            fused: dict[int, tuple[Symbol, Symbol]] = {}
+            if "addcmul" in backend.functions:
+                # the step's own sums are fused alike in every function, so that all of them
+                # compute the same next state to the last bit
+                fused = {**fused_sums(results), **self._fused}
+                step_nodes = {n.index for n in reachable(self.outputs)}
+                fused = {i: s for i, s in fused.items() if i in self._fused or i not in step_nodes}
+            text = source(kind, arguments, results, fused)
+            self._compiled[key] = compile_function(text, kind, backend.functions)
+        return self._compiled[key]
+
+    @cached_property
+    def masked(self) -> Program:
+        """The same step with one more operand, `mask`: where it is 0 the state stays as it is."""
+        mask = self.graph.leaf("mask", "mask")
+        pairs = zip(self.outputs, self.state_symbols, strict=True)
+        held = [self.graph.apply("where", mask > 0.5, new, old) for new, old in pairs]
+        return Program(self.graph, self.state_symbols, [*self.operand_symbols, mask], held)
+
+
+def _coefficients(graph: Graph, name: str, count: int) -> list[Symbol]:
+    return [graph.leaf("coefficient", f"{name}{i}") for i in range(count)]
+
+
+@cache
+def affine_program(k: int) -> Program:
+    """x' = A x + b for blocks of k; operands: the k * k entries of A row by row, then b."""
+    g = Graph()
+    x = [g.leaf("state", f"x{i}") for i in range(k)]
+    a, b = _coefficients(g, "a", k * k), _coefficients(g, "b", k)
+    outputs = []
+    for i in range(k):
+        total = b[i]
+        for j in range(k):
+            total = total + a[i * k + j] * x[j]
+        outputs.append(total)
+    return Program(g, x, [*a, *b], outputs)
+
+
+@cache
+def adjoint_program(k: int) -> Program:
+    """m' = J^T (g + m): the adjoint recurrence; operands: the entries of J row by row, then g.
+
+    Run backward in time it gives m_t = J_t^T lambda_t, from which lambda_t = g_t + m_{t+1}: written
+    so, J and g are read at the same step, and nothing is shifted in memory.
+    """
+    g = Graph()
+    m = [g.leaf("state", f"m{i}") for i in range(k)]
+    jac, grad = _coefficients(g, "j", k * k), _coefficients(g, "g", k)
+    lam = [gi + mi for gi, mi in zip(grad, m, strict=True)]
+    outputs = []
+    for j in range(k):
+        total = jac[j] * lam[0]
+        for i in range(1, k):
+            total = total + jac[i * k + j] * lam[i]
+        outputs.append(total)
+    return Program(g, m, [*jac, *grad], outputs)

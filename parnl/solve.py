@@ -1,0 +1,280 @@
+"""The public functions `solve`, `step` and `affine_scan`: arguments in, arrays out.
+
+What is done here is the same for every backend: check what came, compute the features, lay all
+operands out as (B, T, D), choose the chunks, and give the results the caller's shapes and dtype.
+The algorithm itself is in `parnl.newton`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from parnl.cell import Cell
+from parnl.inputs import (
+    batched,
+    check_params,
+    feature_operands,
+    initial_states,
+    mask_of,
+    time_step,
+    working_dtype,
+)
+from parnl.newton import Plan
+from parnl.params import Values
+from parnl.program import Program, affine_program
+
+METHODS = ("auto", "newton", "sequential")
+
+
+class Info(NamedTuple):
+    """Statistics of a solve.
+
+    iterations: Newton updates made, 0 if sequential; chunks: C; update: largest change of a chunk
+    start in the last of them; residual: largest gap left between the end of a chunk and the start of
+    the next; converged: whether all gaps are small enough. Arrays of the backend, but for `chunks`.
+    """
+
+    iterations: Any
+    chunks: int
+    update: Any
+    residual: Any
+    converged: Any
+
+
+class Solution(NamedTuple):
+    """Result of `solve`.
+
+    outputs: (..., T, hidden); final_state: one array (..., hidden) for each state of the cell, to
+    be given as `initial_state` to go on; info: `Info`.
+    """
+
+    outputs: Any
+    final_state: tuple[Any, ...]
+    info: Info
+
+
+def solve(
+    cell: Cell,
+    params: Mapping[str, Any],
+    inputs: Any,
+    initial_state: Any = None,
+    *,
+    dt: Any = None,
+    lengths: Any = None,
+    reverse: bool = False,
+    method: str = "auto",
+    chunks: int | str | None = None,
+    tolerance: float | None = None,
+    max_iterations: int | None = None,
+) -> Solution:
+    """Run `cell` over whole sequences, in parallel over time, with the sequential answer.
+
+    Args:
+        cell: from `parnl.get_cell`, or an instance of your own class.
+        params: name -> array, as `cell.init` returns them.
+        inputs: (..., T, input), of any framework; all arrays must be of the same one.
+        initial_state: one array (..., hidden) for each state of the cell, or the array itself if
+            there is one state; zeros if None.
+        dt: time step of a time-aware cell: a number, or (..., T), one for each step. If None, the
+            cell's own option.
+        lengths: integers (...), the number of valid steps of each sequence. Later steps leave the
+            state as it is, and their outputs are 0.
+        reverse: run from the last valid step to the first; outputs stay beside their inputs.
+        method: "newton" (parallel), "sequential" (the plain loop), or "auto": parallel where the
+            device gains from it.
+        chunks: number of pieces the T steps are cut into and solved in parallel, 1 to T; 1 is the
+            plain loop, T is Newton over all steps at once. None or "auto": enough to fill the
+            device.
+        tolerance: largest gap accepted between the end of a chunk and the start of the next,
+            relative to the size of the state. None: rounding level. 0: chunk starts equal the
+            sequential run to the last bit.
+        max_iterations: stop after so many Newton updates, converged or not. None: as many as it
+            takes; at most `chunks` are needed.
+
+    Gradients (JAX, PyTorch) are exact, from the implicit function theorem: O(T D) memory, no
+    matter how many iterations. Half precision is solved in float32 and returned as it came.
+
+    Raises ValueError or TypeError that name the argument, what came, and what was expected.
+
+    >>> import numpy as np, parnl
+    >>> cell = parnl.get_cell("gru", input_size=3, hidden_size=8)
+    >>> out = parnl.solve(cell, cell.init(seed=0), np.ones((2, 100, 3), dtype=np.float32))
+    >>> out.outputs.shape, out.final_state[0].shape
+    ((2, 100, 8), (2, 8))
+    """
+    if method not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    backend = check_params(cell, params, inputs)
+    xp = backend.xp
+    *batch, steps, _ = inputs.shape
+    mask = None if lengths is None else mask_of(backend, lengths, inputs)
+    if mask is not None:
+        # what stands in the padding, NaN for instance, must not reach a gradient either
+        inputs = xp.where(mask[..., None], inputs, xp.zeros_like(inputs))
+
+    p = Values("parameter", params)
+    features = Values("feature", cell.features(p, inputs))
+    dtype, result_dtype = working_dtype(xp, features, inputs)
+    dt = time_step(backend, cell, dt, inputs)
+    operands = feature_operands(backend, cell, p, features, dt, inputs)
+    program = cell.program
+    if mask is not None:
+        program = program.masked
+        operands.append(batched(xp, mask[..., None], tuple(batch)))
+    operands = [xp.astype(a, dtype) for a in operands]
+    x0 = initial_states(backend, cell, initial_state, inputs, result_dtype)
+    x0 = [xp.reshape(xp.astype(x, dtype), (math.prod(batch), cell.hidden_size)) for x in x0]
+    states, info = _run(
+        backend, program, operands, x0, steps, reverse, method, chunks, tolerance, max_iterations
+    )
+
+    last = 0 if reverse else -1
+    whole = [xp.reshape(s, (*batch, steps, cell.hidden_size)) for s in states]
+    ends = [s[:, last] for s in states] if steps else x0
+    ends = [xp.reshape(x, (*batch, cell.hidden_size)) for x in ends]
+    outputs = cell.output(p, *whole, features) if hasattr(cell, "output") else whole[-1]
+    if mask is not None:
+        outputs = xp.where(mask[..., None], outputs, xp.zeros_like(outputs))
+    return Solution(
+        xp.astype(outputs, result_dtype),
+        tuple(xp.astype(x, result_dtype) for x in ends),
+        info,
+    )
+
+
+def step(
+    cell: Cell, params: Mapping[str, Any], input_t: Any, state: Any = None, *, dt: Any = None
+) -> tuple[Any, tuple[Any, ...]]:
+    """Run one time step: streaming, in O(1) memory.
+
+    input_t: (..., input); state: as `initial_state` of `solve`, and as this function returned it;
+    dt: a number or (...). Returns (output (..., hidden), state), one array (..., hidden) for each
+    state of the cell. Differentiable by the framework's own autodiff.
+    """
+    backend = check_params(cell, params, input_t, time_axis=False)
+    xp = backend.xp
+    inputs = input_t[..., None, :]
+    p = Values("parameter", params)
+    features = Values("feature", cell.features(p, inputs))
+    dtype, result_dtype = working_dtype(xp, features, inputs)
+    dt = time_step(backend, cell, dt[..., None] if getattr(dt, "ndim", 0) else dt, inputs)
+    operands = feature_operands(backend, cell, p, features, dt, inputs)
+    x0 = initial_states(backend, cell, state, inputs, result_dtype)
+    x0 = [xp.reshape(x, (math.prod(x.shape[:-1]), 1, x.shape[-1])) for x in x0]
+    x0 = [xp.astype(x, dtype) for x in x0]
+    with np.errstate(all="ignore"):  # overflow and NaN are answers here, not warnings
+        new = cell.program.function("step", backend)(*x0, *(xp.astype(a, dtype) for a in operands))
+    # a step may return a number, or an array that has yet to be broadcast
+    new = [xp.zeros_like(x) + n for n, x in zip(new, x0, strict=True)]
+    whole = [xp.reshape(n, (*inputs.shape[:-1], cell.hidden_size)) for n in new]
+    output = cell.output(p, *whole, features) if hasattr(cell, "output") else whole[-1]
+    return (
+        xp.astype(output[..., 0, :], result_dtype),
+        tuple(xp.astype(x[..., 0, :], result_dtype) for x in whole),
+    )
+
+
+def affine_scan(a: Any, b: Any, x0: Any = None, reverse: bool = False) -> Any:
+    """Return all x_t of x_t = a_t x_{t-1} + b_t, in parallel over time; differentiable.
+
+    a: (..., T, D) and b: (..., T, D); or blocks of k numbers: a (..., T, D, k, k), b (..., T, D,
+    k). x0: b without its axis T; zeros if None. With reverse=True, x_t = a_t x_{t+1} + b_t.
+    Returns an array like b.
+
+    >>> import numpy as np, parnl
+    >>> parnl.affine_scan(np.full((3, 1), 0.5), np.ones((3, 1)))[:, 0]
+    array([1.  , 1.5 , 1.75])
+    """
+    from parnl.backends import backend_of
+
+    given = [("a", a), ("b", b)] + ([] if x0 is None else [("x0", x0)])
+    backend = backend_of(given)
+    xp = backend.xp
+    for name, array in given:
+        if not xp.isdtype(array.dtype, "real floating"):
+            raise TypeError(f"{name}: expected a floating point array, got dtype {array.dtype}")
+    blocked = a.ndim == b.ndim + 1
+    time = b.ndim - (3 if blocked else 2)
+    expected = (*b.shape, b.shape[-1]) if blocked else tuple(b.shape)
+    if time < 0 or tuple(a.shape) != expected:
+        raise ValueError(
+            "a, b: expected shapes (..., T, D) and (..., T, D), or (..., T, D, k, k) and "
+            f"(..., T, D, k), got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    state_shape = (*b.shape[:time], *b.shape[time + 1 :])
+    if x0 is None:
+        x0 = xp.zeros(state_shape, dtype=b.dtype, device=getattr(b, "device", None))
+    elif tuple(x0.shape) != state_shape:
+        raise ValueError(f"x0: expected shape {state_shape}, got {tuple(x0.shape)}")
+    if not blocked:
+        a, b, x0 = a[..., None, None], b[..., None], x0[..., None]
+    steps, channels, k = b.shape[-3:]
+    rows = math.prod(b.shape[:time])
+    operands = [
+        *(xp.reshape(a[..., i, j], (rows, steps, channels)) for i in range(k) for j in range(k)),
+        *(xp.reshape(b[..., i], (rows, steps, channels)) for i in range(k)),
+    ]
+    start = [xp.reshape(x0[..., i], (rows, channels)) for i in range(k)]
+    states, _ = _run(backend, affine_program(k), operands, start, steps, reverse)
+    shape = (*b.shape[:time], steps, channels)
+    parts = [xp.reshape(s, shape) for s in states]
+    return xp.stack(parts, axis=-1) if blocked else parts[0]
+
+
+def auto_chunks(lanes: int, channels: int, steps: int) -> int:
+    """Return just enough chunks to fill a device that wants `lanes` array elements at once.
+
+    channels is B * D. Newton's two or three runs must be paid for by the parallelism, so fewer than
+    8 chunks are none; and a chunk shorter than 16 steps has forgotten little of its start.
+    """
+    chunks = min(lanes // max(channels, 1), steps // 16)
+    return chunks if chunks >= 8 else 1
+
+
+def _run(
+    backend: Any,
+    program: Program,
+    operands: Sequence[Any],
+    x0: Sequence[Any],
+    steps: int,
+    reverse: bool,
+    method: str = "auto",
+    chunks: int | str | None = None,
+    tolerance: float | None = None,
+    max_iterations: int | None = None,
+) -> tuple[list[Any], Info]:
+    """Solve for every state, k arrays (B, T, D)."""
+    xp, (rows, channels) = backend.xp, x0[0].shape
+    if tolerance is not None and not tolerance >= 0:
+        raise ValueError(f"tolerance: expected a number of at least 0, got {tolerance!r}")
+    if max_iterations is not None and max_iterations < 1:
+        raise ValueError(f"max_iterations: expected at least 1, got {max_iterations!r}")
+    count = _chunks(backend.lanes, rows * channels, steps, method, chunks)
+    if steps == 0:
+        empty = [xp.broadcast_to(x[:, None, :], (rows, 0, channels)) for x in x0]
+        return empty, Info(0, 1, 0.0, 0.0, True)
+    epsilon = float(xp.finfo(x0[0].dtype).eps)
+    plan = Plan.make(steps, count if rows else 1, epsilon, tolerance, max_iterations, reverse)
+    states, stats = backend.solve(program, plan, operands, x0)
+    return states, Info(
+        stats.iterations, plan.chunks, stats.update, stats.residual, stats.converged
+    )
+
+
+def _chunks(lanes: int, channels: int, steps: int, method: str, chunks: int | str | None) -> int:
+    if chunks is None or chunks == "auto":
+        if method == "sequential":
+            return 1
+        automatic = auto_chunks(lanes, channels, steps)
+        return max(automatic, min(8, steps)) if method == "newton" else automatic
+    if not isinstance(chunks, int) or isinstance(chunks, bool):
+        raise TypeError(f"chunks: expected an integer or 'auto', got {chunks!r}")
+    if not 1 <= chunks <= max(steps, 1):
+        raise ValueError(f"chunks: expected 1 <= chunks <= T = {steps}, got {chunks}")
+    if method == "sequential" and chunks > 1:
+        raise ValueError(f"chunks: method='sequential' has one chunk, got {chunks}")
+    return chunks
