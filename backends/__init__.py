@@ -19,7 +19,7 @@ from parnl.program import Program
 
 NAMES = ("numpy", "jax", "torch")
 
-_RECOGNISE = {
+_RECOGNISE: dict[str, Any] = {
     "numpy": array_api_compat.is_numpy_array,
     "jax": array_api_compat.is_jax_array,
     "torch": array_api_compat.is_torch_array,
@@ -30,10 +30,10 @@ class Backend(Kernels, Protocol):
     """What the rest of parnl asks of a framework, beyond `Kernels`.
 
     functions: elementwise operation -> callable over arrays and numbers.
-    lanes: how many array elements one operation wants, before more of them cost more time.
     """
 
-    lanes: int
+    def lanes(self, array: Any) -> int:
+        """Return how many elements an operation on the array's device wants, to be worth it."""
 
     def asarray(self, value: Any, dtype: str, device: Any = None) -> Any:
         """Return `value` (anything NumPy reads) as an array of the framework."""

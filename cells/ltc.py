@@ -12,6 +12,11 @@ from parnl.params import Draw, Parameter, matrix, softplus_inverse, uniform, vec
 from parnl.registry import register
 
 
+def _synapse(u_j: Any, w: Any, e: Any, sigma: Any, mu: Any) -> tuple[Any, Any]:
+    d = w * ops.sigmoid(sigma * (u_j - mu))
+    return d * e, d
+
+
 def _signs(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return rng.choice([-1.0, 1.0], shape)
 
@@ -66,12 +71,8 @@ class LTC(Cell):
         return ops.softplus(stored) if self.positive == "softplus" else ops.relu(stored)
 
     def features(self, p, u):
-        def synapse(u_j, w, e, sigma, mu):
-            d = w * ops.sigmoid(sigma * (u_j - mu))
-            return d * e, d
-
         w_in = self._positive(p.w_in)
-        n, d = ops.input_sum(synapse, u, [w_in, p.e_in, p.sigma_in, p.mu_in])
+        n, d = ops.input_sum(_synapse, u, [w_in, p.e_in, p.sigma_in, p.mu_in])
         return {"n": n, "d": d}
 
     def step(self, p, x, f, dt):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -52,14 +52,18 @@ class Cell:
         unknown = [name for name in options if name not in self.options]
         if unknown:
             known = ", ".join(f"{n}={v!r}" for n, v in self.options.items()) or "none"
-            raise TypeError(
-                f"{type(self).__name__} has no option {', '.join(unknown)}; its options are: {known}"
-            )
+            name = type(self).__name__
+            raise TypeError(f"{name} has no option {', '.join(unknown)}; its options are: {known}")
         self.input_size, self.hidden_size = int(input_size), int(hidden_size)
         self.chosen = {**self.options, **options}
         self.__dict__.update(self.chosen)
         self.specs: dict[str, Parameter] = dict(self.parameters)
         self.program = self._trace()
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Options are attributes."""
 
     def features(self, p: Any, u: Any) -> Mapping[str, Any]:
         """Return what the step reads besides the state: name -> array (..., T, hidden)."""
@@ -124,7 +128,7 @@ class Cell:
         # adding 0 changes nothing, but refuses what is no number: comparisons, arrays, None
         numbers = [graph.apply("add", o, 0.0) for o in outputs]
         operands = [*parameters._used.values(), *features._used.values(), *time.values()]
-        return Program(graph, states, operands, numbers)
+        return Program.shared(graph, states, operands, numbers)
 
 
 class _Parameters:

@@ -50,6 +50,13 @@ _FOLD: dict[str, Callable[..., Any]] = {
 }
 
 
+_UFUNCS = {
+    np.add: "add", np.subtract: "sub", np.multiply: "mul", np.divide: "div",
+    np.less: "lt", np.less_equal: "le", np.greater: "gt", np.greater_equal: "ge",
+    np.equal: "eq", np.not_equal: "ne",
+}  # fmt: skip
+
+
 class Graph:
     """A set of expressions over named leaves, each distinct subexpression stored once."""
 
@@ -134,7 +141,6 @@ class Symbol:
     """
 
     __slots__ = ("args", "graph", "index", "op", "value")
-    __array_ufunc__ = None  # NumPy arrays and scalars leave `array + symbol` to us
     __hash__ = object.__hash__
 
     def __init__(
@@ -221,15 +227,21 @@ class Symbol:
 
     def __bool__(self) -> NoReturn:
         raise StepError(
-            "step: 'if', 'and', 'or', 'not', chained comparisons and min()/max() need a truth value, "
-            "which differs from channel to channel: use ops.where(condition, a, b), & | ~, "
+            "step: 'if', 'and', 'or', 'not', chained comparisons, min() and max() need a truth "
+            "value, which differs from channel to channel: use ops.where(condition, a, b), & | ~, "
             "ops.minimum, ops.maximum"
         )
 
     def __float__(self) -> NoReturn:
         _refuse("float()", "a symbol, whose value is not known yet; use parnl.ops instead of math")
 
-    __int__ = __index__ = __complex__ = __float__  # type: ignore[assignment]
+    __int__ = __index__ = __complex__ = __float__
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Symbol:
+        """NumPy's own functions are refused, but its numbers take part in arithmetic."""
+        if ufunc not in _UFUNCS or method != "__call__" or kwargs:
+            _refuse(f"numpy.{ufunc.__name__}", f"an array; write ops.{ufunc.__name__}")
+        return self.graph.apply(_UFUNCS[ufunc], *inputs)
 
     def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
         _refuse("conversion to an array", "a symbol; use parnl.ops instead of the framework's own")

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from parnl.cell import Cell
 from parnl.params import Values
 
@@ -21,7 +23,10 @@ def check_params(
     if not isinstance(params, Mapping):
         raise TypeError(f"params: expected a mapping name -> array, got {type(params).__name__}")
     shapes = cell.parameter_shapes
-    missing, unknown = [n for n in shapes if n not in params], [n for n in params if n not in shapes]
+    missing, unknown = (
+        [n for n in shapes if n not in params],
+        [n for n in params if n not in shapes],
+    )
     if missing or unknown:
         raise ValueError(
             f"params: missing {missing}, unknown {unknown}; "
@@ -60,13 +65,13 @@ def _check_devices(backend: Any, named: Mapping[str, Any]) -> None:
 
 def mask_of(backend: Any, lengths: Any, inputs: Any) -> Any:
     """Return the mask (..., T) of valid steps."""
+    from parnl.backends import name_of
+
     xp = backend.xp
     *batch, steps, _ = inputs.shape
     device = getattr(inputs, "device", None)
-    if not hasattr(lengths, "dtype"):
-        lengths = xp.asarray(lengths)
-    elif backend.name != "numpy" and type(lengths).__module__ == "numpy":
-        lengths = xp.asarray(lengths)
+    if name_of(lengths) != backend.name:  # a list, or NumPy's integers: no harm in either
+        lengths = xp.asarray(np.asarray(lengths))
     if not xp.isdtype(lengths.dtype, "integral"):
         raise TypeError(f"lengths: expected integers, got dtype {lengths.dtype}")
     if tuple(lengths.shape) != tuple(batch):
@@ -74,7 +79,7 @@ def mask_of(backend: Any, lengths: Any, inputs: Any) -> Any:
             f"lengths: expected shape {tuple(batch)}, that of the batch, got {tuple(lengths.shape)}"
         )
     known = backend.concrete(lengths)
-    if known is not None and known.size and not (0 <= known.min() and known.max() <= steps):
+    if known is not None and known.size and (known.min() < 0 or known.max() > steps):
         raise ValueError(
             f"lengths: expected 0 <= length <= T = {steps}, got {known.min()} to {known.max()}"
         )
@@ -134,9 +139,7 @@ def initial_states(backend: Any, cell: Cell, given: Any, inputs: Any, dtype: Any
     for name, x in zip(cell.states, arrays, strict=True):
         backend_of([("inputs", inputs), (f"initial_state {name}", x)])
         if tuple(x.shape) != shape:
-            raise ValueError(
-                f"initial_state {name}: expected shape {shape}, got {tuple(x.shape)}"
-            )
+            raise ValueError(f"initial_state {name}: expected shape {shape}, got {tuple(x.shape)}")
         if not xp.isdtype(x.dtype, "real floating"):
             raise TypeError(
                 f"initial_state {name}: expected a floating point array, got dtype {x.dtype}"

@@ -78,7 +78,7 @@ class Plan(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """iterations; update: largest last change of a chunk start; residual: largest gap; converged."""
+    """Scalars: Newton updates, largest change of a chunk start in the last, largest gap left."""
 
     iterations: Any
     update: Any
@@ -92,7 +92,9 @@ class Kernels(Functions, Protocol):
     States are lists of k arrays; chunk starts are (B, C, D), chunks in the order they are run.
     """
 
-    xp: Any
+    @property
+    def xp(self) -> Any:
+        """The arrays' namespace, as the array API names its functions."""
 
     def advance(
         self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
@@ -122,7 +124,7 @@ def newton(
     differentiated: gradients are implicit, and each backend states them in terms of this function.
     """
     xp = kernels.xp
-    chunks, k = plan.chunks, len(x0)
+    chunks = plan.chunks
     batch, channels = x0[0].shape
     starts = [xp.broadcast_to(x[:, None, :], (batch, chunks, channels)) for x in x0]
     zero = xp.sum(xp.zeros_like(x0[0]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from typing import Any, NamedTuple, Protocol
+from weakref import WeakValueDictionary
 
 from parnl import diff
 from parnl.codegen import compile_function, fused_sums, source
@@ -36,6 +37,9 @@ class Functions(Protocol):
     functions: dict[str, Any]
 
 
+_shared: WeakValueDictionary[tuple, Program] = WeakValueDictionary()
+
+
 class Program:
     """A step x' = f(x, operands) as an expression graph.
 
@@ -60,6 +64,25 @@ class Program:
         self.linear = is_affine(self.outputs, self.state_symbols)
         self._compiled: dict[tuple[str, str, Any], Callable[..., Any]] = {}
 
+    @classmethod
+    def shared(
+        cls,
+        graph: Graph,
+        states: Sequence[Symbol],
+        operands: Sequence[Symbol],
+        outputs: Sequence[Symbol],
+    ) -> Program:
+        """Return the program of a finished trace, the one that is there if an equal one is.
+
+        Cells of equal steps then share their compiled functions, in whatever cache those are.
+        """
+        nodes = tuple((n.op, repr(n.value), *(a.index for a in n.args)) for n in graph.nodes)
+        ends = tuple(tuple(n.index for n in group) for group in (states, operands, outputs))
+        program = _shared.get((nodes, ends))
+        if program is None:
+            program = _shared[nodes, ends] = cls(graph, states, operands, outputs)
+        return program
+
     def __repr__(self) -> str:
         equations = (f"{n}' = {o!r}" for n, o in zip(self.states, self.outputs, strict=True))
         return f"Program({'; '.join(equations)})"
@@ -78,7 +101,7 @@ class Program:
         return [zero if entry is None else entry for row in rows for entry in row]
 
     def vjp(self, wanted: Sequence[int]) -> tuple[list[Symbol], list[Symbol]]:
-        """Return (cotangent leaves, one per output; pulled-back cotangents of operands `wanted`)."""
+        """Return the cotangent leaves, one per output, and what they give operands `wanted`."""
         given = [self.graph.leaf("cotangent", name) for name in self.states]
         pulled = diff.vjp(self.outputs, given, [self.operand_symbols[i] for i in wanted])
         zero = self.graph.constant(0.0)
@@ -88,9 +111,7 @@ class Program:
     def _fused(self) -> dict[int, tuple[Symbol, Symbol]]:
         return fused_sums(self.outputs)
 
-    def signature(
-        self, kind: str, wanted: Sequence[int] = ()
-    ) -> tuple[list[Symbol], list[Symbol]]:
+    def signature(self, kind: str, wanted: Sequence[int] = ()) -> tuple[list[Symbol], list[Symbol]]:
         """Return (arguments, results) of the derived function `kind`.
 
         "step":           states, operands -> next states

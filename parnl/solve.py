@@ -34,8 +34,8 @@ class Info(NamedTuple):
     """Statistics of a solve.
 
     iterations: Newton updates made, 0 if sequential; chunks: C; update: largest change of a chunk
-    start in the last of them; residual: largest gap left between the end of a chunk and the start of
-    the next; converged: whether all gaps are small enough. Arrays of the backend, but for `chunks`.
+    start in the last of them; residual: largest gap left between the end of a chunk and the next
+    start; converged: whether all gaps are small enough. Arrays of the backend, but for `chunks`.
     """
 
     iterations: Any
@@ -120,6 +120,8 @@ def solve(
     features = Values("feature", cell.features(p, inputs))
     dtype, result_dtype = working_dtype(xp, features, inputs)
     dt = time_step(backend, cell, dt, inputs)
+    if mask is not None and dt is not None and dt.shape[-1] > 1:
+        dt = xp.where(mask, dt, xp.ones_like(dt))
     operands = feature_operands(backend, cell, p, features, dt, inputs)
     program = cell.program
     if mask is not None:
@@ -163,13 +165,14 @@ def step(
     dtype, result_dtype = working_dtype(xp, features, inputs)
     dt = time_step(backend, cell, dt[..., None] if getattr(dt, "ndim", 0) else dt, inputs)
     operands = feature_operands(backend, cell, p, features, dt, inputs)
-    x0 = initial_states(backend, cell, state, inputs, result_dtype)
-    x0 = [xp.reshape(x, (math.prod(x.shape[:-1]), 1, x.shape[-1])) for x in x0]
-    x0 = [xp.astype(x, dtype) for x in x0]
+    given = initial_states(backend, cell, state, inputs, result_dtype)
+    rows, channels = math.prod(given[0].shape[:-1]), cell.hidden_size
+    start = [xp.astype(xp.reshape(x, (rows, 1, channels)), dtype) for x in given]
     with np.errstate(all="ignore"):  # overflow and NaN are answers here, not warnings
-        new = cell.program.function("step", backend)(*x0, *(xp.astype(a, dtype) for a in operands))
+        advance = cell.program.function("step", backend)
+        new = advance(*start, *(xp.astype(a, dtype) for a in operands))
     # a step may return a number, or an array that has yet to be broadcast
-    new = [xp.zeros_like(x) + n for n, x in zip(new, x0, strict=True)]
+    new = [xp.zeros_like(x) + n for n, x in zip(new, start, strict=True)]
     whole = [xp.reshape(n, (*inputs.shape[:-1], cell.hidden_size)) for n in new]
     output = cell.output(p, *whole, features) if hasattr(cell, "output") else whole[-1]
     return (
@@ -253,7 +256,7 @@ def _run(
         raise ValueError(f"tolerance: expected a number of at least 0, got {tolerance!r}")
     if max_iterations is not None and max_iterations < 1:
         raise ValueError(f"max_iterations: expected at least 1, got {max_iterations!r}")
-    count = _chunks(backend.lanes, rows * channels, steps, method, chunks)
+    count = _chunks(backend.lanes(x0[0]), rows * channels, steps, method, chunks)
     if steps == 0:
         empty = [xp.broadcast_to(x[:, None, :], (rows, 0, channels)) for x in x0]
         return empty, Info(0, 1, 0.0, 0.0, True)

@@ -33,8 +33,7 @@ class TorchBackend(EagerKernels):
 
     name = "torch"
     xp = xp
-    lanes = 65536
-    functions: dict[str, Any] = {  # noqa: RUF012 - read only
+    functions: dict[str, Any] = {
         **{
             op: getattr(torch, op)
             for op in (
@@ -57,6 +56,10 @@ class TorchBackend(EagerKernels):
     def to_numpy(self, array: torch.Tensor) -> Any:
         """Return the tensor's values, on the CPU and without gradient."""
         return array.detach().cpu().numpy()
+
+    def lanes(self, array: torch.Tensor) -> int:
+        """Return the measured number of elements at which an operation's fixed cost is small."""
+        return 1 << 16 if array.device.type == "cpu" else 1 << 20
 
     def concrete(self, array: torch.Tensor) -> Any:
         """Return the values, None under a functorch transform."""

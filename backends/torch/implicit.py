@@ -131,7 +131,9 @@ class _Passes:
         like = self.states[0]
         results: list[Tensor] = []
         for start, stop in self.spans():
-            parts = [_expanded(j, like[:, start:stop]) for j in function(*self.arguments(start, stop))]
+            parts = [
+                _expanded(j, like[:, start:stop]) for j in function(*self.arguments(start, stop))
+            ]
             if len(self.spans()) == 1:
                 return parts
             results = results or [torch.empty_like(like) for _ in parts]
