@@ -111,7 +111,10 @@ def show_cells(input_size: int = 64, hidden_size: int = 64) -> None:
 
     import parnl
 
-    table = Table(caption=f"parameters at input {input_size}, hidden {hidden_size}")
+    table = Table(
+        caption=f"parameters: at input {input_size}, hidden {hidden_size}; "
+        "operations: of one channel, a transcendental function counts ten"
+    )
     for column in ("name", "states", "linear"):
         table.add_column(column)
     table.add_column("parameters", justify="right")

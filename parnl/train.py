@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +54,8 @@ class Config:
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected more than 0")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed: got {self.seed}, expected at least 0 and less than 2**31")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: got {self.dropout}, expected at least 0 and less than 1")
 
@@ -95,7 +97,8 @@ def fit(
     `resume` the run of the checkpoint there goes on. `on_step(batches done, batches in an epoch)`
     and `on_epoch(record)` report progress.
     """
-    trainer = build(config, dataset)
+    channels, classes = dataset.train.inputs.shape[-1], list(dataset.classes)
+    trainer = build(config, channels, len(classes))
     history: list[dict[str, Any]] = []
     best = _model_of(trainer.export_state())
     if resume:
@@ -112,16 +115,17 @@ def fit(
         on_epoch(record)
     trainer.import_state(best)
     chosen = max(history, key=_score)
-    write_checkpoint(folder / MODEL, best, config=asdict(config), history=[chosen])
+    about = dict(config=asdict(config), channels=channels, classes=classes, epoch=chosen)
+    write_checkpoint(folder / MODEL, best, **about)
     return Result(trainer, history, chosen)
 
 
-def build(config: Config, dataset: Dataset) -> Any:
-    """A fresh trainer of the backend, its model sized for the data."""
+def build(config: Config, channels: int, classes: int) -> Any:
+    """A fresh trainer of the backend; `trainer.model` is its classifier."""
     module = import_module(f"parnl.backends.{config.backend}.trainer")
     model = dict(
-        channels=dataset.train.inputs.shape[-1],
-        classes=len(dataset.classes),
+        channels=channels,
+        classes=classes,
         cell=config.cell,
         width=config.width,
         state=config.state,
@@ -135,6 +139,21 @@ def build(config: Config, dataset: Dataset) -> Any:
         seed=config.seed,
         chunks=config.chunks,
     )
+
+
+def load_model(path: Path, **changes: Any) -> tuple[Any, list[str]]:
+    """The trainer of a `model.safetensors` and the names of its classes.
+
+    `changes` replace options of the run: `backend="jax"` reads in JAX what torch has trained.
+    """
+    arrays, header = read_checkpoint(path)
+    if "channels" not in header:
+        raise ValueError(f"checkpoint: {path} is no model; expected the {MODEL} of a run")
+    config = replace(Config(**header["config"]), **changes)
+    trainer = build(config, header["channels"], len(header["classes"]))
+    check_arrays(arrays, _model_of(trainer.export_state()))
+    trainer.import_state(arrays)
+    return trainer, header["classes"]
 
 
 def evaluate(trainer: Any, split: Split, batch: int, **solver: Any) -> tuple[np.ndarray, list[int]]:

@@ -1,5 +1,6 @@
 """What `parnl.train` asks of a framework, in JAX with Equinox and Optax."""
 
+from functools import cache
 from typing import Any
 
 import equinox as eqx
@@ -9,7 +10,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from .classifier import Classifier
+from parnl.backends.jax.classifier import Classifier
 
 
 class Trainer:
@@ -26,7 +27,7 @@ class Trainer:
     ) -> None:
         """`model` holds the keywords of `Classifier`; `clip` bounds the global gradient norm."""
         self.model = Classifier(**model, seed=seed)
-        self.optimizer = optax.chain(optax.clip_by_global_norm(clip), optax.adam(learning_rate))
+        self.optimizer = _adam(learning_rate, clip)
         self.moments = self.optimizer.init(eqx.filter(self.model, eqx.is_array))
         self.seed, self.chunks = seed, chunks
         self.count = 0
@@ -75,13 +76,19 @@ class Trainer:
             self.moments = _replace(self.moments, state, "optimizer.")
 
 
+@cache
+def _adam(learning_rate: float, clip: float) -> optax.GradientTransformation:
+    """Clipped Adam; one object for equal arguments, so that a compiled step serves it again."""
+    return optax.chain(optax.clip_by_global_norm(clip), optax.adam(learning_rate))
+
+
 @eqx.filter_jit
 def _step(
     model: Classifier,
     moments: Any,
     optimizer: optax.GradientTransformation,
     key: Array,
-    batch: tuple[Array, Array | None, Array, Array],
+    batch: tuple[Any, Any, Any, Any],
     chunks: int | None,
 ) -> tuple[Classifier, Any, Array, Array, int]:
     inputs, lengths, labels, weights = batch
@@ -100,7 +107,7 @@ def _step(
 
 @eqx.filter_jit
 def _predict(
-    model: Classifier, inputs: Array, lengths: Array | None, solver: dict[str, Any]
+    model: Classifier, inputs: Any, lengths: Any, solver: dict[str, Any]
 ) -> tuple[Array, list[Array]]:
     logits, infos = model(inputs, lengths, **solver)
     return logits, _iterations(infos)

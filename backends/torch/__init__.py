@@ -1,6 +1,6 @@
 """The PyTorch backend, and `RNN`, an `nn.Module` with the conventions of `nn.GRU`."""
 
-from parnl.backends.torch.backend import backend
+from parnl.backends.torch.adaptor import backend
 from parnl.backends.torch.rnn import RNN
 
 __all__ = ["RNN", "backend"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from .classifier import Classifier
+from parnl.backends.torch.classifier import Classifier
 
 
 class Trainer:
