@@ -9,7 +9,7 @@ from typing import Any
 import array_api_compat.numpy as xp
 import numpy as np
 
-from parnl.backends.eager import EagerKernels
+from parnl.backends.compiled import CompiledKernels, compiled_lanes
 from parnl.newton import Plan, Stats, newton
 from parnl.program import Program
 
@@ -29,7 +29,7 @@ def _erf_of(x: Any) -> Any:
     return np.asarray(_erf(x)).astype(np.result_type(x))
 
 
-class NumpyBackend(EagerKernels):
+class NumpyBackend(CompiledKernels):
     """See `parnl.backends.Backend`."""
 
     name = "numpy"
@@ -61,7 +61,23 @@ class NumpyBackend(EagerKernels):
 
     def lanes(self, array: Any) -> int:
         """Return the measured number of elements at which an operation's fixed cost is small."""
-        return 1 << 15
+        return compiled_lanes(self.threads()) if self.compiles(array) else 1 << 15
+
+    def address(self, array: np.ndarray) -> int:
+        """Return the address of the first element."""
+        return array.ctypes.data
+
+    def strides(self, array: np.ndarray) -> tuple[int, ...]:
+        """Return the strides in elements."""
+        return tuple(s // array.itemsize for s in array.strides)
+
+    def on_cpu(self, array: np.ndarray) -> bool:
+        """Return True."""
+        return True
+
+    def contiguous(self, array: np.ndarray) -> np.ndarray:
+        """Return the array in row-major order."""
+        return np.ascontiguousarray(array)
 
     def concrete(self, array: Any) -> np.ndarray:
         """Return the array's values."""

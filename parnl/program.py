@@ -62,7 +62,7 @@ class Program:
         self.states = tuple(s.value[1] for s in states)
         self.operands = tuple(Operand(*s.value) for s in operands)
         self.linear = is_affine(self.outputs, self.state_symbols)
-        self._compiled: dict[tuple[str, str, Any], Callable[..., Any]] = {}
+        self._made: dict[tuple, Any] = {}
 
     @classmethod
     def shared(
@@ -136,8 +136,8 @@ class Program:
         self, kind: str, backend: Functions, wanted: tuple[int, ...] = ()
     ) -> Callable[..., tuple[Any, ...]]:
         """Return the derived function `kind` (see `signature`) over the backend's arrays."""
-        key = (kind, backend.name, wanted)
-        if key not in self._compiled:
+
+        def make() -> Callable[..., Any]:
             arguments, results = self.signature(kind, wanted)
             fused: dict[int, tuple[Symbol, Symbol]] = {}
             if "addcmul" in backend.functions:
@@ -147,8 +147,15 @@ class Program:
                 step_nodes = {n.index for n in reachable(self.outputs)}
                 fused = {i: s for i, s in fused.items() if i in self._fused or i not in step_nodes}
             text = source(kind, arguments, results, fused)
-            self._compiled[key] = compile_function(text, kind, backend.functions)
-        return self._compiled[key]
+            return compile_function(text, kind, backend.functions)
+
+        return self.cached((kind, backend.name, wanted), make)
+
+    def cached(self, key: tuple, make: Callable[[], Any]) -> Any:
+        """Return what `make` returned when it was first asked for `key`; kept with the program."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     @cached_property
     def masked(self) -> Program:

@@ -10,7 +10,7 @@ import array_api_compat.torch as xp
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from parnl.backends.eager import EagerKernels
+from parnl.backends.compiled import CompiledKernels, compiled_lanes
 from parnl.backends.torch.implicit import implicit_solve
 from parnl.newton import Plan, Stats
 from parnl.program import Program
@@ -28,7 +28,7 @@ def _with_numbers(function: Callable[..., Any], name: str) -> Callable[[Any, Any
     return either
 
 
-class TorchBackend(EagerKernels):
+class TorchBackend(CompiledKernels):
     """See `parnl.backends.Backend`."""
 
     name = "torch"
@@ -59,7 +59,29 @@ class TorchBackend(EagerKernels):
 
     def lanes(self, array: torch.Tensor) -> int:
         """Return the measured number of elements at which an operation's fixed cost is small."""
+        if self.compiles(array):
+            return compiled_lanes(self.threads())
         return 1 << 16 if array.device.type == "cpu" else 1 << 20
+
+    def address(self, array: torch.Tensor) -> int:
+        """Return the address of the first element."""
+        return array.data_ptr()
+
+    def strides(self, array: torch.Tensor) -> tuple[int, ...]:
+        """Return the strides in elements."""
+        return array.stride()
+
+    def on_cpu(self, array: torch.Tensor) -> bool:
+        """Return whether the tensor is in the processor's memory."""
+        return array.device.type == "cpu"
+
+    def contiguous(self, array: torch.Tensor) -> torch.Tensor:
+        """Return the tensor in row-major order."""
+        return array.contiguous()
+
+    def threads(self) -> int:
+        """Return torch's own number of threads."""
+        return torch.get_num_threads()
 
     def concrete(self, array: torch.Tensor) -> Any:
         """Return the values, None under a functorch transform."""

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parnl.newton import Kernels, Plan, Stats, newton
+from parnl.backends.compiled import CompiledKernels
+from parnl.newton import Plan, Stats, newton
 from parnl.program import Program, adjoint_program
 
 # Elements (B * time * D) that one elementwise pass of the backward works on: few enough that its
@@ -22,7 +23,11 @@ _BLOCK = 1 << 16
 
 
 def implicit_solve(
-    kernels: Kernels, program: Program, plan: Plan, operands: Sequence[Tensor], x0: Sequence[Tensor]
+    kernels: CompiledKernels,
+    program: Program,
+    plan: Plan,
+    operands: Sequence[Tensor],
+    x0: Sequence[Tensor],
 ) -> tuple[list[Tensor], Stats]:
     """Return states and statistics as `parnl.newton.newton` does, differentiable in all arrays."""
     k = len(x0)
@@ -32,7 +37,7 @@ def implicit_solve(
 
 class _Solve(torch.autograd.Function):
     @staticmethod
-    def forward(kernels: Kernels, program: Program, plan: Plan, *arrays: Tensor) -> tuple:
+    def forward(kernels: CompiledKernels, program: Program, plan: Plan, *arrays: Tensor) -> tuple:
         k = len(program.states)
         states, stats = newton(kernels, program, plan, arrays[k:], arrays[:k])
         return (*states, *stats)
@@ -51,14 +56,18 @@ class _Solve(torch.autograd.Function):
         saved = ctx.saved_tensors
         x0, operands, states = saved[:k], saved[k:-k], saved[-k:]
         grads = list(cotangents[:k])
-        run = _Passes(kernels, program, plan, x0, operands, states)
+        back = plan._replace(reverse=not plan.reverse, max_iterations=plan.chunks)
+        wanted = [i for i in range(len(operands)) if ctx.needs_input_grad[3 + k + i]]
+        if not torch.is_grad_enabled() and kernels.compiles(states[0]):
+            of_x0, found = kernels.gradients(program, back, operands, x0, states, grads, wanted)
+            by_operand = {i: _reduced(g, operands[i]) for i, g in found.items()}
+            return (None, None, None, *of_x0, *(by_operand.get(i) for i in range(len(operands))))
 
+        run = _Passes(kernels, program, plan, x0, operands, states)
         jacobian = run.jacobian()
         start = [torch.zeros_like(x) for x in x0]
-        back = plan._replace(reverse=not plan.reverse, max_iterations=plan.chunks)
         pulled, _ = implicit_solve(kernels, adjoint_program(k), back, [*jacobian, *grads], start)
         del jacobian
-        wanted = [i for i in range(len(operands)) if ctx.needs_input_grad[3 + k + i]]
         by_operand = run.vjp(grads, pulled, wanted)
         first = -1 if plan.reverse else 0
         return (
@@ -100,7 +109,7 @@ class _Passes:
 
     def __init__(
         self,
-        kernels: Kernels,
+        kernels: CompiledKernels,
         program: Program,
         plan: Plan,
         x0: Sequence[Tensor],

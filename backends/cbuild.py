@@ -1,0 +1,157 @@
+"""Compile C text with the system's compiler, once: the result is kept in the user's cache.
+
+A library is named by the hash of all that decides it (text, flags, compiler, processor), written
+beside its final name and renamed, so that processes that build the same one at the same time, or
+die while they do, leave nothing half written. One that cannot be loaded is built again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+# No -ffast-math: NaN and inf are values here. These two let the compiler vectorise all the same.
+FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC")
+CHOICES = ("off", "c")
+
+
+class BuildError(RuntimeError):
+    """No compiler, or one that does not take the text."""
+
+
+def wanted() -> bool:
+    """Whether compiled kernels may be used: PARNL_KERNELS is not "off"."""
+    return _choice() != "off"
+
+
+@cache
+def load(text: str) -> Any:
+    """Return the function `kernel` of C `text`, None if it cannot be had: that is said once.
+
+    With PARNL_KERNELS=c, BuildError is raised instead.
+    """
+    try:
+        return _function(text)
+    except (BuildError, OSError) as error:
+        if _choice() == "c":
+            raise
+        _notice(str(error))
+        return None
+
+
+def _choice() -> str:
+    choice = os.environ.get("PARNL_KERNELS", "")
+    if choice and choice not in CHOICES:
+        raise ValueError(f"PARNL_KERNELS: expected {' or '.join(CHOICES)}, got {choice!r}")
+    return choice
+
+
+@cache
+def _notice(reason: str) -> None:
+    warnings.warn(
+        f"parnl runs without compiled kernels, several times slower: {reason}. "
+        "Install a C compiler, or set PARNL_KERNELS=off to say that this is meant.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def _function(text: str) -> Any:
+    compiler, version = _compiler()
+    key = "\n".join([text, *FLAGS, version, _processor()])
+    name = hashlib.sha256(key.encode()).hexdigest()[:40] + ".so"
+    path = _folder() / name
+    for attempt in range(2):
+        if attempt or not path.is_file():
+            _build(compiler, text, path)
+        try:
+            kernel = ctypes.CDLL(str(path)).kernel
+        except (OSError, AttributeError) as error:
+            if attempt:
+                raise BuildError(f"{path} cannot be loaded: {error}") from error
+            continue
+        kernel.argtypes, kernel.restype = [ctypes.c_void_p], None
+        return kernel
+    raise AssertionError("unreachable")
+
+
+def _build(compiler: str, text: str, path: Path) -> None:
+    """Compile, with the vector mathematics of the platform where it links, else without."""
+    descriptor, temporary = tempfile.mkstemp(suffix=".so", dir=path.parent)
+    os.close(descriptor)
+    try:
+        native = (
+            ["-march=native"] if platform.machine() in ("x86_64", "AMD64") else ["-mcpu=native"]
+        )
+        for extra in (["-DPARNL_VECTOR_MATH", "-lmvec"], []):
+            command = [compiler, *FLAGS, *native, "-x", "c", "-", "-o", temporary]
+            done = subprocess.run(
+                [*command, *extra, "-lm", "-lpthread"], input=text, capture_output=True, text=True
+            )
+            # a missing vector function shows when the library is loaded, not when it is linked
+            if done.returncode == 0 and _loads(temporary):
+                Path(temporary).replace(path)
+                return
+        raise BuildError(f"{compiler} failed: {done.stderr.strip()[:500]}")
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _loads(path: str) -> bool:
+    try:
+        ctypes.CDLL(path, mode=os.RTLD_NOW)
+    except OSError:
+        return False
+    return True
+
+
+@cache
+def _compiler() -> tuple[str, str]:
+    name = os.environ.get("CC") or "cc"
+    path = shutil.which(name)
+    if path is None:
+        raise BuildError(f"there is no C compiler {name!r}")
+    found = subprocess.run([path, "--version"], capture_output=True, text=True)
+    if found.returncode:
+        raise BuildError(f"{path} --version failed")
+    return path, found.stdout
+
+
+@cache
+def _processor() -> str:
+    """What -march=native depends on: a cache may be shared by machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(
+        sorted({x for x in lines if x.startswith(("flags", "Features", "model name"))})
+    )
+
+
+@cache
+def _folder() -> Path:
+    """The user's cache, readable by nobody else; a folder of this process if it cannot be written.
+
+    What lies there is loaded as code, so a folder that others may write is not used.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    folder = Path(os.environ.get("PARNL_CACHE") or Path(base) / "parnl")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+        private = status.st_uid == os.getuid() and not status.st_mode & 0o022
+        if private and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="parnl-"))
