@@ -93,7 +93,7 @@ def _build(compiler: str, text: str, path: Path) -> None:
             ["-march=native"] if platform.machine() in ("x86_64", "AMD64") else ["-mcpu=native"]
         )
         for extra in (["-DPARNL_VECTOR_MATH", "-lmvec"], []):
-            command = [compiler, *FLAGS, *native, "-x", "c", "-", "-o", temporary]
+            command = [compiler, *FLAGS, native, "-x", "c", "-", "-o", temporary]
             done = subprocess.run(
                 [*command, *extra, "-lm", "-lpthread"], input=text, capture_output=True, text=True
             )

@@ -1,7 +1,7 @@
 """The two runs over chunks, and the backward run, in generated C on the CPU.
 
 Serves NumPy and PyTorch: arrays are passed as addresses and strides, nothing is copied. What C
-cannot do here (another device or dtype, no compiler) is left to the composed path of `EagerKernels`.
+cannot do (another device or dtype, no compiler) is left to the composed path of `EagerKernels`.
 """
 
 from __future__ import annotations

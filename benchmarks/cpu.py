@@ -4,9 +4,10 @@
 
 torch: diagonal GRU, forward and forward + backward, input projection included, against
 pararnn-torch (pip install pararnn-torch==0.17.4; left out where it is missing) and `nn.GRU` (dense,
-hence another map: it is the library function a user would reach for). JAX: LRC against `lax.scan` of the same
-cell. Contenders take turns, so that a busy machine slows all of them; medians are reported. Every
-parnl result is compared with the sequential one before it is timed.
+hence another map: it is the library function a user would reach for). JAX: LRC against `lax.scan`
+of the same cell. Contenders take turns, so that a busy machine slows all of them; medians are
+reported. Every parnl result is compared with the sequential one before it is timed.
+PARNL_KERNELS=off times the path composed of the framework's own operations.
 """
 
 from __future__ import annotations

@@ -100,7 +100,8 @@ def time_step(backend: Any, cell: Cell, dt: Any, inputs: Any) -> Any:
     """Return dt as an array that broadcasts to (..., T), None if the cell reads none."""
     if not cell.time_aware:
         if dt is not None:
-            raise ValueError(f"dt: the cell {type(cell).__name__} does not read it, got {dt!r}")
+            kind = type(cell).__name__
+            raise ValueError(f"dt: expected None, since {kind}.step has no argument dt")
         return None
     if dt is None:
         dt = getattr(cell, "dt", 1.0)

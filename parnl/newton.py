@@ -155,7 +155,7 @@ def newton(
         gap = _largest(xp, [_gap(xp, e, a) for e, a in zip(ends, after, strict=True)])
         size = _largest(xp, [xp.where(xp.isfinite(s), s, 0.0) for s in starts])
         allowed = plan.tolerance * kernels.running_max(size)[:, 1:]
-        settled = settled | _all_so_far(kernels, trust(gap <= allowed, gap == 0))
+        settled = _all_so_far(kernels, settled | trust(gap <= allowed, gap == 0))
         update = _largest(xp, [_gap(xp, a, s) for a, s in zip(after, before, strict=True)])
         stats = (_peak(xp, update), _peak(xp, gap))
         return iteration + 1, starts, states, ends, settled, stats

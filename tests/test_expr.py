@@ -28,7 +28,10 @@ FUNCTIONS = {
     "rectifiers": (lambda x, y: ops.relu(x) * y + abs(y) * ops.sign(x), "normal"),
     "smooth rectifiers": (lambda x, y: ops.silu(x) + ops.gelu(y), "normal"),
     "erf": (lambda x, y: ops.erf(x * y), "normal"),
-    "extrema": (lambda x, y: ops.minimum(x, y) * ops.maximum(x, 0.1) + ops.clip(y, -1, 1), "normal"),
+    "extrema": (
+        lambda x, y: ops.minimum(x, y) * ops.maximum(x, 0.1) + ops.clip(y, -1, 1),
+        "normal",
+    ),
     "where": (lambda x, y: ops.where((x > y) & ~(x > 1.0) | (y <= -1.0), x * x, y), "normal"),
     "where of numbers": (lambda x, y: ops.where(x >= 0.0, 1.0, -1.0) * x * y, "normal"),
 }
@@ -120,7 +123,8 @@ def test_shared_subexpressions_are_stored_once():
     assert ops.tanh(x * y) is ops.tanh(x * y)
     assert (x + 0.0) is x
     assert (x * 1.0) is x
-    assert -(-x) is x
+    negative = -x
+    assert -negative is x
     assert ops.where(x > y, y, y) is y
 
 
