@@ -89,9 +89,7 @@ def _build(compiler: str, text: str, path: Path) -> None:
     descriptor, temporary = tempfile.mkstemp(suffix=".so", dir=path.parent)
     os.close(descriptor)
     try:
-        native = (
-            ["-march=native"] if platform.machine() in ("x86_64", "AMD64") else ["-mcpu=native"]
-        )
+        native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
         for extra in (["-DPARNL_VECTOR_MATH", "-lmvec"], []):
             command = [compiler, *FLAGS, native, "-x", "c", "-", "-o", temporary]
             done = subprocess.run(

@@ -1,0 +1,271 @@
+"""Generated C kernels against the path composed of the framework's operations, and the cache."""
+
+import ctypes
+import multiprocessing
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import parnl
+from parnl import ops
+from parnl.backends import cbuild, get_backend
+from parnl.params import matrix, vector
+
+# One row (32, 48, 64, 128 channels), rows and leftovers (70, 130), leftovers alone.
+CHANNELS = [1, 3, 8, 17, 32, 48, 64, 70, 128, 130]
+# batch, steps, chunks, reverse, lengths
+PROBLEMS = [
+    (2, 53, 1, False, None),
+    (2, 53, 1, True, [53, 20]),
+    (2, 53, 7, False, [0, 53]),
+    (3, 40, 8, True, None),
+    (1, 30, 30, False, None),
+    (5, 33, 16, True, [1, 33, 0, 12, 30]),
+]
+
+
+@parnl.register("test-compiled-everything")
+class Everything(parnl.Cell):
+    """Three states and every function there is."""
+
+    parameters = dict(W=matrix("input", "hidden"), a=vector("hidden"), b=vector("hidden"))
+    states = ("x", "y", "z")
+    options = dict(dt=0.5)
+
+    def features(self, p, u):
+        return dict(f=u @ p.W, g=(u @ p.W)[..., :1])  # g: one number a step, for all channels
+
+    def step(self, p, x, y, z, f, dt):
+        calm = (x > 0.1) & ~(y <= z) | (f.f >= 0.0) & (x < 0.4) | (x == y) & (y != z)
+        x_new = ops.where(calm, ops.tanh(p.a * y + f.f), 0.3 * ops.sin(x) + 0.2 * ops.cos(z))
+        root = ops.sqrt(ops.softplus(x) + 1.0) + ops.log1p(x * x) + ops.log(1.5 + abs(y))
+        y_new = 0.1 * root + ops.sigmoid(p.b * z + f.g) * ops.expm1(-x * x) - ops.relu(z - 0.2)
+        bounded = ops.clip(x * y, -0.5, 0.5) + ops.maximum(x, z) * ops.minimum(y, 0.2)
+        z_new = z + dt * (0.3 * bounded - 0.5 * z) + 0.1 * (x * x + 1.0) ** -1.5 + 0.05 * x**3
+        return x_new, y_new, 0.9 * z_new - 0.1 * ops.erf(z) + 0.01 * ops.sign(x) * ops.exp(-y * y)
+
+
+def answer(monkeypatch, kernels, cell, problem, dtype="float64"):
+    """Outputs, final state and every gradient, by torch."""
+    monkeypatch.setenv("PARNL_KERNELS", kernels)
+    batch, steps, chunks, reverse, lengths = problem
+    rng = np.random.default_rng(0)
+
+    def drawn(*shape):
+        return torch.tensor(rng.normal(size=shape), dtype=getattr(torch, dtype)).requires_grad_()
+
+    params = {n: p.requires_grad_() for n, p in cell.init(0, "torch", dtype).items()}
+    u = drawn(batch, steps, cell.input_size)
+    x0 = [drawn(batch, cell.hidden_size) for _ in cell.states]
+    out = parnl.solve(
+        cell, params, u, x0, chunks=chunks, reverse=reverse,
+        lengths=None if lengths is None else np.array(lengths),
+    )  # fmt: skip
+    weights = drawn(batch, steps, cell.hidden_size).detach()
+    loss = (out.outputs * weights).sum() + sum((s**2).sum() for s in out.final_state)
+    grads = torch.autograd.grad(loss, [u, *x0, *params.values()])
+    return [a.detach().numpy() for a in (out.outputs, *out.final_state, *grads)]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@pytest.mark.parametrize("name", ["gru", "lrc", "lstm", "ltc", "test-compiled-everything"])
+def test_c_equals_the_composed_path(monkeypatch, name, problem):
+    for channels in CHANNELS if name == "gru" else (5, 64, 70):
+        cell = parnl.get_cell(name, 3, channels)
+        found = answer(monkeypatch, "c", cell, problem)
+        expected = answer(monkeypatch, "off", cell, problem)
+        for f, e in zip(found, expected, strict=True):
+            np.testing.assert_allclose(f, e, rtol=0, atol=1e-10 * max(1.0, np.abs(e).max()))
+
+
+@pytest.mark.parametrize("name", ["gru", "lrc", "lstm", "ltc"])
+def test_float32_is_as_accurate_as_it_can_be(monkeypatch, name):
+    cell = parnl.get_cell(name, 3, 64)
+    problem = (2, 300, 6, False, None)
+    found = answer(monkeypatch, "c", cell, problem, "float32")
+    expected = answer(monkeypatch, "off", cell, problem, "float64")
+    # the parameters are the same numbers, rounded to float32
+    for f, e in zip(found, expected, strict=True):
+        assert f.dtype == np.float32
+        np.testing.assert_allclose(f, e, rtol=0, atol=2e-5 * max(1.0, np.abs(e).max()))
+
+
+def test_c_really_runs(monkeypatch):
+    """Else everything above compares the composed path with itself."""
+    monkeypatch.setenv("PARNL_KERNELS", "c")
+    backend = get_backend("torch")
+    assert backend.compiles(torch.zeros(1))
+    assert not backend.compiles(torch.zeros(1, dtype=torch.float16))
+    monkeypatch.setenv("PARNL_KERNELS", "off")
+    assert not backend.compiles(torch.zeros(1))
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_same_bits_for_any_number_of_threads(monkeypatch, backend):
+    monkeypatch.setenv("PARNL_KERNELS", "c")
+    cell = parnl.get_cell("lstm", 3, 40)
+    params = cell.init(0, backend)
+    target = get_backend(backend)
+    u = target.asarray(np.random.default_rng(0).normal(size=(3, 200, 3)), "float32")
+    results = []
+    for threads in (1, 2, 3, 8):
+        monkeypatch.setattr(type(target), "threads", lambda self, n=threads: n)
+        results.append(target.to_numpy(parnl.solve(cell, params, u, chunks=8).outputs))
+    for other in results[1:]:
+        np.testing.assert_array_equal(other, results[0])
+
+
+def test_several_python_threads_at_once(monkeypatch):
+    monkeypatch.setenv("PARNL_KERNELS", "c")
+    cell = parnl.get_cell("gru", 3, 33)
+    params, u = cell.init(0), np.random.default_rng(0).normal(size=(2, 300, 3)).astype("float32")
+    expected = parnl.solve(cell, params, u, chunks=8).outputs
+    found = [None] * 8
+
+    def work(i):
+        found[i] = parnl.solve(cell, params, u, chunks=8).outputs
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(found))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in found:
+        np.testing.assert_array_equal(result, expected)
+
+
+def _solve_in_child(queue):
+    cell = parnl.get_cell("gru", 3, 33)
+    u = np.ones((2, 300, 3), np.float32)
+    queue.put(parnl.solve(cell, cell.init(0), u, chunks=8).outputs)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")
+def test_a_solve_after_fork_ends(monkeypatch):
+    monkeypatch.setenv("PARNL_KERNELS", "c")
+    cell = parnl.get_cell("gru", 3, 33)
+    expected = parnl.solve(cell, cell.init(0), np.ones((2, 300, 3), np.float32), chunks=8).outputs
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_solve_in_child, args=(queue,))
+    child.start()
+    np.testing.assert_array_equal(queue.get(timeout=60), expected)
+    child.join(60)
+    assert child.exitcode == 0
+
+
+def test_strided_operands_are_read_where_they_are(monkeypatch):
+    monkeypatch.setenv("PARNL_KERNELS", "c")
+    cell = parnl.get_cell("gru", 3, 64)
+    params = cell.init(0, "torch")
+    u = torch.randn(40, 2, 3)
+    wide = torch.randn(2, 80, 6)
+    for inputs in (u.transpose(0, 1), wide[:, ::2, ::2], wide[:, 10:50, 3:]):
+        found = parnl.solve(cell, params, inputs).outputs
+        expected = parnl.solve(cell, params, inputs.contiguous()).outputs
+        assert torch.equal(found, expected)
+
+
+# -- the cache ------------------------------------------------------------------------------------
+
+# The child compiles one kernel; its output is where the library lies, and an answer.
+CHILD = """
+import numpy as np, parnl
+cell = parnl.get_cell("gru", 2, 5)
+print(float(parnl.solve(cell, cell.init(0), np.ones((1, 64, 2), np.float32)).outputs.sum()))
+"""
+
+
+def child(**environment):
+    return subprocess.run(
+        [sys.executable, "-W", "always", "-c", CHILD],
+        env={**os.environ, "PARNL_KERNELS": "", **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def composed():
+    return float(child(PARNL_KERNELS="off").stdout)
+
+
+def test_cache_is_private_and_used_again(tmp_path, composed):
+    folder = tmp_path / "cache"
+    first = child(PARNL_CACHE=str(folder))
+    assert float(first.stdout) == pytest.approx(composed, rel=1e-6)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    before = {f.name: f.stat().st_mtime_ns for f in folder.iterdir()}
+    assert before
+    assert all(name.endswith(".so") for name in before)
+    assert child(PARNL_CACHE=str(folder)).stdout == first.stdout
+    assert {f.name: f.stat().st_mtime_ns for f in folder.iterdir()} == before
+
+
+def test_corrupted_file_is_built_again(tmp_path, composed):
+    first = child(PARNL_CACHE=str(tmp_path / "cache"))
+    for damage in (b"", b"not a library", None):
+        for file in (tmp_path / "cache").iterdir():
+            file.write_bytes(file.read_bytes()[:300] if damage is None else damage)
+        again = child(PARNL_CACHE=str(tmp_path / "cache"))
+        assert (again.stdout, again.returncode) == (first.stdout, 0), again.stderr
+
+
+def test_several_processes_build_at_once(tmp_path):
+    environment = {**os.environ, "PARNL_KERNELS": "c", "PARNL_CACHE": str(tmp_path / "cache")}
+    many = [
+        subprocess.Popen([sys.executable, "-c", CHILD], env=environment, stdout=subprocess.PIPE)
+        for _ in range(4)
+    ]
+    results = {process.communicate()[0] for process in many}
+    assert len(results) == 1
+    assert all(process.returncode == 0 for process in many)
+    assert not [f for f in (tmp_path / "cache").iterdir() if f.name.startswith("tmp")]
+
+
+def test_folder_others_may_write_is_not_trusted(tmp_path, composed):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    folder.chmod(0o777)
+    done = child(PARNL_CACHE=str(folder))
+    assert float(done.stdout) == pytest.approx(composed, rel=1e-6)
+    assert not list(folder.iterdir())
+
+
+def test_without_compiler_it_says_so_once_and_goes_on(tmp_path, composed):
+    done = child(PARNL_CACHE=str(tmp_path), CC="no-such-compiler")
+    assert float(done.stdout) == composed
+    assert done.stderr.count("runs without compiled kernels") == 1
+    assert "no-such-compiler" in done.stderr
+
+
+def test_c_that_is_forced_and_cannot_be_had_is_an_error(tmp_path):
+    done = child(PARNL_CACHE=str(tmp_path), CC="no-such-compiler", PARNL_KERNELS="c")
+    assert done.returncode
+    assert "BuildError: there is no C compiler 'no-such-compiler'" in done.stderr
+
+
+def test_unknown_choice_is_an_error():
+    done = child(PARNL_KERNELS="fortran")
+    assert "PARNL_KERNELS: expected off or c, got 'fortran'" in done.stderr
+
+
+def test_without_vector_mathematics_results_are_the_same(tmp_path, monkeypatch):
+    """A platform whose C library has none builds the same text with scalar functions."""
+    monkeypatch.setattr(cbuild, "FLAGS", tuple(f for f in cbuild.FLAGS if "openmp" not in f))
+    from parnl.backends.ccode import Kernel, source
+
+    cell = parnl.get_cell("gru", 2, 64)
+    text = source(Kernel(cell.program, "trajectory", "float64", "ccccfff", 64))
+    path = tmp_path / "scalar.so"
+    command = ["cc", *cbuild.FLAGS, "-x", "c", "-", "-o", str(path), "-lm", "-lpthread"]
+    subprocess.run(command, input=text, text=True, check=True)
+    assert b"_ZGV" not in Path(path).read_bytes()
+    assert ctypes.CDLL(str(path)).kernel
