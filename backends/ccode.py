@@ -142,6 +142,10 @@ class _Writer:
         """`count` and `group`; the latter in two versions, of neighbouring and scattered lanes."""
         return "\n".join(
             [
+                # no part of the loop over steps: inlined, it would be run in every one, masked
+                "static __attribute__((noinline, unused)) void flush(real *s, double *S) {",
+                "  for (int j = 0; j < W; j++) { S[j] += s[j]; s[j] = 0; }",
+                "}",
                 "static int64_t count(const int64_t *a) {",
                 "  const int64_t rows = a[0] * a[1], D = a[2], whole = D / W;",
                 "  const int64_t rest = rows * (D - whole * W);",
@@ -245,10 +249,7 @@ class _Writer:
         lines += [f"      {line}" for line in self.body()]
         lines += ["    }", *self.scattered()]
         for s in self.sums():
-            lines.append(
-                f"    if (l % 64 == 63 || l + 1 == longest) "
-                f"for (int j = 0; j < W; j++) {{ S{s}[j] += s{s}[j]; s{s}[j] = 0; }}"
-            )
+            lines.append(f"    if (l % 64 == 63 || l + 1 == longest) flush(s{s}, S{s});")
         lines += [
             "    if (near) now += way;",
             "    else for (int j = 0; j < W; j++) t[j] += l + 1 < len[j] ? way : 0;",
