@@ -18,7 +18,7 @@ from parnl.program import Program
 
 
 class EagerKernels:
-    """`advance`, `trajectory` and `while_loop`; subclasses add `xp`, `name` and `functions`."""
+    """The kernels of `parnl.newton`; subclasses add `xp`, `name`, `functions`, `running_max`."""
 
     name: str
     xp: Any
@@ -59,6 +59,10 @@ class EagerKernels:
                 array[:, _when(plan, i, count)] = x
         states = self._ordered(plan, states)
         return written, [x[:, : plan.chunks - 1] for x in states]
+
+    def running_max(self, x: Any) -> Any:
+        """Return the running maximum of x along axis 1."""
+        raise NotImplementedError
 
     def while_loop(
         self, condition: Callable[[Any], Any], body: Callable[[Any], Any], carry: Any

@@ -60,6 +60,24 @@ class Cell:
         self.specs: dict[str, Parameter] = dict(self.parameters)
         self.program = self._trace()
 
+    def __eq__(self, other: object) -> bool:
+        """Cells of one class, with equal sizes, options and other attributes, are equal.
+
+        So a cell made anew is the same static argument to `jax.jit`, which need not compile again.
+        """
+        return isinstance(other, Cell) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> object:
+        # specs may hold functions, which equal nothing but themselves; chosen repeats attributes
+        rest = [item for item in vars(self).items() if item[0] not in ("specs", "chosen")]
+        try:
+            return type(self), frozenset(rest)
+        except TypeError:  # an attribute that cannot be hashed
+            return id(self)
+
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:

@@ -51,9 +51,9 @@ def get_class(name: str) -> type[Cell]:
     _load()
     if name not in _cells:
         close = difflib.get_close_matches(str(name), _cells, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else ""
+        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
         raise ValueError(
-            f"cell: unknown name {name!r}; {hint} known cells: {', '.join(sorted(_cells))}"
+            f"cell: unknown name {name!r}; {hint}known cells: {', '.join(sorted(_cells))}"
         )
     return _cells[name]
 

@@ -170,9 +170,9 @@ def step(
     start = [xp.astype(xp.reshape(x, (rows, 1, channels)), dtype) for x in given]
     with np.errstate(all="ignore"):  # overflow and NaN are answers here, not warnings
         advance = cell.program.function("step", backend)
-        new = advance(*start, *(xp.astype(a, dtype) for a in operands))
+        results = advance(*start, *(xp.astype(a, dtype) for a in operands))
     # a step may return a number, or an array that has yet to be broadcast
-    new = [xp.zeros_like(x) + n for n, x in zip(new, start, strict=True)]
+    new = [xp.zeros_like(x) + n for n, x in zip(results, start, strict=True)]
     whole = [xp.reshape(n, (*inputs.shape[:-1], cell.hidden_size)) for n in new]
     output = cell.output(p, *whole, features) if hasattr(cell, "output") else whole[-1]
     return (

@@ -157,7 +157,8 @@ def check_cell(
     On each backend (all that are installed, by default), `examples` times: outputs, final state
     and every gradient of a parallel solve against `loop`, the step's Jacobian against the full
     Jacobian by the framework's autodiff, and streaming against the whole sequence. Raises
-    AssertionError, with the smallest failing problem hypothesis can find.
+    AssertionError, with the smallest failing problem hypothesis can find. In JAX, float64 needs
+    `jax_enable_x64`; without it the comparison there is as coarse as float32.
     """
     for backend in backends or installed():
         steps = min(max_steps, 10) if backend == "jax" else max_steps  # its reference is unrolled
