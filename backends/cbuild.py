@@ -34,18 +34,24 @@ def wanted() -> bool:
 
 
 @cache
-def load(text: str) -> Any:
-    """Return the function `kernel` of C `text`, None if it cannot be had: that is said once.
+def load(text: str, symbol: str = "kernel", include: str = "", release: str = "") -> Any:
+    """Return the function `symbol` of C `text`, None if it cannot be had: that is said once.
 
-    With PARNL_KERNELS=c, BuildError is raised instead.
+    include: a folder of headers; release: what stands for their contents. With PARNL_KERNELS=c,
+    BuildError is raised instead.
     """
     try:
-        return _function(text)
+        return _function(text, symbol, include, release)
     except (BuildError, OSError) as error:
         if _choice() == "c":
             raise
         _notice(str(error))
         return None
+
+
+def available() -> bool:
+    """Whether anything at all can be compiled here; if not, that is said once."""
+    return load("#include <stdint.h>\nvoid kernel(const int64_t *a) { (void)a; }\n") is not None
 
 
 def _choice() -> str:
@@ -65,33 +71,33 @@ def _notice(reason: str) -> None:
     )
 
 
-def _function(text: str) -> Any:
+def _function(text: str, symbol: str, include: str, release: str) -> Any:
     compiler, version = _compiler()
-    key = "\n".join([text, *FLAGS, version, _processor()])
+    key = "\n".join([text, *FLAGS, version, release, _processor()])
     name = hashlib.sha256(key.encode()).hexdigest()[:40] + ".so"
     path = _folder() / name
     for attempt in range(2):
         if attempt or not path.is_file():
-            _build(compiler, text, path)
+            _build(compiler, text, path, ["-I", include] if include else [])
         try:
-            kernel = ctypes.CDLL(str(path)).kernel
+            function = getattr(ctypes.CDLL(str(path)), symbol)
         except (OSError, AttributeError) as error:
             if attempt:
                 raise BuildError(f"{path} cannot be loaded: {error}") from error
             continue
-        kernel.argtypes, kernel.restype = [ctypes.c_void_p], None
-        return kernel
+        function.argtypes, function.restype = [ctypes.c_void_p], None
+        return function
     raise AssertionError("unreachable")
 
 
-def _build(compiler: str, text: str, path: Path) -> None:
+def _build(compiler: str, text: str, path: Path, options: list[str]) -> None:
     """Compile, with the vector mathematics of the platform where it links, else without."""
     descriptor, temporary = tempfile.mkstemp(suffix=".so", dir=path.parent)
     os.close(descriptor)
     try:
         native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
         for extra in (["-DPARNL_VECTOR_MATH", "-lmvec"], []):
-            command = [compiler, *FLAGS, native, "-x", "c", "-", "-o", temporary]
+            command = [compiler, *FLAGS, native, *options, "-x", "c", "-", "-o", temporary]
             done = subprocess.run(
                 [*command, *extra, "-lm", "-lpthread"], input=text, capture_output=True, text=True
             )

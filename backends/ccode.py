@@ -109,13 +109,45 @@ void kernel(const int64_t *a) {
 }
 """
 
+# The same kernel as an XLA custom call: a handler in plain C, for jaxlib's C header. The numbers of
+# the argument array come as one attribute; the other, `slots`, tells which of them are addresses:
+# i > 0 is that of argument i - 1, i < 0 that of result -i - 1. Attributes are sorted by name.
+_FFI = """
+#include "xla/ffi/api/c_api.h"
 
-def source(kernel: Kernel) -> str:
-    """Return the text of a C file that defines `void kernel(const int64_t *)`."""
+XLA_FFI_Error *handler(XLA_FFI_CallFrame *frame) {
+  for (XLA_FFI_Extension_Base *e = frame->extension_start; e; e = e->next)
+    if (e->type == XLA_FFI_Extension_Metadata) {
+      XLA_FFI_Metadata *metadata = ((XLA_FFI_Metadata_Extension *)e)->metadata;
+      metadata->api_version.major_version = XLA_FFI_API_MAJOR;
+      metadata->api_version.minor_version = XLA_FFI_API_MINOR;
+      metadata->traits = 0;
+      return 0;
+    }
+  if (frame->stage != XLA_FFI_ExecutionStage_EXECUTE) return 0;
+  const XLA_FFI_Array *slots = frame->attrs.attrs[0], *table = frame->attrs.attrs[1];
+  int64_t a[table->size];
+  for (size_t i = 0; i < table->size; i++) {
+    const int64_t slot = ((const int64_t *)slots->data)[i];
+    if (slot > 0) a[i] = (int64_t)((XLA_FFI_Buffer *)frame->args.args[slot - 1])->data;
+    else if (slot < 0) a[i] = (int64_t)((XLA_FFI_Buffer *)frame->rets.rets[-slot - 1])->data;
+    else a[i] = ((const int64_t *)table->data)[i];
+  }
+  kernel(a);
+  return 0;
+}
+"""
+
+
+def source(kernel: Kernel, ffi: bool = False) -> str:
+    """Return the text of a C file that defines `void kernel(const int64_t *)`.
+
+    With `ffi`, also the XLA FFI handler `handler` around it.
+    """
     suffix, real = ("f", "float") if kernel.dtype == "float32" else ("", "double")
     declarations = "\n".join(f"SIMD_MATH {real} {m}{suffix}({real});" for m in _MATH)
     head = _HEAD.format(real=real, width=kernel.width, f=suffix, declarations=declarations)
-    return head + _Writer(kernel, suffix).text() + _TAIL
+    return head + _Writer(kernel, suffix).text() + _TAIL + (_FFI if ffi else "")
 
 
 class _Writer:

@@ -40,9 +40,7 @@ class CompiledKernels(EagerKernels):
 
     def threads(self) -> int:
         """Return how many threads a kernel may use."""
-        if "OMP_NUM_THREADS" in os.environ:
-            return max(1, int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        return processors()
 
     def compiles(self, array: Any) -> bool:
         """Whether C serves arrays like this one."""
@@ -50,7 +48,7 @@ class CompiledKernels(EagerKernels):
             cbuild.wanted()
             and self.on_cpu(array)
             and str(array.dtype).removeprefix("torch.") in ("float32", "float64")
-            and cbuild.load(_PROBE) is not None
+            and cbuild.available()
         )
 
     def advance(
@@ -160,7 +158,7 @@ class _Call:
         self.kernels, self.plan = kernels, plan
         self.like = starts[0]
         self.batch, self.count, self.channels = self.like.shape
-        self.layouts = "".join(_layout(a) for a in operands)
+        self.layouts = "".join(layout(a) for a in operands)
         self.operands = [
             a if a.shape[2] == 1 or kernels.strides(a)[2] == 1 else kernels.contiguous(a)
             for a in operands
@@ -172,7 +170,7 @@ class _Call:
             "opt": [0 if a.shape[1] == 1 else kernels.strides(a)[1] for a in self.operands],
         }
         dtype = str(self.like.dtype).removeprefix("torch.")
-        self.kernel = Kernel(program, kind, dtype, self.layouts, _width(self.channels), wanted)
+        self.kernel = Kernel(program, kind, dtype, self.layouts, width(self.channels), wanted)
 
     def gradients(self, grads: list[Any]) -> None:
         """Add the gradients of the states, (B, T, D) with any strides but along D."""
@@ -222,15 +220,20 @@ def compiled_lanes(threads: int) -> int:
     return 128 * threads
 
 
-def _layout(operand: Any) -> str:
+def processors() -> int:
+    """Return how many threads may run at once: OMP_NUM_THREADS, else the processors allowed."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return max(1, int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def layout(operand: Any) -> str:
+    """Return the letter of `ccode` for the axes that the operand has."""
     if operand.shape[1] == 1:
         return SCALAR if operand.shape[2] == 1 else CHANNEL
     return TIME if operand.shape[2] == 1 else FULL
 
 
-def _width(channels: int) -> int:
+def width(channels: int) -> int:
     """Return W: a whole row of channels where it makes a few vectors, else enough to be busy."""
     return channels if channels % 16 == 0 and 32 <= channels <= 128 else 64
-
-
-_PROBE = "#include <stdint.h>\nvoid kernel(const int64_t *a) { (void)a; }\n"

@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -83,6 +84,33 @@ def test_c_equals_the_composed_path(monkeypatch, name, problem):
         expected = answer(monkeypatch, "off", cell, problem)
         for f, e in zip(found, expected, strict=True):
             np.testing.assert_allclose(f, e, rtol=0, atol=1e-10 * max(1.0, np.abs(e).max()))
+
+
+@pytest.mark.parametrize("problem", [PROBLEMS[0], PROBLEMS[3], PROBLEMS[4]], ids=str)
+@pytest.mark.parametrize("name", ["gru", "lstm", "test-compiled-everything"])
+def test_jax_gets_the_same_from_c_and_from_its_own_operations(monkeypatch, name, problem):
+    batch, steps, chunks, reverse, _ = problem
+    cell = parnl.get_cell(name, 3, 70)
+    rng = np.random.default_rng(0)
+    params = cell.init(0, "jax", "float64")
+    inputs = jax.numpy.asarray(rng.normal(size=(2, batch, steps, 3)))
+
+    def loss(params, u):
+        out = parnl.solve(cell, params, u, chunks=chunks, reverse=reverse)
+        return (out.outputs * jax.numpy.cos(out.outputs)).sum(), out.outputs
+
+    results = {}
+    for kernels in ("c", "off"):
+        monkeypatch.setenv("PARNL_KERNELS", kernels)
+        jax.clear_caches()  # the choice is made when a function is traced
+        every = jax.vmap(jax.value_and_grad(loss, has_aux=True), in_axes=(None, 0))
+        one = jax.value_and_grad(loss, has_aux=True)(params, inputs[0])
+        called = "parnl_" in jax.jit(loss).lower(params, inputs[0]).as_text()
+        assert called == (kernels == "c")
+        results[kernels] = jax.tree.leaves((jax.jit(every)(params, inputs), one))
+    for c, own in zip(results["c"], results["off"], strict=True):
+        own = np.asarray(own)
+        np.testing.assert_allclose(c, own, rtol=0, atol=1e-10 * max(1.0, np.abs(own).max()))
 
 
 @pytest.mark.parametrize("name", ["gru", "lrc", "lstm", "ltc"])

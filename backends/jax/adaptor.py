@@ -13,6 +13,8 @@ import numpy as np
 from jax import lax
 
 from parnl import blocks
+from parnl.backends.compiled import compiled_lanes, processors
+from parnl.backends.jax import ffi
 from parnl.newton import Plan, Stats, newton
 from parnl.program import Program, adjoint_program, affine_program
 
@@ -53,9 +55,12 @@ class JaxBackend:
     def lanes(self, array: Any) -> int:
         """Return how many lanes fill the device: a vector register of a CPU, all of a GPU.
 
-        A compiled step on a CPU has next to no fixed cost, so there only a single channel gains.
+        A step on a CPU, compiled by XLA, has next to no fixed cost: there only a channel or two
+        gain from chunks.
         """
-        return 32 if jax.default_backend() == "cpu" else 1 << 18
+        if jax.default_backend() != "cpu":
+            return 1 << 18
+        return compiled_lanes(processors()) if ffi.usable(array.dtype) else 32
 
     def concrete(self, array: jax.Array) -> np.ndarray | None:
         """Return the values, None under a transformation."""
@@ -73,36 +78,13 @@ class JaxBackend:
         self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
         """Run the first C - 1 chunks: their ends, and the products of the step Jacobians."""
-        function = program.function("step_jacobian", self)
-        k, shape, dtype = len(starts), starts[0].shape, starts[0].dtype
-        cut = [_chunked(a, plan, plan.chunks - 1) for a in operands]
-
-        def run(carry: tuple, i: Any) -> tuple:
-            states, product = carry
-            results = [_full(x, shape, dtype) for x in function(*states, *(_at(a, i) for a in cut))]
-            return (results[:k], blocks.matmul(results[k:], product, k)), None
-
-        ones = [_full(p, shape, dtype) for p in blocks.identity(k)]
-        (states, product), _ = lax.scan(run, (list(starts), ones), jnp.arange(plan.length))
-        return states, product
+        return _by_platform(_advance_c, _advance, program, plan, operands, starts)
 
     def trajectory(
         self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
         """Run all chunks and write every state; also return the ends of the first C - 1."""
-        function = program.function("step", self)
-        batch, chunks, channels = shape = starts[0].shape
-        dtype = starts[0].dtype
-        cut = [_chunked(a, plan, chunks) for a in operands]
-
-        def run(states: list, i: Any) -> tuple[list, list]:
-            states = [_full(x, shape, dtype) for x in function(*states, *(_at(a, i) for a in cut))]
-            return states, states
-
-        ends, written = lax.scan(run, list(starts), jnp.arange(plan.length))
-        whole = [jnp.moveaxis(w, 0, 2) for w in written]  # (L, B, C, D) -> (B, C, L, D)
-        whole = [w.reshape(batch, chunks * plan.length, channels)[:, : plan.steps] for w in whole]
-        return _in_time(whole, plan), [x[:, : chunks - 1] for x in ends]
+        return _by_platform(_trajectory_c, _trajectory, program, plan, operands, starts)
 
     def solve(
         self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
@@ -116,6 +98,63 @@ class JaxBackend:
 
 
 backend = JaxBackend()
+
+
+def _by_platform(
+    compiled: Callable, composed: Callable, program: Program, plan: Plan, operands: Any, starts: Any
+) -> Any:
+    """Run in C where the computation is lowered for a CPU, else as composed of JAX's operations."""
+    fixed = partial(composed, program, plan)
+    if not ffi.usable(starts[0].dtype):
+        return fixed(list(operands), list(starts))
+    on_cpu = partial(compiled, program, plan)
+    return lax.platform_dependent(list(operands), list(starts), cpu=on_cpu, default=fixed)
+
+
+def _advance_c(program: Program, plan: Plan, operands: list, starts: list) -> tuple[list, list]:
+    k, shape = len(starts), starts[0].shape
+    results = {"end": (k, shape), "prod": (k * k, shape)}
+    out = ffi.call(program, plan, "advance", operands, starts, results)
+    return out[:k], out[k:]
+
+
+def _trajectory_c(program: Program, plan: Plan, operands: list, starts: list) -> tuple[list, list]:
+    k, (batch, chunks, channels) = len(starts), starts[0].shape
+    whole = (batch, plan.steps, channels)
+    results = {"out": (k, whole), "end": (k, (batch, chunks, channels))}
+    out = ffi.call(program, plan, "trajectory", operands, starts, results)
+    return out[:k], [x[:, : chunks - 1] for x in out[k:]]
+
+
+def _advance(program: Program, plan: Plan, operands: list, starts: list) -> tuple[list, list]:
+    function = program.function("step_jacobian", backend)
+    k, shape, dtype = len(starts), starts[0].shape, starts[0].dtype
+    cut = [_chunked(a, plan, plan.chunks - 1) for a in operands]
+
+    def run(carry: tuple, i: Any) -> tuple:
+        states, product = carry
+        results = [_full(x, shape, dtype) for x in function(*states, *(_at(a, i) for a in cut))]
+        return (results[:k], blocks.matmul(results[k:], product, k)), None
+
+    ones = [_full(p, shape, dtype) for p in blocks.identity(k)]
+    (states, product), _ = lax.scan(run, (list(starts), ones), jnp.arange(plan.length))
+    return states, product
+
+
+def _trajectory(program: Program, plan: Plan, operands: list, starts: list) -> tuple[list, list]:
+    function = program.function("step", backend)
+    batch, chunks, channels = shape = starts[0].shape
+    dtype = starts[0].dtype
+    cut = [_chunked(a, plan, chunks) for a in operands]
+
+    def run(states: list, i: Any) -> tuple[list, list]:
+        states = [_full(x, shape, dtype) for x in function(*states, *(_at(a, i) for a in cut))]
+        return states, states
+
+    ends, written = lax.scan(run, list(starts), jnp.arange(plan.length))
+    whole = [jnp.moveaxis(w, 0, 2) for w in written]  # (L, B, C, D) -> (B, C, L, D)
+    whole = [w.reshape(batch, chunks * plan.length, channels)[:, : plan.steps] for w in whole]
+    return _in_time(whole, plan), [x[:, : chunks - 1] for x in ends]
 
 
 def _in_time(arrays: Sequence[Any], plan: Plan) -> list[Any]:
@@ -159,7 +198,40 @@ def _input_sum(term: Callable, inputs: Any, matrices: list) -> tuple:
 @partial(jax.jit, static_argnums=0)
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _solve(fixed: tuple[Program, Plan], operands: list, x0: list) -> tuple[list, Stats]:
-    return newton(backend, *fixed, operands, x0)
+    return _newton(*fixed, operands, x0)
+
+
+def _newton(program: Program, plan: Plan, operands: list, x0: list) -> tuple[list, Stats]:
+    """Return what `parnl.newton.newton` does; an axis added by vmap becomes part of the batch."""
+
+    def make() -> Callable:
+        @jax.custom_batching.custom_vmap
+        def run(operands: list, x0: list) -> tuple[list, Stats]:
+            return newton(backend, program, plan, operands, x0)
+
+        @run.def_vmap
+        def batched(size: int, is_batched: Any, operands: list, x0: list) -> tuple:
+            rows = x0[0].shape[1] if is_batched[1][0] else x0[0].shape[0]
+
+            def merged(array: Any, has_axis: bool) -> Any:
+                """(N, b, ...) -> (N * B, ...); what neither axis enters keeps its length 1."""
+                if not has_axis and array.ndim == 3 and array.shape[0] == 1:
+                    return array
+                array = array if has_axis else array[None]
+                array = jnp.broadcast_to(array, (size, rows, *array.shape[2:]))
+                return array.reshape(size * rows, *array.shape[2:])
+
+            flat = [
+                [merged(a, b) for a, b in zip(arrays, marks, strict=True)]
+                for arrays, marks in ((operands, is_batched[0]), (x0, is_batched[1]))
+            ]
+            states, stats = run(*flat)
+            states = [s.reshape(size, rows, *s.shape[1:]) for s in states]
+            return (states, stats), ([True] * len(states), Stats(*[False] * len(stats)))
+
+        return run
+
+    return program.cached(("newton", plan), make)(operands, x0)
 
 
 @_solve.__wrapped__.defjvp  # type: ignore[attr-defined]
@@ -202,16 +274,19 @@ def _solve_bidiagonal(plan: Plan, jacobian: list, forcing: list) -> list:
     k, zero = len(forcing), jnp.zeros_like(forcing[0][:, 0])
     plan = plan._replace(max_iterations=plan.chunks)
 
-    def matvec(x: list) -> list:
+    # All states are one array here: JAX transposes a linear solve only if every array of its right
+    # side is linear, and a state that no differentiated input drives would have one of zeros.
+
+    def matvec(x: Any) -> Any:
         before = [_previous(s, zero, plan.reverse) for s in x]
-        return [s - y for s, y in zip(x, blocks.matvec(jacobian, before), strict=True)]
+        return x - jnp.stack(blocks.matvec(jacobian, before))
 
-    def solve(_: Any, b: list) -> list:
-        return newton(backend, affine_program(k), plan, [*jacobian, *b], [zero] * k)[0]
+    def solve(_: Any, b: Any) -> Any:
+        return jnp.stack(_newton(affine_program(k), plan, [*jacobian, *b], [zero] * k)[0])
 
-    def solve_transposed(_: Any, g: list) -> list:
+    def solve_transposed(_: Any, g: Any) -> Any:
         back = plan._replace(reverse=not plan.reverse)
-        pulled, _ = newton(backend, adjoint_program(k), back, [*jacobian, *g], [zero] * k)
-        return [a + _previous(m, zero, back.reverse) for a, m in zip(g, pulled, strict=True)]
+        pulled, _ = _newton(adjoint_program(k), back, [*jacobian, *g], [zero] * k)
+        return g + jnp.stack([_previous(m, zero, back.reverse) for m in pulled])
 
-    return lax.custom_linear_solve(matvec, forcing, solve, solve_transposed)
+    return list(lax.custom_linear_solve(matvec, jnp.stack(forcing), solve, solve_transposed))
