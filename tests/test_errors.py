@@ -1,0 +1,422 @@
+"""Each wrong input and the message it gets: what was wrong, what was given, what was expected."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import parnl
+from parnl import ops
+from parnl.params import matrix, vector
+
+# -- wrong calls ----------------------------------------------------------------------------------
+
+CELL = parnl.get_cell("gru", input_size=3, hidden_size=4)
+LSTM = parnl.get_cell("lstm", input_size=3, hidden_size=4)
+LRC = parnl.get_cell("lrc", input_size=3, hidden_size=4)
+PARAMS = CELL.init(seed=0, backend="numpy")
+INPUTS = np.zeros((2, 6, 3), np.float32)
+STATE = (np.zeros((2, 4), np.float32),)
+
+
+def get(name="gru", **changes: Any):
+    return parnl.get_cell(name, **{"input_size": 3, "hidden_size": 4, **changes})
+
+
+def solve(cell=CELL, params=None, inputs=INPUTS, initial_state=None, **how: Any):
+    params = cell.init(seed=0, backend="numpy") if params is None else params
+    return parnl.solve(cell, params, inputs, initial_state, **how)
+
+
+def without(name):
+    return {k: v for k, v in PARAMS.items() if k != name}
+
+
+def in_torch(values=PARAMS, device="cpu"):
+    return {k: torch.from_numpy(v).to(device) for k, v in values.items()}
+
+
+def in_jax(array):
+    import jax.numpy as jnp
+
+    return jnp.asarray(array)
+
+
+def state(*shapes, dtype="float32"):
+    return tuple(np.zeros(s, dtype) for s in shapes)
+
+
+def step(inputs, initial_state, cell=CELL):
+    return parnl.step(cell, cell.init(seed=0, backend="numpy"), inputs, initial_state)
+
+
+def rnn(*args, **kwargs):
+    from parnl.backends.torch import RNN
+
+    return RNN(*args, **kwargs)
+
+
+def scan(a, b, x0=None):
+    return parnl.affine_scan(np.zeros(a), np.zeros(b), None if x0 is None else np.zeros(x0))
+
+
+def zeros(*shape, dtype="float32"):
+    return np.zeros(shape, dtype)
+
+
+WRONG: dict[str, tuple[Callable[[], Any], Any, str]] = {
+    # cells and options
+    "unknown cell": (lambda: get("grru"), ValueError, r"grru.*\bgru\b"),
+    "unknown cell, other case": (lambda: get("LrcSSM"), ValueError, r"LrcSSM.*\blrc\b"),
+    "unknown cell, nothing close": (lambda: get("qqqqqqqq"), ValueError, r"qqqqqqqq.*\blstm\b"),
+    "unknown option": (
+        lambda: get("lstm", peep=True),
+        TypeError,
+        r"(?=.*\bpeep\b)(?=.*\bpeephole\b)(?=.*\bcoupled\b)",
+    ),
+    "option of a cell that has none": (
+        lambda: get("gru", dt=0.1),
+        TypeError,
+        r"(?i)(?=.*\bgru\b)(?=.*\bdt\b)",
+    ),
+    "unknown value of positive": (
+        lambda: get("ltc", positive="relu"),
+        ValueError,
+        r"positive.*(relu.*softplus|softplus.*relu)",
+    ),
+    "no unfolds": (lambda: get("ltc", unfolds=0), ValueError, r"unfolds.*0"),
+    "hidden size zero": (lambda: get(hidden_size=0), ValueError, r"hidden_size.*\b0\b"),
+    "input size negative": (lambda: get(input_size=-1), ValueError, r"input_size.*-1"),
+    "unknown backend": (
+        lambda: CELL.init(seed=0, backend="tensorflow"),
+        ValueError,
+        r"backend.*(?=.*tensorflow)(?=.*numpy)(?=.*torch)(?=.*jax)",
+    ),
+    # arrays
+    "inputs without time": (lambda: solve(inputs=zeros(3)), ValueError, r"inputs.*\(3,\)"),
+    "inputs of another size": (
+        lambda: solve(inputs=zeros(2, 6, 5)),
+        ValueError,
+        r"inputs.*(\b3\b.*\(2, 6, 5\)|\(2, 6, 5\).*\b3\b)",
+    ),
+    "integer inputs": (
+        lambda: solve(inputs=zeros(2, 6, 3, dtype="int64")),
+        TypeError,
+        r"inputs.*int64",
+    ),
+    "boolean inputs": (
+        lambda: solve(inputs=zeros(2, 6, 3, dtype="bool")),
+        TypeError,
+        r"inputs.*bool",
+    ),
+    "complex inputs": (
+        lambda: solve(inputs=zeros(2, 6, 3, dtype="complex64")),
+        TypeError,
+        r"inputs.*complex64",
+    ),
+    "inputs as a list": (lambda: solve(inputs=[[0.0, 1.0, 2.0]]), TypeError, r"inputs.*list"),
+    "torch inputs, numpy parameters": (
+        lambda: solve(inputs=torch.zeros(2, 6, 3)),
+        TypeError,
+        r"(?=.*numpy)(?=.*torch)",
+    ),
+    "numpy inputs, torch parameters": (
+        lambda: solve(params=in_torch()),
+        TypeError,
+        r"(?=.*numpy)(?=.*torch)",
+    ),
+    "jax inputs, torch parameters": (
+        lambda: solve(params=in_torch(), inputs=in_jax(INPUTS)),
+        TypeError,
+        r"(?=.*jax)(?=.*torch)",
+    ),
+    "one parameter of another framework": (
+        lambda: solve(params=PARAMS | {"a_r": torch.zeros(4)}),
+        TypeError,
+        r"a_r.*torch|torch.*a_r",
+    ),
+    "numpy state, torch inputs": (
+        lambda: solve(params=in_torch(), inputs=torch.zeros(2, 6, 3), initial_state=STATE),
+        TypeError,
+        r"initial_state.*(?=.*numpy)",
+    ),
+    "two devices": (
+        lambda: solve(params=in_torch(device="meta"), inputs=torch.zeros(2, 6, 3)),
+        (ValueError, TypeError),
+        r"(?=.*\bmeta\b)(?=.*\bcpu\b)(?=.*W_r)(?=.*inputs)",
+    ),
+    # parameters
+    "missing parameter": (lambda: solve(params=without("W_z")), ValueError, r"W_z"),
+    "parameter of another shape": (
+        lambda: solve(params=PARAMS | {"W_z": zeros(4, 3)}),
+        ValueError,
+        r"W_z.*(\(4, 3\).*\(3, 4\)|\(3, 4\).*\(4, 3\))",
+    ),
+    "parameters of another cell": (
+        lambda: solve(params=LSTM.init(seed=0, backend="numpy")),
+        ValueError,
+        r"W_r",
+    ),
+    "unknown parameter": (
+        lambda: solve(params=PARAMS | {"W_zz": zeros(3, 4)}),
+        ValueError,
+        r"W_zz",
+    ),
+    "integer parameter": (
+        lambda: solve(params=PARAMS | {"a_r": zeros(4, dtype="int32")}),
+        TypeError,
+        r"a_r.*int32",
+    ),
+    # initial state
+    "state of another size": (
+        lambda: solve(initial_state=state((2, 5))),
+        ValueError,
+        r"initial_state.*(\(2, 5\).*\(2, 4\)|\(2, 4\).*\(2, 5\))",
+    ),
+    "state of another batch": (
+        lambda: solve(initial_state=state((3, 4))),
+        ValueError,
+        r"initial_state.*(\(3, 4\).*\(2, 4\)|\(2, 4\).*\(3, 4\))",
+    ),
+    "too few states": (
+        lambda: solve(LSTM, initial_state=STATE),
+        ValueError,
+        r"initial_state.*(?=.*\b2\b|.*two)(?=.*\b1\b|.*one)",
+    ),
+    "too many states": (
+        lambda: solve(initial_state=state((2, 4), (2, 4))),
+        ValueError,
+        r"initial_state.*(?=.*\b2\b|.*two)(?=.*\b1\b|.*one)",
+    ),
+    "integer state": (
+        lambda: solve(initial_state=state((2, 4), dtype="int64")),
+        TypeError,
+        r"initial_state.*int64",
+    ),
+    # the dial
+    "no chunks": (lambda: solve(chunks=0), ValueError, r"chunks.*(\b0\b.*1.*6|1.*6.*\b0\b)"),
+    "negative chunks": (lambda: solve(chunks=-2), ValueError, r"chunks.*(-2.*1.*6|1.*6.*-2)"),
+    "more chunks than steps": (
+        lambda: solve(chunks=7),
+        ValueError,
+        r"chunks.*(\b7\b.*1.*6|1.*6.*\b7\b)",
+    ),
+    "chunks by another name": (
+        lambda: solve(chunks="many"),
+        (TypeError, ValueError),
+        r"chunks.*many",
+    ),
+    "chunks as a fraction": (
+        lambda: solve(chunks=2.5),
+        (TypeError, ValueError),
+        r"chunks.*2\.5|chunks.*float",
+    ),
+    "unknown method": (
+        lambda: solve(method="deer"),
+        ValueError,
+        r"method.*(?=.*deer)(?=.*newton)(?=.*sequential)",
+    ),
+    "negative tolerance": (lambda: solve(tolerance=-1e-3), ValueError, r"tolerance.*-0\.001"),
+    "no iterations": (lambda: solve(max_iterations=0), ValueError, r"max_iterations.*\b0\b"),
+    # lengths and dt
+    "lengths of another shape": (
+        lambda: solve(lengths=np.array([1, 2, 3])),
+        ValueError,
+        r"lengths.*(\(3,\).*\(2,\)|\(2,\).*\(3,\))",
+    ),
+    "lengths beyond the steps": (
+        lambda: solve(lengths=np.array([1, 7])),
+        ValueError,
+        r"lengths.*(?=.*\b7\b)(?=.*\b6\b)",
+    ),
+    "negative lengths": (lambda: solve(lengths=np.array([1, -1])), ValueError, r"lengths.*-1"),
+    "fractional lengths": (
+        lambda: solve(lengths=np.array([1.0, 2.0])),
+        TypeError,
+        r"lengths.*float64",
+    ),
+    "dt of another shape": (
+        lambda: solve(LRC, dt=zeros(2, 5)),
+        ValueError,
+        r"\bdt\b.*\(2, 5\)",
+    ),
+    "integer dt": (
+        lambda: solve(LRC, dt=zeros(6, dtype="int64")),
+        TypeError,
+        r"\bdt\b.*int64",
+    ),
+    "dt for a cell without time": (
+        lambda: solve(dt=zeros(2, 6)),
+        (TypeError, ValueError),
+        r"(?i)\bdt\b.*gru|gru.*\bdt\b",
+    ),
+    # streaming
+    "step on a whole sequence": (
+        lambda: step(zeros(2, 6, 3), STATE),
+        ValueError,
+        r"state.*\(2, 4\)",
+    ),
+    "step on inputs of another size": (lambda: step(zeros(2, 5), STATE), ValueError, r"\(2, 5\)"),
+    "step with too few states": (
+        lambda: step(zeros(2, 3), STATE, LSTM),
+        ValueError,
+        r"state.*(?=.*\b2\b|.*two)",
+    ),
+    # the affine scan
+    "scan of unlike times": (lambda: scan((2, 5, 3), (2, 6, 3)), ValueError, r"\(2, 5, 3\)"),
+    "scan of unlike blocks": (
+        lambda: scan((2, 5, 3, 2, 2), (2, 5, 3, 3)),
+        ValueError,
+        r"\(2, 5, 3, 2, 2\)",
+    ),
+    "scan of oblong blocks": (
+        lambda: scan((2, 5, 3, 2, 3), (2, 5, 3, 2)),
+        ValueError,
+        r"\(2, 5, 3, 2, 3\)",
+    ),
+    "scan from another shape": (
+        lambda: scan((2, 5, 3), (2, 5, 3), (2, 4)),
+        ValueError,
+        r"x0.*\(2, 4\)",
+    ),
+    "scan of two frameworks": (
+        lambda: parnl.affine_scan(torch.zeros(5, 3), np.zeros((5, 3))),
+        TypeError,
+        r"(?=.*numpy)(?=.*torch)",
+    ),
+    # the module
+    "module of an unknown cell": (lambda: rnn("gruu", 3, 4), ValueError, r"gruu.*\bgru\b"),
+    "module without layers": (
+        lambda: rnn("gru", 3, 4, num_layers=0),
+        ValueError,
+        r"num_layers.*\b0\b",
+    ),
+    "module with dropout above one": (
+        lambda: rnn("gru", 3, 4, num_layers=2, dropout=1.5),
+        ValueError,
+        r"dropout.*1\.5",
+    ),
+    "module on inputs of another size": (
+        lambda: rnn("gru", 3, 4)(torch.zeros(6, 2, 5)),
+        ValueError,
+        r"input.*(?=.*\b5\b)(?=.*\b3\b)",
+    ),
+    "module on a flat input": (
+        lambda: rnn("gru", 3, 4)(torch.zeros(3)),
+        ValueError,
+        r"input.*\(3,\)|input.*1-?D|input.*1 dim",
+    ),
+    "module with a state of another size": (
+        lambda: rnn("gru", 3, 4)(torch.zeros(6, 2, 3), torch.zeros(1, 2, 5)),
+        ValueError,
+        r"\(1, 2, 5\).*\(1, 2, 4\)|\(1, 2, 4\).*\(1, 2, 5\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input(case):
+    call, kind, pattern = WRONG[case]
+    with pytest.raises(kind) as caught:
+        call()
+    message = str(caught.value)
+    assert re.search(pattern, message, re.DOTALL), message
+    assert "\n" not in message, "a message is a sentence, not a dump of arrays"
+
+
+# -- steps that are not elementwise ---------------------------------------------------------------
+
+
+def _mixing_sum(p, x, f):
+    return x + sum(x)
+
+
+def _loop_over_channels(p, x, f):
+    return [channel + f.f for channel in x]
+
+
+def _branch(p, x, f):
+    return x if x > 0 else f.f
+
+
+def _in_place(p, x, f):
+    x[0] = 1.0
+    return x
+
+
+STEPS: dict[str, tuple[Callable[[Any, Any, Any], Any], str]] = {
+    "index": (lambda p, x, f: x[0] + f.f, r"(?i)index|getitem|\[\]|\[0\]"),
+    "slice": (lambda p, x, f: x[1:] + f.f, r"(?i)index|slic|getitem"),
+    "assignment": (_in_place, r"(?i)index|assign|setitem"),
+    "matmul": (lambda p, x, f: x @ p.a + f.f, r"(?i)@|matmul|matrix product"),
+    "matmul of the feature": (lambda p, x, f: f.f @ x, r"(?i)@|matmul|matrix product"),
+    "a matrix": (lambda p, x, f: x @ p.W + f.f, r"(?i)@|matmul|matrix product|\bW\b"),
+    "matmul of an array": (lambda p, x, f: np.eye(3) @ x, r"(?i)@|matmul|matrix product"),
+    "sum method": (lambda p, x, f: x + x.sum(), r"sum"),
+    "mean method": (lambda p, x, f: x + x.mean(-1), r"mean"),
+    "builtin sum": (_mixing_sum, r"(?i)iter|sum|loop"),
+    "iteration": (_loop_over_channels, r"(?i)iter|loop"),
+    "numpy sum": (lambda p, x, f: x + np.sum(x), r"sum"),
+    "numpy cumsum": (lambda p, x, f: x + np.cumsum(x), r"cumsum"),
+    "transpose": (lambda p, x, f: x.T + f.f, r"\bT\b|transpose"),
+    "reshape": (lambda p, x, f: x.reshape(-1) + f.f, r"reshape"),
+    "length": (lambda p, x, f: x * len(x), r"len"),
+}
+
+
+def register(step, name="test-wrong-step"):
+    members = dict(
+        parameters=dict(W=matrix("input", "hidden"), a=vector("hidden")),
+        features=lambda self, p, u: dict(f=u @ p.W),
+        step=lambda self, p, x, f: step(p, x, f),
+    )
+    return parnl.register(name)(type("Wrong", (parnl.Cell,), members))
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_a_step_that_mixes_channels_is_refused_at_registration(case):
+    step, operation = STEPS[case]
+    with pytest.raises(parnl.StepError) as caught:
+        register(step)
+    message = str(caught.value)
+    assert re.search(operation, message), message
+    assert "features" in message
+    assert "test-wrong-step" not in parnl.list_cells()
+
+
+OTHER_STEPS: dict[str, tuple[Callable[[Any, Any, Any], Any], str]] = {
+    "branch on a symbol": (_branch, r"ops\.where"),
+    "and of symbols": (lambda p, x, f: ops.where((x > 0) and (x < 1), x, f.f), r"ops\.where"),
+    "chained comparison": (lambda p, x, f: ops.where(0 < x < 1, x, f.f), r"ops\.where"),
+    "float of a symbol": (lambda p, x, f: x * float(f.f), r"float"),
+    "numpy function": (lambda p, x, f: np.tanh(x) + f.f, r"tanh"),
+    "torch function": (lambda p, x, f: torch.tanh(x) + f.f, r"tanh"),
+    "unknown parameter": (lambda p, x, f: x * p.b + f.f, r"\bb\b"),
+    "nothing returned": (lambda p, x, f: None, r"(?i)none|return"),
+    "two values for one state": (lambda p, x, f: (x, f.f), r"(?=.*\b2\b|.*two)(?=.*\b1\b|.*one)"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_STEPS)
+def test_a_step_that_cannot_be_traced_says_why(case):
+    step, pattern = OTHER_STEPS[case]
+    with pytest.raises((TypeError, ValueError, AttributeError)) as caught:
+        register(step)
+    assert re.search(pattern, str(caught.value), re.DOTALL), str(caught.value)
+    assert "test-wrong-step" not in parnl.list_cells()
+
+
+def test_step_error_is_a_type_error():
+    assert issubclass(parnl.StepError, TypeError)
+
+
+def test_a_step_that_reads_an_unknown_feature():
+    def use():
+        register(lambda p, x, f: x + f.gate, "test-unknown-feature")
+        solve(get("test-unknown-feature"))
+
+    with pytest.raises((TypeError, ValueError, AttributeError), match=r"\bgate\b"):
+        use()
