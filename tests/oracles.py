@@ -329,6 +329,7 @@ def draw_params(
     params = {k: rng.uniform(-1.2, 1.2, shape) for k, shape in shapes.items()}
     if name == "ltc":
         params["c_m"] = rng.uniform(0.3, 1.5, n)  # a clipped capacitance of 0 leaves no memory
+        params["g_leak"][0] = 0.6  # with all conductances clipped, c_m / c_m has no derivative
         for k in ("sigma", "sigma_in"):
             params[k] = rng.uniform(0.5, 3.0, shapes[k])
     return params

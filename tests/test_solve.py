@@ -187,7 +187,7 @@ class Pair(parnl.Cell):
         return dict(f=u @ p.W)
 
     def step(self, p, v, w, f):
-        fast = v + 0.3 * (v - v * v * v / 3 - w + f.f)
+        fast = v + 0.3 * (2 * ops.tanh(v) - v - w + f.f)
         return fast, w + 0.1 * (p.a * v + 0.7 - p.b * w)
 
 

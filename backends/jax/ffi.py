@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -29,7 +29,7 @@ def call(
     kind: str,
     operands: Sequence[jax.Array],
     starts: Sequence[jax.Array],
-    results: dict[str, tuple[int, tuple[int, ...]]],
+    results: Mapping[str, tuple[int, tuple[int, ...]]],
 ) -> list[jax.Array]:
     """Call the kernel `kind`; `results` gives number and shape of each group of them."""
     like = starts[0]
@@ -61,9 +61,8 @@ def call(
         for _ in range(count)
     ]
     target = program.cached(("ffi", *kernel[1:]), lambda: _register(kernel))
-    return jax.ffi.ffi_call(target, shapes)(
-        *operands, *starts, slots=np.array(slots, np.int64), table=np.array(table, np.int64)
-    )
+    attributes = {"slots": np.array(slots, np.int64), "table": np.array(table, np.int64)}
+    return list(jax.ffi.ffi_call(target, shapes)(*operands, *starts, **attributes))
 
 
 def _register(kernel: Kernel) -> str:
