@@ -120,6 +120,8 @@ def _loads(path: str) -> bool:
 
 @cache
 def _compiler() -> tuple[str, str]:
+    if os.name != "posix":
+        raise BuildError("generated C needs a POSIX system")
     name = os.environ.get("CC") or "cc"
     path = shutil.which(name)
     if path is None:

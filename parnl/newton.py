@@ -205,8 +205,8 @@ def _trust(
     """Return the rule that turns (gap is small, gap is zero) into (chunk start may be settled).
 
     Nonlinear: small gaps do, unless the lane amplifies them further on. Linear: one update is the
-    answer, whatever the gaps say, as long as no product so far left the finite range; from there on
-    only a zero gap tells.
+    answer, whatever the gaps say, until rounding has been amplified; from there on only a zero gap
+    tells.
     """
     xp, k = kernels.xp, math.isqrt(len(products))
     size = _largest(xp, products)
@@ -220,9 +220,9 @@ def _trust(
     growth = xp.log(xp.clip(_largest(xp, entries), 1e-30, None)) / power
     level = xp.cumulative_sum(xp.where(nan, 0.0, growth), axis=1)
     grown = level + kernels.running_max(xp.clip(-level, 0.0, None))
+    tame = grown < _GROWTH
     if linear:
-        sound = (size < limit) & (grown < math.log(limit) / 2)  # False where NaN
-        sound = _all_so_far(kernels, sound)
+        sound = _all_so_far(kernels, tame & (size < limit))  # False where NaN
         return lambda small, zero: zero | sound
-    tame = xp.max(grown, axis=1, keepdims=True) < _GROWTH
+    tame = xp.all(tame, axis=1, keepdims=True)
     return lambda small, zero: zero | (small & tame)
