@@ -34,13 +34,14 @@ def call(
     """Call the kernel `kind`; `results` gives number and shape of each group of them."""
     like = starts[0]
     layouts = "".join(layout(a) for a in operands)
-    kernel = Kernel(program, kind, str(like.dtype), layouts, width(like.shape[2]))
+    batch, chunks, channels = like.shape
+    lanes = width(channels, batch * chunks)
+    kernel = Kernel(program, kind, str(like.dtype), layouts, lanes)
     arguments = {"op": list(operands), "start": list(starts)}
     numbers = {
         "opb": [0 if a.shape[0] == 1 else a.shape[1] * a.shape[2] for a in operands],
         "opt": [0 if a.shape[1] == 1 else a.shape[2] for a in operands],
     }
-    batch, chunks, channels = like.shape
     sizes = [batch, chunks, channels, plan.steps, plan.length, plan.reverse]
     table, slots = [*map(int, sizes), processors()], [0] * (len(sizes) + 1)
     given, taken = 0, 0
