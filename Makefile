@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/parnl train
 
 test: $(READY) lint typecheck
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --durations 15
 
 lint: $(READY)
 	$(BIN)/ruff check .
