@@ -19,7 +19,10 @@ bit. Hence each iteration makes at least one more chunk start exact, for any cel
 Every lane (one channel of one sequence) converges by itself, and a chunk start is settled, and
 from then on untouched, once all gaps up to it are small: a value depends on nothing but the earlier
 steps of its own lane, so a NaN can disturb neither other sequences nor earlier steps, not even
-through the number of iterations.
+through the number of iterations. One thing looks ahead: whether the lane amplifies what is left at
+a chunk start (see `_trust`), and so whether its starts are right to rounding or to the last bit.
+
+A linear program needs one update, and its gaps are not looked at, unless it amplifies rounding.
 """
 
 from __future__ import annotations
