@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint typecheck clean
+.PHONY: demo test fuzz lint typecheck clean
 
 demo: $(READY)
 	$(BIN)/parnl train
 
 test: $(READY) lint typecheck
 	$(BIN)/pytest -n auto --durations 15
+
+# Random cells through every kernel; PARNL_FUZZ sets how many.
+fuzz: $(READY)
+	PARNL_FUZZ=$${PARNL_FUZZ:-10000} $(BIN)/pytest tests/test_fuzz.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -46,7 +46,7 @@ class NumpyBackend(CompiledKernels):
         "softplus": _softplus,
         "relu": lambda x: np.maximum(x, 0.0),
         "erf": _erf_of,
-        "like": lambda x, reference: x.astype(reference.dtype),
+        "number": lambda x, reference: reference.dtype.type(x),
     }
 
     def asarray(self, value: Any, dtype: str, device: Any = None) -> np.ndarray:

@@ -117,8 +117,8 @@ def _expression(
     if node.op == "pow":
         return f"{args[0]} ** {args[1]}"
     if node.op == "where" and all(a.op == "constant" for a in operands[1:]):
-        # two numbers have no dtype of their own: take that of the first argument
-        return f"like(where({', '.join(args)}), a0)"
+        # two numbers have no dtype of their own, and must not be rounded to a default one
+        return f"where({args[0]}, number({args[1]}, a0), {args[2]})"
     return f"{node.op}({', '.join(args)})"
 
 

@@ -145,7 +145,8 @@ def where(condition: Any, x: Any, y: Any) -> Any:
     """x where the condition holds, else y; `condition` is a comparison.
 
     As in JAX and PyTorch, both branches are computed: a gradient of the branch not taken that is
-    not finite spoils the sum of gradients, so guard the argument too.
+    not finite spoils the sum of gradients, so guard the argument too. Two numbers take the dtype of
+    the state in a step; on arrays, the framework's own default.
     """
     return _apply("where", condition, x, y)
 

@@ -86,8 +86,17 @@ def test_c_equals_the_composed_path(monkeypatch, name, problem):
             np.testing.assert_allclose(f, e, rtol=0, atol=1e-10 * max(1.0, np.abs(e).max()))
 
 
-@pytest.mark.parametrize("problem", [PROBLEMS[0], PROBLEMS[3], PROBLEMS[4]], ids=str)
-@pytest.mark.parametrize("name", ["gru", "lstm", "test-compiled-everything"])
+@pytest.mark.usefixtures("quick_compile")
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("gru", PROBLEMS[0]),
+        ("gru", PROBLEMS[4]),
+        ("lstm", PROBLEMS[3]),
+        ("test-compiled-everything", (2, 20, 5, False, None)),
+    ],
+    ids=str,
+)
 def test_jax_gets_the_same_from_c_and_from_its_own_operations(monkeypatch, name, problem):
     batch, steps, chunks, reverse, _ = problem
     cell = parnl.get_cell(name, 3, 70)

@@ -33,7 +33,9 @@ FUNCTIONS = {
         "normal",
     ),
     "where": (lambda x, y: ops.where((x > y) & ~(x > 1.0) | (y <= -1.0), x * x, y), "normal"),
-    "where of numbers": (lambda x, y: ops.where(x >= 0.0, 1.0, -1.0) * x * y, "normal"),
+    "where of numbers": (lambda x, y: ops.where(x >= 0.0, 0.5, -0.75) * x * y, "normal"),
+    # slopes that float32 would round
+    "where of slopes": (lambda x, y: ops.where(x >= y, 0.3 * x, -0.7 * y), "normal"),
 }
 
 

@@ -36,7 +36,7 @@ class JaxBackend:
         "softplus": jax.nn.softplus,
         "relu": jax.nn.relu,
         "erf": lax.erf,
-        "like": lambda x, reference: x.astype(reference.dtype),
+        "number": lambda x, reference: jnp.asarray(x, reference.dtype),
         "pow": operator.pow,
     }
 

@@ -45,7 +45,7 @@ class TorchBackend(CompiledKernels):
         "softplus": lambda x: torch.nn.functional.softplus(x, threshold=40.0),
         "minimum": _with_numbers(torch.minimum, "max"),
         "maximum": _with_numbers(torch.maximum, "min"),
-        "like": lambda x, reference: x.to(reference.dtype),
+        "number": lambda x, reference: reference.new_tensor(x),
         "pow": operator.pow,
     }
 
