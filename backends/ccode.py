@@ -213,16 +213,16 @@ class _Writer:
             "  const int64_t row0 = q / D, b0 = row0 / C, d0 = q % D;",
             "  int64_t row[W], d[W], t[W], len[W], longest = 0, now = 0;",
             "  if (near) {",
-            f"    const int64_t c = row0 % C, rest = {self.rest()};",
+            "    const int64_t c = row0 % C, rest = T - c * L;",
             "    longest = rest < L ? rest : L;",
-            f"    now = {self.first_time()};",
+            "    now = reverse ? T - 1 - c * L : c * L;",
             "  } else for (int j = 0; j < W; j++) {",
             "    const int64_t lane = q + (j < used ? j : used - 1);",
             "    row[j] = lane / left; d[j] = D - left + lane % left;",
-            f"    const int64_t c = row[j] % C, rest = {self.rest()};",
+            "    const int64_t c = row[j] % C, rest = T - c * L;",
             "    len[j] = rest < L ? rest : L;",
             "    if (len[j] > longest) longest = len[j];",
-            f"    t[j] = {self.first_time()};",
+            "    t[j] = reverse ? T - 1 - c * L : c * L;",
             "  }",
         ]
         for i in range(self.k):
@@ -259,17 +259,6 @@ class _Writer:
             return []
         layouts = self.kernel.layouts
         return [s for s, i in enumerate(self.kernel.wanted) if layouts[i] in (CHANNEL, SCALAR)]
-
-    def rest(self) -> str:
-        """Steps from the chunk's first one to the end of the run.
-
-        `advance` and `adjoint` leave out the chunk that is run last, so all of theirs are whole.
-        In a backward run the chunk that is run first is the one that may be short.
-        """
-        return "T - c * L"
-
-    def first_time(self) -> str:
-        return "reverse ? T - 1 - c * L : c * L"
 
     def loop(self) -> list[str]:
         self.before: list[str] = []  # what a load needs once, before the loop

@@ -7,6 +7,7 @@ cannot do (another device or dtype, no compiler) is left to the composed path of
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,21 +23,21 @@ from parnl.program import Program, adjoint_program
 class CompiledKernels(EagerKernels):
     """`EagerKernels` with C in their place where it serves; subclasses add `address`, `threads`."""
 
+    @abstractmethod
     def address(self, array: Any) -> int:
         """Return the address of the first element."""
-        raise NotImplementedError
 
+    @abstractmethod
     def strides(self, array: Any) -> tuple[int, ...]:
         """Return the strides in elements."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_cpu(self, array: Any) -> bool:
         """Return whether the array's memory is the processor's."""
-        raise NotImplementedError
 
+    @abstractmethod
     def contiguous(self, array: Any) -> Any:
         """Return the array in row-major order."""
-        raise NotImplementedError
 
     def threads(self) -> int:
         """Return how many threads a kernel may use."""

@@ -9,6 +9,7 @@ This composed path is where a compiled rollout plugs in: whatever offers the sam
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from parnl.newton import Plan
 from parnl.program import Program
 
 
-class EagerKernels:
+class EagerKernels(ABC):
     """The kernels of `parnl.newton`; subclasses add `xp`, `name`, `functions`, `running_max`."""
 
     name: str
@@ -60,9 +61,9 @@ class EagerKernels:
         states = self._ordered(plan, states)
         return written, [x[:, : plan.chunks - 1] for x in states]
 
+    @abstractmethod
     def running_max(self, x: Any) -> Any:
         """Return the running maximum of x along axis 1."""
-        raise NotImplementedError
 
     def while_loop(
         self, condition: Callable[[Any], Any], body: Callable[[Any], Any], carry: Any

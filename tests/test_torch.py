@@ -417,6 +417,27 @@ def test_module_learns():
     assert losses[-1] < 0.1 * losses[0]
 
 
+@pytest.mark.parametrize("kernels", ["c", "off"])
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_many_cotangents_at_once(monkeypatch, name, kernels):
+    monkeypatch.setenv("PARNL_KERNELS", kernels)
+    cell = parnl.get_cell(name, 2, 3)
+    params = cell.init(0, "torch", "float64")
+
+    def outputs(u):
+        return parnl.solve(cell, params, u, chunks=3).outputs
+
+    u = torch.randn(2, 6, 2, dtype=torch.float64, requires_grad=True)
+    found = torch.func.jacrev(outputs)(u).reshape(-1, *u.shape)
+    out = outputs(u)
+    basis = torch.eye(out.numel(), dtype=torch.float64).reshape(-1, *out.shape)
+    for row, cotangent in zip(found, basis, strict=True):
+        alone = torch.autograd.grad(out, u, cotangent, retain_graph=True)[0]
+        torch.testing.assert_close(row, alone, rtol=1e-12, atol=1e-12)
+    with pytest.raises(NotImplementedError, match=r"use torch\.func\.vmap"):
+        torch.autograd.grad(out, u, basis, is_grads_batched=True)
+
+
 # -- imports --------------------------------------------------------------------------------------
 
 

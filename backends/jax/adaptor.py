@@ -195,9 +195,8 @@ def _input_sum(term: Callable, inputs: Any, matrices: list) -> tuple:
     return lax.scan(add, once(*first), tuple(rest))[0]
 
 
-@partial(jax.jit, static_argnums=0)
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _solve(fixed: tuple[Program, Plan], operands: list, x0: list) -> tuple[list, Stats]:
+def _differentiable(fixed: tuple[Program, Plan], operands: list, x0: list) -> tuple[list, Stats]:
     return _newton(*fixed, operands, x0)
 
 
@@ -234,7 +233,10 @@ def _newton(program: Program, plan: Plan, operands: list, x0: list) -> tuple[lis
     return program.cached(("newton", plan), make)(operands, x0)
 
 
-@_solve.__wrapped__.defjvp  # type: ignore[attr-defined]
+_solve = jax.jit(_differentiable, static_argnums=0)
+
+
+@_differentiable.defjvp
 def _solve_jvp(fixed: tuple[Program, Plan], primals: tuple, tangents: tuple) -> tuple:
     """The tangent obeys dx_t = J_t dx_{t-1} + (df/d operands) d operands: one linear solve."""
     program, plan = fixed

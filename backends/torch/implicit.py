@@ -56,6 +56,11 @@ class _Solve(torch.autograd.Function):
         saved = ctx.saved_tensors
         x0, operands, states = saved[:k], saved[k:-k], saved[-k:]
         grads = list(cotangents[:k])
+        if any(torch._C._functorch.is_legacy_batchedtensor(g) for g in grads):
+            raise NotImplementedError(
+                "parnl.solve: is_grads_batched=True is not supported; use torch.func.vmap of "
+                "torch.func.vjp, or torch.func.jacrev"
+            )
         back = plan._replace(reverse=not plan.reverse, max_iterations=plan.chunks)
         wanted = [i for i in range(len(operands)) if ctx.needs_input_grad[3 + k + i]]
         if not torch.is_grad_enabled() and kernels.compiles(states[0]):
