@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from parnl import diff
+from parnl.backends import vecmath
 from parnl.expr import INFIX, Symbol, reachable
 from parnl.program import Program
 
@@ -147,6 +148,7 @@ def source(kernel: Kernel, ffi: bool = False) -> str:
     suffix, real = ("f", "float") if kernel.dtype == "float32" else ("", "double")
     declarations = "\n".join(f"SIMD_MATH {real} {m}{suffix}({real});" for m in _MATH)
     head = _HEAD.format(real=real, width=kernel.width, f=suffix, declarations=declarations)
+    head += vecmath.FLOAT32 if suffix else ""
     return head + _Writer(kernel, suffix).text() + _TAIL + (_FFI if ffi else "")
 
 
@@ -422,6 +424,10 @@ class _Writer:
                 lines.append(f"const {kind} v{node.index} = {text};")
         return [names[o.index] for o in outputs], lines
 
+    def function(self, name: str) -> str:
+        own = self.suffix and name in vecmath.INLINED
+        return f"v{name}f" if own else f"{name}{self.suffix}"
+
     def number(self, value: float) -> str:
         if value != value:
             return "NAN_"
@@ -434,16 +440,17 @@ class _Writer:
         if node.op in INFIX:
             return f"{x[0]} {INFIX[node.op]} {x[1]}"
         if node.op in _MATH or node.op == "sqrt":
-            return f"{node.op}{f}({x[0]})"
+            return f"{self.function(node.op)}({x[0]})"
         match node.op:
             case "neg":
                 return f"-{x[0]}"
             case "abs":
                 return f"fabs{f}({x[0]})"
             case "sigmoid":
-                return f"1 / (1 + exp{f}(-{x[0]}))"
+                return f"1 / (1 + {self.function('exp')}(-{x[0]}))"
             case "softplus":
-                return f"({x[0]} < 0 ? 0 : {x[0]}) + log1p{f}(exp{f}(-fabs{f}({x[0]})))"
+                small = f"{self.function('exp')}(-fabs{f}({x[0]}))"
+                return f"({x[0]} < 0 ? 0 : {x[0]}) + log1p{f}({small})"
             case "relu":
                 return f"{x[0]} < 0 ? 0 : {x[0]}"
             case "sign":

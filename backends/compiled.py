@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from parnl.backends import cbuild
 from parnl.backends.ccode import CHANNEL, FULL, SCALAR, TIME, Kernel, fields, source
 from parnl.backends.eager import EagerKernels
-from parnl.newton import Plan, newton
+from parnl.newton import Kernels, Plan, newton
 from parnl.program import Program, adjoint_program
 
 
@@ -58,9 +58,7 @@ class CompiledKernels(EagerKernels):
         """Run the first C - 1 chunks: their ends, and the products of the step Jacobians."""
         if not self.compiles(starts[0]):
             return super().advance(program, plan, operands, starts)
-        call = _Call(self, program, plan, "advance", operands, starts)
-        ends, products = call.blocks(len(starts)), call.blocks(len(starts) ** 2)
-        call.run(start=call.starts, end=ends, prod=products)
+        ends, products = _Call(self, program, plan, "advance", operands, starts).run()
         return ends, products
 
     def trajectory(
@@ -69,9 +67,7 @@ class CompiledKernels(EagerKernels):
         """Run all chunks and write every state; also return the ends of the first C - 1."""
         if not self.compiles(starts[0]):
             return super().trajectory(program, plan, operands, starts)
-        call = _Call(self, program, plan, "trajectory", operands, starts)
-        states, ends = call.sequences(len(starts)), call.blocks(len(starts))
-        call.run(start=call.starts, out=states, end=ends)
+        states, ends = _Call(self, program, plan, "trajectory", operands, starts).run()
         return states, [x[:, : plan.chunks - 1] for x in ends]
 
     def gradients(
@@ -83,64 +79,62 @@ class CompiledKernels(EagerKernels):
         states: Sequence[Any],
         grads: Sequence[Any],
         wanted: Sequence[int],
-    ) -> tuple[list[Any], dict[int, Any]]:
+    ) -> tuple[list[Any], list[Any]]:
         """Return the gradients of x0, and of the operands `wanted`, before they are summed.
 
         `plan` is the backward run's, from the last step of the forward run to its first. The step's
         Jacobian is computed again on the way, which costs less than to store and read it. The one
         of an operand is (B, T, D), or (B, C, D) where the operand does not depend on time.
         """
-        run = _Backward(self, program, operands, x0, states, grads, wanted)
-        zeros = [self.xp.zeros_like(x) for x in x0]
-        newton(run, adjoint_program(len(x0)), plan, [], zeros)
-        return [e[:, -1] for e in run.ends], run.results
+        x0, states = ([self.contiguous(x) for x in xs] for xs in (x0, states))
+        grads = [
+            g if self.strides(g)[2] == 1 or g.shape[2] == 1 else self.contiguous(g) for g in grads
+        ]
+
+        def run(kind: str, plan: Plan, starts: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+            asked = tuple(wanted) if kind == "backward" else ()
+            call = _Call(self, program, plan, kind, operands, starts, asked)
+            call.backward(x0, states, grads)
+            return call.run()
+
+        return backward(self, run, plan, x0)
 
 
-class _Backward:
-    """The adjoint recurrence as `newton` wants it, with the gradients written by the last run."""
+# A run backward over chunks, from the adjoint at their starts (B, C, D). "adjoint", of the first
+# C - 1: (ends, products); "backward": (ends, gradients of operands).
+Run = Callable[[str, Plan, Sequence[Any]], tuple[list[Any], list[Any]]]
 
-    def __init__(self, kernels: CompiledKernels, program: Program, operands: Sequence[Any],
-                 x0: Sequence[Any], states: Sequence[Any], grads: Sequence[Any],
-                 wanted: Sequence[int]) -> None:  # fmt: skip
-        self.kernels, self.program, self.operands = kernels, program, operands
+
+def backward(
+    kernels: Kernels, run: Run, plan: Plan, x0: Sequence[Any]
+) -> tuple[list[Any], list[Any]]:
+    """Solve the adjoint recurrence: (gradients of x0, gradients of operands as `run` gives them).
+
+    It is the same algorithm as forward; its last run writes gradients in place of states.
+    """
+    k, zeros = len(x0), [kernels.xp.zeros_like(x) for x in x0]
+    found, _ = newton(_Adjoint(kernels, run), adjoint_program(k), plan, [], zeros)
+    return found[:k], found[k:]
+
+
+class _Adjoint:
+    """The kernels of the backward run, as `newton` wants them."""
+
+    def __init__(self, kernels: Kernels, run: Run) -> None:
         self.name, self.functions, self.xp = kernels.name, kernels.functions, kernels.xp
         self.running_max, self.while_loop = kernels.running_max, kernels.while_loop
-        self.fixed = (x0, states, grads)
-        self.wanted = tuple(wanted)
-        self.results: dict[int, Any] = {}
-        self.ends: list[Any] = []
-
-    def call(self, plan: Plan, kind: str, starts: Sequence[Any]) -> _Call:
-        wanted = self.wanted if kind == "backward" else ()
-        call = _Call(self.kernels, self.program, plan, kind, self.operands, starts, wanted)
-        x0, states, grads = self.fixed
-        call.fixed = {
-            "x0": [self.kernels.contiguous(x) for x in x0],
-            "state": [self.kernels.contiguous(s) for s in states],
-        }
-        call.gradients([g if self.kernels.strides(g)[2] == 1 or g.shape[2] == 1
-                        else self.kernels.contiguous(g) for g in grads])  # fmt: skip
-        return call
+        self.unwritten, self.run = kernels.unwritten, run
 
     def advance(
         self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
-        call = self.call(plan, "adjoint", starts)
-        ends, products = call.blocks(len(starts)), call.blocks(len(starts) ** 2)
-        call.run(start=call.starts, end=ends, prod=products)
-        return ends, products
+        return self.run("adjoint", plan, starts)
 
     def trajectory(
         self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
-        call = self.call(plan, "backward", starts)
-        summed = [call.layouts[i] in (CHANNEL, SCALAR) for i in self.wanted]
-        found = [(call.blocks(1) if s else call.sequences(1))[0] for s in summed]
-        self.ends = call.blocks(len(starts))
-        call.run(start=call.starts, end=self.ends, grad=found)
-        self.results = dict(zip(self.wanted, found, strict=True))
-        # the algorithm looks at ends alone
-        return list(starts), [x[:, : plan.chunks - 1] for x in self.ends]
+        ends, found = self.run("backward", plan, starts)
+        return [*(e[:, -1] for e in ends), *found], [x[:, : plan.chunks - 1] for x in ends]
 
 
 class _Call:
@@ -158,7 +152,7 @@ class _Call:
     ) -> None:
         self.kernels, self.plan = kernels, plan
         self.like = starts[0]
-        self.batch, self.count, self.channels = self.like.shape
+        batch, count, channels = self.like.shape
         self.layouts = "".join(layout(a) for a in operands)
         self.operands = [
             a if a.shape[2] == 1 or kernels.strides(a)[2] == 1 else kernels.contiguous(a)
@@ -171,33 +165,27 @@ class _Call:
             "opt": [0 if a.shape[1] == 1 else kernels.strides(a)[1] for a in self.operands],
         }
         dtype = str(self.like.dtype).removeprefix("torch.")
-        lanes = width(self.channels, self.batch * self.count)
+        lanes = width(channels, batch * count)
         self.kernel = Kernel(program, kind, dtype, self.layouts, lanes, wanted)
 
-    def gradients(self, grads: list[Any]) -> None:
-        """Add the gradients of the states, (B, T, D) with any strides but along D."""
-        self.fixed["g"] = grads
+    def backward(self, x0: list[Any], states: list[Any], grads: list[Any]) -> None:
+        """Add what a backward run reads: x0 and states, contiguous, and the states' gradients.
+
+        The gradients are (B, T, D) with any strides but along D.
+        """
+        self.fixed = {"x0": x0, "state": states, "g": grads}
         self.numbers["gb"] = [self.kernels.strides(g)[0] for g in grads]
         self.numbers["gt"] = [self.kernels.strides(g)[1] for g in grads]
 
-    def blocks(self, count: int) -> list[Any]:
-        """Return new arrays, one number for each chunk and channel: (B, C, D)."""
-        return self._new(count, (self.batch, self.count, self.channels))
-
-    def sequences(self, count: int) -> list[Any]:
-        """Return new arrays (B, T, D)."""
-        return self._new(count, (self.batch, self.plan.steps, self.channels))
-
-    def _new(self, count: int, shape: tuple[int, ...]) -> list[Any]:
-        like = self.like
-        empty = self.kernels.xp.empty
-        return [empty(shape, dtype=like.dtype, device=like.device) for _ in range(count)]
-
-    def run(self, **arrays: list[Any]) -> None:
-        """Call the kernel; `arrays` by the names of `ccode.fields`."""
-        given = {"op": self.operands, **self.fixed, **arrays}
-        plan = self.plan
-        sizes = [self.batch, self.count, self.channels, plan.steps, plan.length, plan.reverse]
+    def run(self) -> tuple[list[Any], list[Any]]:
+        """Call the kernel; return its two groups of results."""
+        plan, like, empty = self.plan, self.like, self.kernels.xp.empty
+        made = {
+            name: [empty(shape, dtype=like.dtype, device=like.device) for shape in shapes]
+            for name, shapes in results(self.kernel, plan, *like.shape).items()
+        }
+        given = {"op": self.operands, "start": self.starts, **self.fixed, **made}
+        sizes = [*like.shape, plan.steps, plan.length, plan.reverse]
         table = [*map(int, sizes), self.kernels.threads()]
         for name, size in fields(self.kernel):
             if name in self.numbers:
@@ -209,12 +197,31 @@ class _Call:
         numbers = np.array(table, np.int64)
         function = self.kernel.program.cached(("c", *self.kernel[1:]), self._load)
         function(numbers.ctypes.data)
+        first, second = made.values()
+        return first, second
 
     def _load(self) -> Any:
         function = cbuild.load(source(self.kernel))
         if function is None:
             raise cbuild.BuildError("the C compiler failed on a kernel; set PARNL_KERNELS=off")
         return function
+
+
+def results(
+    kernel: Kernel, plan: Plan, batch: int, chunks: int, channels: int
+) -> dict[str, list[tuple[int, ...]]]:
+    """Return the shapes of what a kernel writes, by the names of `ccode.fields`."""
+    k, whole, each = (
+        len(kernel.program.states),
+        (batch, plan.steps, channels),
+        (batch, chunks, channels),
+    )
+    if kernel.kind == "trajectory":
+        return {"out": [whole] * k, "end": [each] * k}
+    if kernel.kind == "backward":
+        summed = [kernel.layouts[i] in (CHANNEL, SCALAR) for i in kernel.wanted]
+        return {"end": [each] * k, "grad": [each if s else whole for s in summed]}
+    return {"end": [each] * k, "prod": [each] * (k * k)}
 
 
 def compiled_lanes(threads: int) -> int:

@@ -61,6 +61,10 @@ class EagerKernels(ABC):
         states = self._ordered(plan, states)
         return written, [x[:, : plan.chunks - 1] for x in states]
 
+    def unwritten(self, write: Callable[[], Any]) -> Any:
+        """Return None: an eager loop may carry whatever it likes."""
+        return None
+
     @abstractmethod
     def running_max(self, x: Any) -> Any:
         """Return the running maximum of x along axis 1."""

@@ -39,12 +39,12 @@ class LRC(Cell):
 
     def features(self, p, u):
         v = ops.sigmoid(p.sigma_in * (u - p.mu_in))
-        return {"a": v @ p.W_f + p.g_leak, "g": v @ p.W_g + p.g_leak}
+        return {"a": v @ p.W_f, "g": v @ p.W_g}
 
     def step(self, p, x, f, dt):
         y = ops.sigmoid(p.sigma * (x - p.mu))
-        leak = ops.sigmoid(f.a + p.w_f * y)
-        drive = ops.tanh(f.g + p.w_g * y)
+        leak = ops.sigmoid(p.g_leak + f.a + p.w_f * y)
+        drive = ops.tanh(p.g_leak + f.g + p.w_g * y)
         level = p.e_b + p.e_w * x
         if self.symmetric:
             elastance = ops.sigmoid(level + p.e_shift) - ops.sigmoid(level - p.e_shift)

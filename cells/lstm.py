@@ -41,14 +41,17 @@ class LSTM(Cell):
         return specs
 
     def features(self, p, u):
-        return {g: u @ getattr(p, f"W_{g}") + getattr(p, f"b_{g}") for g in self.gates}
+        return {g: u @ getattr(p, f"W_{g}") for g in self.gates}
 
     def step(self, p, c, h, f):
+        def drive(name):
+            return getattr(f, name) + getattr(p, f"b_{name}") + getattr(p, f"a_{name}") * h
+
         def gate(name, cell):
-            total = getattr(f, name) + getattr(p, f"a_{name}") * h
-            return ops.sigmoid(total + getattr(p, f"p_{name}") * cell if self.peephole else total)
+            peep = getattr(p, f"p_{name}") * cell if self.peephole else 0.0
+            return ops.sigmoid(drive(name) + peep)
 
         forget = gate("f", c)
         enter = 1.0 - forget if self.coupled else gate("i", c)
-        new_c = forget * c + enter * ops.tanh(f.g + p.a_g * h)
+        new_c = forget * c + enter * ops.tanh(drive("g"))
         return new_c, gate("o", new_c) * ops.tanh(new_c)

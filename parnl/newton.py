@@ -109,6 +109,9 @@ class Kernels(Functions, Protocol):
     ) -> tuple[list[Any], list[Any]]:
         """Run all chunks: (states (B, T, D) in the order of time, ends of the first C - 1)."""
 
+    def unwritten(self, write: Callable[[], Any]) -> Any:
+        """Return what stands for the result of `write` before it was called; it is never read."""
+
     def running_max(self, x: Any) -> Any:
         """Return the running maximum of x along axis 1."""
 
@@ -166,10 +169,10 @@ def newton(
     def unfinished(carry: tuple) -> Any:
         return (carry[0] < plan.max_iterations) & ~xp.all(carry[4])
 
-    nothing = [xp.broadcast_to(x[:, None, :], (batch, plan.steps, channels)) for x in x0]
     first = [s[:, 1:] for s in starts]
+    unwritten = kernels.unwritten(lambda: kernels.trajectory(program, plan, operands, starts)[0])
     carry = (
-        xp.astype(zero, xp.int32), starts, nothing, first,
+        xp.astype(zero, xp.int32), starts, unwritten, first,
         xp.zeros_like(first[0]) > 0, (zero, zero),
     )  # fmt: skip
     iterations, _, states, _, settled, (update, residual) = kernels.while_loop(

@@ -127,9 +127,12 @@ def solve(
     if mask is not None:
         program = program.masked
         operands.append(batched(xp, mask[..., None], tuple(batch)))
-    operands = [xp.astype(a, dtype) for a in operands]
+    operands = [xp.astype(a, dtype, copy=False) for a in operands]
     x0 = initial_states(backend, cell, initial_state, inputs, result_dtype)
-    x0 = [xp.reshape(xp.astype(x, dtype), (math.prod(batch), cell.hidden_size)) for x in x0]
+    x0 = [
+        xp.reshape(xp.astype(x, dtype, copy=False), (math.prod(batch), cell.hidden_size))
+        for x in x0
+    ]
     states, info = _run(
         backend, program, operands, x0, steps, reverse, method, chunks, tolerance, max_iterations
     )
@@ -142,7 +145,7 @@ def solve(
     if mask is not None:
         outputs = xp.where(mask[..., None], outputs, xp.zeros_like(outputs))
     return Solution(
-        xp.astype(outputs, result_dtype),
+        xp.astype(outputs, result_dtype, copy=False),
         tuple(xp.astype(x, result_dtype) for x in ends),
         info,
     )

@@ -300,7 +300,8 @@ def test_without_vector_mathematics_results_are_the_same(tmp_path, monkeypatch):
     from parnl.backends.ccode import Kernel, source
 
     cell = parnl.get_cell("gru", 2, 64)
-    text = source(Kernel(cell.program, "trajectory", "float64", "ccccfff", 64))
+    layouts = "".join("c" if o.kind == "parameter" else "f" for o in cell.program.operands)
+    text = source(Kernel(cell.program, "trajectory", "float64", layouts, 64))
     path = tmp_path / "scalar.so"
     command = ["cc", *cbuild.FLAGS, "-x", "c", "-", "-o", str(path), "-lm", "-lpthread"]
     subprocess.run(command, input=text, text=True, check=True)

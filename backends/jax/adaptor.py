@@ -1,4 +1,4 @@
-"""JAX operations, the two runs over chunks as `lax.scan`, and the implicit derivative."""
+"""JAX operations, and the two runs over chunks as `lax.scan`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from jax import lax
 from parnl import blocks
 from parnl.backends.compiled import compiled_lanes, processors
 from parnl.backends.jax import ffi
-from parnl.newton import Plan, Stats, newton
-from parnl.program import Program, adjoint_program, affine_program
+from parnl.backends.jax.implicit import implicit_solve
+from parnl.newton import Plan, Stats
+from parnl.program import Program
 
 
 class JaxBackend:
@@ -70,6 +71,14 @@ class JaxBackend:
         """Return the running maximum of x along axis 1."""
         return lax.cummax(x, axis=1)
 
+    def unwritten(self, write: Callable[[], Any]) -> Any:
+        """Return zeros: XLA's loops carry arrays of fixed shapes."""
+        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(write))
+
+    def full(self, x: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+        """A step may return a number, or an array that has yet to be broadcast."""
+        return jnp.broadcast_to(jnp.asarray(x, dtype), shape)
+
     def while_loop(self, condition: Callable, body: Callable, carry: Any) -> Any:
         """Apply `body` to `carry` while `condition` holds."""
         return lax.while_loop(condition, body, carry)
@@ -90,7 +99,7 @@ class JaxBackend:
         self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
     ) -> tuple[list[Any], Stats]:
         """Solve, differentiable forward and backward, to any order."""
-        return _solve((program, plan), list(operands), list(x0))
+        return implicit_solve(self, program, plan, operands, x0)
 
     def input_sum(self, term: Callable, inputs: Any, matrices: Sequence[Any]) -> Any:
         """Sum `term` over the input channels; each is computed again for its gradient."""
@@ -112,18 +121,14 @@ def _by_platform(
 
 
 def _advance_c(program: Program, plan: Plan, operands: list, starts: list) -> tuple[list, list]:
-    k, shape = len(starts), starts[0].shape
-    results = {"end": (k, shape), "prod": (k * k, shape)}
-    out = ffi.call(program, plan, "advance", operands, starts, results)
-    return out[:k], out[k:]
+    found = ffi.call(program, plan, "advance", operands, starts)
+    return found[: len(starts)], found[len(starts) :]
 
 
 def _trajectory_c(program: Program, plan: Plan, operands: list, starts: list) -> tuple[list, list]:
-    k, (batch, chunks, channels) = len(starts), starts[0].shape
-    whole = (batch, plan.steps, channels)
-    results = {"out": (k, whole), "end": (k, (batch, chunks, channels))}
-    out = ffi.call(program, plan, "trajectory", operands, starts, results)
-    return out[:k], [x[:, : chunks - 1] for x in out[k:]]
+    found = ffi.call(program, plan, "trajectory", operands, starts)
+    k = len(starts)
+    return found[:k], [x[:, : plan.chunks - 1] for x in found[k:]]
 
 
 def _advance(program: Program, plan: Plan, operands: list, starts: list) -> tuple[list, list]:
@@ -133,10 +138,12 @@ def _advance(program: Program, plan: Plan, operands: list, starts: list) -> tupl
 
     def run(carry: tuple, i: Any) -> tuple:
         states, product = carry
-        results = [_full(x, shape, dtype) for x in function(*states, *(_at(a, i) for a in cut))]
+        results = [
+            backend.full(x, shape, dtype) for x in function(*states, *(_at(a, i) for a in cut))
+        ]
         return (results[:k], blocks.matmul(results[k:], product, k)), None
 
-    ones = [_full(p, shape, dtype) for p in blocks.identity(k)]
+    ones = [backend.full(p, shape, dtype) for p in blocks.identity(k)]
     (states, product), _ = lax.scan(run, (list(starts), ones), jnp.arange(plan.length))
     return states, product
 
@@ -148,7 +155,9 @@ def _trajectory(program: Program, plan: Plan, operands: list, starts: list) -> t
     cut = [_chunked(a, plan, chunks) for a in operands]
 
     def run(states: list, i: Any) -> tuple[list, list]:
-        states = [_full(x, shape, dtype) for x in function(*states, *(_at(a, i) for a in cut))]
+        states = [
+            backend.full(x, shape, dtype) for x in function(*states, *(_at(a, i) for a in cut))
+        ]
         return states, states
 
     ends, written = lax.scan(run, list(starts), jnp.arange(plan.length))
@@ -179,10 +188,6 @@ def _at(operand: Any, i: Any) -> Any:
     return lax.dynamic_index_in_dim(operand, i, axis=2, keepdims=False)
 
 
-def _full(x: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-    return jnp.broadcast_to(jnp.asarray(x, dtype), shape)
-
-
 @partial(jax.jit, static_argnums=0)
 def _input_sum(term: Callable, inputs: Any, matrices: list) -> tuple:
     once = jax.checkpoint(term)
@@ -193,102 +198,3 @@ def _input_sum(term: Callable, inputs: Any, matrices: list) -> tuple:
         return tuple(t + n for t, n in zip(total, once(*row), strict=True)), None
 
     return lax.scan(add, once(*first), tuple(rest))[0]
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _differentiable(fixed: tuple[Program, Plan], operands: list, x0: list) -> tuple[list, Stats]:
-    return _newton(*fixed, operands, x0)
-
-
-def _newton(program: Program, plan: Plan, operands: list, x0: list) -> tuple[list, Stats]:
-    """Return what `parnl.newton.newton` does; an axis added by vmap becomes part of the batch."""
-
-    def make() -> Callable:
-        @jax.custom_batching.custom_vmap
-        def run(operands: list, x0: list) -> tuple[list, Stats]:
-            return newton(backend, program, plan, operands, x0)
-
-        @run.def_vmap
-        def batched(size: int, is_batched: Any, operands: list, x0: list) -> tuple:
-            rows = x0[0].shape[1] if is_batched[1][0] else x0[0].shape[0]
-
-            def merged(array: Any, has_axis: bool) -> Any:
-                """(N, b, ...) -> (N * B, ...); what neither axis enters keeps its length 1."""
-                if not has_axis and array.ndim == 3 and array.shape[0] == 1:
-                    return array
-                array = array if has_axis else array[None]
-                array = jnp.broadcast_to(array, (size, rows, *array.shape[2:]))
-                return array.reshape(size * rows, *array.shape[2:])
-
-            flat = [
-                [merged(a, b) for a, b in zip(arrays, marks, strict=True)]
-                for arrays, marks in ((operands, is_batched[0]), (x0, is_batched[1]))
-            ]
-            states, stats = run(*flat)
-            states = [s.reshape(size, rows, *s.shape[1:]) for s in states]
-            return (states, stats), ([True] * len(states), Stats(*[False] * len(stats)))
-
-        return run
-
-    return program.cached(("newton", plan), make)(operands, x0)
-
-
-_solve = jax.jit(_differentiable, static_argnums=0)
-
-
-@_differentiable.defjvp
-def _solve_jvp(fixed: tuple[Program, Plan], primals: tuple, tangents: tuple) -> tuple:
-    """The tangent obeys dx_t = J_t dx_{t-1} + (df/d operands) d operands: one linear solve."""
-    program, plan = fixed
-    (operands, x0), (operands_dot, x0_dot) = primals, tangents
-    states, stats = _solve(fixed, operands, x0)
-    step, shape, dtype = program.function("step", backend), states[0].shape, states[0].dtype
-    before = [_previous(s, x, plan.reverse) for s, x in zip(states, x0, strict=True)]
-    entries = program.function("jacobian", backend)(*before, *operands)
-    jacobian = [_full(j, shape, dtype) for j in entries]
-
-    def of_operands(*values: Any) -> list:
-        return [_full(x, shape, dtype) for x in step(*before, *values)]
-
-    _, pushed = jax.jvp(of_operands, tuple(operands), tuple(operands_dot))
-    zeros = jnp.zeros(shape, dtype)
-    entering = [_previous(zeros, x, plan.reverse) for x in x0_dot]  # dx_0, at the first step
-    forcing = [b + e for b, e in zip(pushed, blocks.matvec(jacobian, entering), strict=True)]
-    states_dot = _solve_bidiagonal(plan, jacobian, forcing)
-    nothing = Stats(
-        np.zeros((), jax.dtypes.float0),
-        jnp.zeros_like(stats.update),
-        jnp.zeros_like(stats.residual),
-        np.zeros((), jax.dtypes.float0),
-    )
-    return (states, stats), (states_dot, nothing)
-
-
-def _previous(states: Any, first: Any, reverse: bool) -> Any:
-    """Return x_{t-1} for every t (x_{t+1} if reverse); `first` (B, D) stands before them."""
-    if reverse:
-        return jnp.concatenate([states[:, 1:], first[:, None]], axis=1)
-    return jnp.concatenate([first[:, None], states[:, :-1]], axis=1)
-
-
-def _solve_bidiagonal(plan: Plan, jacobian: list, forcing: list) -> list:
-    """Return x with x_t - J_t x_{t-1} = forcing_t, transposable and differentiable again."""
-    k, zero = len(forcing), jnp.zeros_like(forcing[0][:, 0])
-    plan = plan._replace(max_iterations=plan.chunks)
-
-    # All states are one array here: JAX transposes a linear solve only if every array of its right
-    # side is linear, and a state that no differentiated input drives would have one of zeros.
-
-    def matvec(x: Any) -> Any:
-        before = [_previous(s, zero, plan.reverse) for s in x]
-        return x - jnp.stack(blocks.matvec(jacobian, before))
-
-    def solve(_: Any, b: Any) -> Any:
-        return jnp.stack(_newton(affine_program(k), plan, [*jacobian, *b], [zero] * k)[0])
-
-    def solve_transposed(_: Any, g: Any) -> Any:
-        back = plan._replace(reverse=not plan.reverse)
-        pulled, _ = _newton(adjoint_program(k), back, [*jacobian, *g], [zero] * k)
-        return g + jnp.stack([_previous(m, zero, back.reverse) for m in pulled])
-
-    return list(lax.custom_linear_solve(matvec, jnp.stack(forcing), solve, solve_transposed))

@@ -13,7 +13,7 @@ import numpy as np
 
 from parnl.backends import cbuild
 from parnl.backends.ccode import Kernel, fields, source
-from parnl.backends.compiled import layout, processors, width
+from parnl.backends.compiled import layout, processors, results, width
 from parnl.newton import Plan
 from parnl.program import Program
 
@@ -29,41 +29,43 @@ def call(
     kind: str,
     operands: Sequence[jax.Array],
     starts: Sequence[jax.Array],
-    results: Mapping[str, tuple[int, tuple[int, ...]]],
+    wanted: tuple[int, ...] = (),
+    fixed: Mapping[str, Sequence[jax.Array]] | None = None,
 ) -> list[jax.Array]:
-    """Call the kernel `kind`; `results` gives number and shape of each group of them."""
+    """Call the kernel `kind` and return its results, as `compiled.results` lists them.
+
+    fixed: what a backward run reads besides: "x0", "state", and "g", the states' gradients.
+    """
     like = starts[0]
     layouts = "".join(layout(a) for a in operands)
     batch, chunks, channels = like.shape
     lanes = width(channels, batch * chunks)
-    kernel = Kernel(program, kind, str(like.dtype), layouts, lanes)
-    arguments = {"op": list(operands), "start": list(starts)}
+    kernel = Kernel(program, kind, str(like.dtype), layouts, lanes, wanted)
+    arguments = {"op": operands, "start": starts, **(fixed or {})}
     numbers = {
         "opb": [0 if a.shape[0] == 1 else a.shape[1] * a.shape[2] for a in operands],
         "opt": [0 if a.shape[1] == 1 else a.shape[2] for a in operands],
+        "gb": [plan.steps * channels] * len(starts),
+        "gt": [channels] * len(starts),
     }
+    shapes = results(kernel, plan, batch, chunks, channels)
     sizes = [batch, chunks, channels, plan.steps, plan.length, plan.reverse]
     table, slots = [*map(int, sizes), processors()], [0] * (len(sizes) + 1)
-    given, taken = 0, 0
+    given: list[jax.Array] = []
+    taken: list[jax.ShapeDtypeStruct] = []
     for name, size in fields(kernel):
-        if name in numbers:
-            table, slots = table + numbers[name], slots + [0] * size
-            continue
-        table = table + [0] * size
+        table += numbers.get(name, [0] * size)
         if name in arguments:
-            slots = slots + [given + i + 1 for i in range(size)]
-            given += size
+            slots += range(len(given) + 1, len(given) + size + 1)
+            given += arguments[name]
+        elif name in shapes:
+            slots += range(-len(taken) - 1, -len(taken) - size - 1, -1)
+            taken += [jax.ShapeDtypeStruct(shape, like.dtype) for shape in shapes[name]]
         else:
-            slots = slots + [-(taken + i + 1) for i in range(size)]
-            taken += size
-    shapes = [
-        jax.ShapeDtypeStruct(shape, like.dtype)
-        for count, shape in results.values()
-        for _ in range(count)
-    ]
+            slots += [0] * size
     target = program.cached(("ffi", *kernel[1:]), lambda: _register(kernel))
     attributes = {"slots": np.array(slots, np.int64), "table": np.array(table, np.int64)}
-    return list(jax.ffi.ffi_call(target, shapes)(*operands, *starts, **attributes))
+    return list(jax.ffi.ffi_call(target, taken)(*given, **attributes))
 
 
 def _register(kernel: Kernel) -> str:

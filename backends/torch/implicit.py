@@ -65,7 +65,7 @@ class _Solve(torch.autograd.Function):
         wanted = [i for i in range(len(operands)) if ctx.needs_input_grad[3 + k + i]]
         if not torch.is_grad_enabled() and kernels.compiles(states[0]):
             of_x0, found = kernels.gradients(program, back, operands, x0, states, grads, wanted)
-            by_operand = {i: _reduced(g, operands[i]) for i, g in found.items()}
+            by_operand = {i: _reduced(g, operands[i]) for i, g in zip(wanted, found, strict=True)}
             return (None, None, None, *of_x0, *(by_operand.get(i) for i in range(len(operands))))
 
         run = _Passes(kernels, program, plan, x0, operands, states)

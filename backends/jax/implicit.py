@@ -1,0 +1,316 @@
+"""The implicit derivative of a solve in JAX: forward, reverse, batched, to any order.
+
+The tangent of a solve obeys a linear recurrence, and its transpose is the adjoint one. JAX is told
+so by a primitive of its own, linear in what moves:
+
+    JVP of a solve:        tangent(operands, x0, states; d operands, d x0) -> d states
+    transpose of tangent:  `_gradients`, on the CPU the generated backward kernel
+    derivatives of these:  those of the composed formula, `_tangent`, which JAX can follow
+
+So a solve that is differentiated once, in reverse, runs nothing but compiled kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from parnl import blocks
+from parnl.backends.compiled import backward
+from parnl.backends.jax import ffi
+from parnl.newton import Plan, Stats, newton
+from parnl.program import Program, adjoint_program, affine_program
+
+
+class Problem(NamedTuple):
+    """What is fixed when a solve is traced; `backend` is JAX's, `moves` what has a tangent.
+
+    moves: for each operand, then for each array of x0.
+    """
+
+    backend: Any
+    program: Program
+    plan: Plan
+    moves: tuple[bool, ...] = ()
+
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        """Operands that have a tangent."""
+        return tuple(i for i in range(len(self.program.operands)) if self.moves[i])
+
+    def split(self, arrays: Sequence[Any]) -> list[list[Any]]:
+        """Return the operands of `tangent` as operands, x0, states, and tangents of what moves."""
+        n, k = len(self.program.operands), len(self.program.states)
+        ends = [n, n + k, n + 2 * k, len(arrays)]
+        return [list(arrays[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def implicit_solve(
+    backend: Any, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
+) -> tuple[list[Any], Stats]:
+    """Return states and statistics as `parnl.newton.newton` does, differentiable in all arrays."""
+    return _solve(Problem(backend, program, plan), list(operands), list(x0))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _differentiable(problem: Problem, operands: list, x0: list) -> tuple[list, Stats]:
+    return _newton(problem.backend, problem.program, problem.plan, operands, x0)
+
+
+_solve = jax.jit(_differentiable, static_argnums=0)
+
+
+@partial(_differentiable.defjvp, symbolic_zeros=True)
+def _solve_jvp(problem: Problem, primals: tuple, tangents: tuple) -> tuple:
+    operands, x0 = primals
+    states, stats = _solve(problem, operands, x0)
+    given = [*tangents[0], *tangents[1]]
+    moves = tuple(not isinstance(t, SymbolicZero) for t in given)
+    moving = [t for t in given if not isinstance(t, SymbolicZero)]
+    tangent = partial(tangent_p.bind, problem=problem._replace(moves=moves))
+    states_dot = tangent(*operands, *x0, *states, *moving)
+    nothing = Stats(
+        np.zeros((), jax.dtypes.float0),
+        jnp.zeros_like(stats.update),
+        jnp.zeros_like(stats.residual),
+        np.zeros((), jax.dtypes.float0),
+    )
+    return (states, stats), (states_dot, nothing)
+
+
+# -- the tangent, composed of JAX's operations ----------------------------------------------------
+
+
+def _tangent(*arrays: Any, problem: Problem) -> list:
+    """dx_t = J_t dx_{t-1} + (df/d operands) d operands: one linear solve."""
+    backend, program, plan, moves = problem
+    operands, x0, states, moving = problem.split(arrays)
+    wanted, shape, dtype = problem.wanted, states[0].shape, states[0].dtype
+    step, zeros = program.function("step", backend), jnp.zeros_like(states[0])
+    before = [_previous(s, x, plan.reverse) for s, x in zip(states, x0, strict=True)]
+    entries = program.function("jacobian", backend)(*before, *operands)
+    jacobian = [backend.full(j, shape, dtype) for j in entries]
+
+    def of_operands(*values: Any) -> list:
+        changed = dict(zip(wanted, values, strict=True))
+        given = [changed.get(i, a) for i, a in enumerate(operands)]
+        return [backend.full(x, shape, dtype) for x in step(*before, *given)]
+
+    forcing = [zeros for _ in states]
+    if wanted:
+        given, dots = [operands[i] for i in wanted], moving[: len(wanted)]
+        _, forcing = jax.jvp(of_operands, tuple(given), tuple(dots))
+    rest = iter(moving[len(wanted) :])
+    x0_dot = [
+        next(rest) if m else jnp.zeros_like(x) for m, x in zip(moves[-len(x0) :], x0, strict=True)
+    ]
+    entering = [_previous(zeros, x, plan.reverse) for x in x0_dot]  # dx_0, at the first step
+    forcing = [b + e for b, e in zip(forcing, blocks.matvec(jacobian, entering), strict=True)]
+    return _solve_bidiagonal(backend, plan, jacobian, forcing)
+
+
+def _previous(states: Any, first: Any, reverse: bool) -> Any:
+    """Return x_{t-1} for every t (x_{t+1} if reverse); `first` (B, D) stands before them."""
+    if reverse:
+        return jnp.concatenate([states[:, 1:], first[:, None]], axis=1)
+    return jnp.concatenate([first[:, None], states[:, :-1]], axis=1)
+
+
+def _solve_bidiagonal(backend: Any, plan: Plan, jacobian: list, forcing: list) -> list:
+    """Return x with x_t - J_t x_{t-1} = forcing_t, transposable and differentiable again."""
+    k, zero = len(forcing), jnp.zeros_like(forcing[0][:, 0])
+    plan = plan._replace(max_iterations=plan.chunks)
+
+    # All states are one array here: JAX transposes a linear solve only if every array of its right
+    # side is linear, and a state that no differentiated input drives would have one of zeros.
+
+    def matvec(x: Any) -> Any:
+        before = [_previous(s, zero, plan.reverse) for s in x]
+        return x - jnp.stack(blocks.matvec(jacobian, before))
+
+    def solve(_: Any, b: Any) -> Any:
+        return jnp.stack(_newton(backend, affine_program(k), plan, [*jacobian, *b], [zero] * k)[0])
+
+    def solve_transposed(_: Any, g: Any) -> Any:
+        back = plan._replace(reverse=not plan.reverse)
+        pulled, _ = _newton(backend, adjoint_program(k), back, [*jacobian, *g], [zero] * k)
+        return g + jnp.stack([_previous(m, zero, back.reverse) for m in pulled])
+
+    return list(lax.custom_linear_solve(matvec, jnp.stack(forcing), solve, solve_transposed))
+
+
+# -- its transpose --------------------------------------------------------------------------------
+
+
+def _pullback(problem: Problem, arrays: list, grads: list) -> list:
+    """Return the gradients of what moves; `arrays` are operands, x0 and states."""
+    operands, x0, _, _ = problem.split(arrays)
+    moving = [a for a, m in zip([*operands, *x0], problem.moves, strict=True) if m]
+    tangent = partial(_tangent, *arrays, problem=problem)
+    return list(jax.linear_transpose(tangent, *moving)(grads))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _differentiable_gradients(problem: Problem, arrays: list, grads: list) -> list:
+    composed = partial(_pullback, problem)
+    if not ffi.usable(grads[0].dtype):
+        return composed(arrays, grads)
+    on_cpu = partial(_fused, problem)
+    return lax.platform_dependent(arrays, grads, cpu=on_cpu, default=composed)
+
+
+@_differentiable_gradients.defjvp
+def _gradients_jvp(problem: Problem, primals: tuple, tangents: tuple) -> tuple:
+    return jax.jvp(partial(_pullback, problem), primals, tangents)
+
+
+_gradients = jax.jit(_differentiable_gradients, static_argnums=0)
+
+
+def _fused(problem: Problem, arrays: list, grads: list) -> list:
+    """What `_pullback` returns, by the backward kernel: Jacobians are neither stored nor read."""
+    program, plan, wanted = problem.program, problem.plan, problem.wanted
+    operands, x0, states, _ = problem.split(arrays)
+    k = len(x0)
+
+    def run(operands: list, rest: list) -> tuple[list, tuple]:
+        x0, states, grads = rest[:k], rest[k : 2 * k], rest[2 * k :]
+        fixed = {"x0": x0, "state": states, "g": grads}
+
+        def call(kind: str, plan: Plan, starts: Sequence[Any]) -> tuple[list, list]:
+            asked = wanted if kind == "backward" else ()
+            found = ffi.call(program, plan, kind, operands, starts, asked, fixed)
+            return found[:k], found[k:]
+
+        back = plan._replace(reverse=not plan.reverse, max_iterations=plan.chunks)
+        of_x0, found = backward(problem.backend, call, back, x0)
+        return [*of_x0, *found], ()
+
+    key = ("gradients", plan, wanted)
+    over_rows = program.cached(key, lambda: merging(run))
+    found, _ = over_rows(operands, [*x0, *states, *grads])
+    summed = [_reduced(g, operands[i]) for i, g in zip(wanted, found[k:], strict=True)]
+    return [*summed, *(g for g, m in zip(found[:k], problem.moves[-k:], strict=True) if m)]
+
+
+def _reduced(x: Any, operand: Any) -> Any:
+    """Sum x (B, t, D) over the axes along which `operand` was broadcast."""
+    axes = tuple(i for i in range(3) if operand.shape[i] == 1 and x.shape[i] != 1)
+    return jnp.sum(x, axes, keepdims=True) if axes else x
+
+
+# -- the primitive --------------------------------------------------------------------------------
+
+tangent_p = Primitive("parnl_tangent")
+tangent_p.multiple_results = True
+tangent_p.def_impl(jax.jit(_tangent, static_argnames="problem"))
+mlir.register_lowering(tangent_p, mlir.lower_fun(_tangent, multiple_results=True))
+
+
+@tangent_p.def_abstract_eval
+def _(*arrays: Any, problem: Problem) -> list:
+    return problem.split(arrays)[2]
+
+
+def _tangent_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, problem: Problem) -> tuple:
+    tangents = [ad.instantiate_zeros(t) for t in tangents]
+    return jax.jvp(partial(_tangent, problem=problem), tuple(primals), tuple(tangents))
+
+
+def _tangent_transpose(cotangents: Sequence[Any], *arrays: Any, problem: Problem) -> list:
+    count = len(arrays) - sum(problem.moves)
+    grads = [ad.instantiate_zeros(c) for c in cotangents]
+    found = _gradients(problem, list(arrays[:count]), grads)
+    linear = [ad.is_undefined_primal(a) for a in arrays[count:]]
+    return [None] * count + [g if m else None for g, m in zip(found, linear, strict=True)]
+
+
+def _tangent_batch(arrays: Sequence[Any], axes: Sequence[Any], *, problem: Problem) -> tuple:
+    """An axis added by vmap becomes part of the batch, so that the primitive stays one."""
+    has = [axis is not None for axis in axes]
+    size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
+    arrays = [
+        x if axis is None else jnp.moveaxis(x, axis, 0)
+        for x, axis in zip(arrays, axes, strict=True)
+    ]
+    operands, count = len(problem.program.operands), len(arrays) - sum(problem.moves)
+    rows = arrays[operands].shape[1 if has[operands] else 0]
+    # an operand and its tangent have one shape: both get the axis if either has it
+    pairs = list(zip(problem.wanted, range(count, len(arrays)), strict=False))
+    for pair in pairs:
+        for i in pair:
+            if any(has[j] for j in pair) and not has[i]:
+                arrays[i] = jnp.broadcast_to(arrays[i], (size, *arrays[i].shape))
+        has[pair[0]] = has[pair[1]] = any(has[j] for j in pair)
+    shared = {*range(operands), *(j for _, j in pairs)}
+    flat = [
+        merged(x, h, size, rows, i in shared)
+        for i, (x, h) in enumerate(zip(arrays, has, strict=True))
+    ]
+    found = tangent_p.bind(*flat, problem=problem)
+    return [x.reshape(size, rows, *x.shape[1:]) for x in found], [0] * len(found)
+
+
+ad.primitive_jvps[tangent_p] = _tangent_jvp
+ad.primitive_transposes[tangent_p] = _tangent_transpose
+batching.primitive_batchers[tangent_p] = _tangent_batch
+
+
+# -- vmap -----------------------------------------------------------------------------------------
+
+
+def _newton(
+    backend: Any, program: Program, plan: Plan, operands: list, x0: list
+) -> tuple[list, Stats]:
+    """Return what `parnl.newton.newton` does; an axis added by vmap becomes part of the batch."""
+
+    def make() -> Callable:
+        return merging(lambda operands, x0: newton(backend, program, plan, operands, x0))
+
+    return program.cached(("newton", plan), make)(operands, x0)
+
+
+def merging(function: Callable) -> Callable:
+    """Make an axis that vmap adds to `function` part of the batch.
+
+    function(operands, arrays) -> (results, rest): arrays and results have the batch B as their
+    first axis, operands B or 1, and `rest` are numbers about the whole.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def run(operands: list, arrays: list) -> tuple[list, Any]:
+        return function(operands, arrays)
+
+    @run.def_vmap
+    def batched(size: int, is_batched: Any, operands: list, arrays: list) -> tuple:
+        rows = arrays[0].shape[1 if is_batched[1][0] else 0]
+        flat = [
+            [merged(a, h, size, rows, shared) for a, h in zip(group, has, strict=True)]
+            for group, has, shared in (
+                (operands, is_batched[0], True),
+                (arrays, is_batched[1], False),
+            )
+        ]
+        results, rest = run(*flat)
+        results = [r.reshape(size, rows, *r.shape[1:]) for r in results]
+        return (results, rest), ([True] * len(results), jax.tree.map(lambda _: False, rest))
+
+    return run
+
+
+def merged(array: Any, has_axis: bool, size: int, rows: int, shared: bool) -> Any:
+    """(N, b, ...) -> (N * B, ...); `shared`: what neither axis enters may keep its length 1."""
+    if shared and not has_axis and array.shape[0] == 1:
+        return array
+    array = array if has_axis else array[None]
+    array = jnp.broadcast_to(array, (size, rows, *array.shape[2:]))
+    return array.reshape(size * rows, *array.shape[2:])
