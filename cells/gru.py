@@ -27,7 +27,7 @@ class GRU(Cell):
     } | {"c_n": vector("hidden")}
 
     def features(self, p, u):
-        return {"r": u @ p.W_r, "z": u @ p.W_z, "n": u @ p.W_n}
+        return {"r": ops.matmul(u, p.W_r), "z": ops.matmul(u, p.W_z), "n": ops.matmul(u, p.W_n)}
 
     def step(self, p, h, f):
         # biases are added here, where they cost nothing: in `features`, a pass over memory each

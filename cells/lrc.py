@@ -39,7 +39,7 @@ class LRC(Cell):
 
     def features(self, p, u):
         v = ops.sigmoid(p.sigma_in * (u - p.mu_in))
-        return {"a": v @ p.W_f, "g": v @ p.W_g}
+        return {"a": ops.matmul(v, p.W_f), "g": ops.matmul(v, p.W_g)}
 
     def step(self, p, x, f, dt):
         y = ops.sigmoid(p.sigma * (x - p.mu))

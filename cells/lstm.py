@@ -41,7 +41,7 @@ class LSTM(Cell):
         return specs
 
     def features(self, p, u):
-        return {g: u @ getattr(p, f"W_{g}") for g in self.gates}
+        return {g: ops.matmul(u, getattr(p, f"W_{g}")) for g in self.gates}
 
     def step(self, p, c, h, f):
         def drive(name):

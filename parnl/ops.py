@@ -11,6 +11,7 @@ function but `where`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,8 +21,8 @@ from parnl.expr import StepError, Symbol
 
 __all__ = [
     "abs", "clip", "cos", "erf", "exp", "expm1", "gelu", "input_sum", "log", "log1p",
-    "logical_and", "logical_not", "logical_or", "logsigmoid", "maximum", "minimum", "relu",
-    "sigmoid", "sign", "silu", "sin", "softplus", "sqrt", "tanh", "where",
+    "logical_and", "logical_not", "logical_or", "logsigmoid", "matmul", "maximum", "minimum",
+    "relu", "sigmoid", "sign", "silu", "sin", "softplus", "sqrt", "tanh", "where",
 ]  # fmt: skip
 
 
@@ -164,6 +165,22 @@ def logical_or(x: Any, y: Any) -> Any:
 def logical_not(x: Any) -> Any:
     """The condition does not hold; the same as ~x."""
     return _apply("logical_not", x)
+
+
+def matmul(inputs: Any, matrix: Any) -> Any:
+    """Return `inputs @ matrix`, (..., T, n) @ (n, hidden), as one product; for `features` only.
+
+    The same as `@`, and on JAX quicker: XLA's CPU compiler copies what it differentiates through a
+    product of three axes (measured: value and gradient of an LRC 2 times faster).
+    """
+    from parnl.backends import backend_of
+
+    if isinstance(inputs, Symbol) or isinstance(matrix, Symbol):
+        raise StepError("step: ops.matmul mixes channels; call it in features()")
+    xp = backend_of([("inputs", inputs), ("matrix", matrix)]).xp
+    rows = math.prod(inputs.shape[:-1])
+    product = xp.reshape(inputs, (rows, inputs.shape[-1])) @ matrix
+    return xp.reshape(product, (*inputs.shape[:-1], matrix.shape[-1]))
 
 
 def input_sum(

@@ -39,7 +39,7 @@ def call(
     like = starts[0]
     layouts = "".join(layout(a) for a in operands)
     batch, chunks, channels = like.shape
-    lanes = width(channels, batch * chunks)
+    lanes = width(kind, channels, batch * chunks)
     kernel = Kernel(program, kind, str(like.dtype), layouts, lanes, wanted)
     arguments = {"op": operands, "start": starts, **(fixed or {})}
     numbers = {
