@@ -14,7 +14,7 @@ from jax import lax
 
 from parnl import blocks
 from parnl.backends.compiled import compiled_lanes, processors
-from parnl.backends.jax import ffi
+from parnl.backends.jax import ffi, pallas
 from parnl.newton import Plan, Stats, newton
 from parnl.program import Program, adjoint_program, affine_program
 
@@ -78,13 +78,13 @@ class JaxBackend:
         self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
         """Run the first C - 1 chunks: their ends, and the products of the step Jacobians."""
-        return _by_platform(_advance_c, _advance, program, plan, operands, starts)
+        return _by_platform(_advance_kernel, _advance, program, plan, operands, starts)
 
     def trajectory(
         self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
         """Run all chunks and write every state; also return the ends of the first C - 1."""
-        return _by_platform(_trajectory_c, _trajectory, program, plan, operands, starts)
+        return _by_platform(_trajectory_kernel, _trajectory, program, plan, operands, starts)
 
     def solve(
         self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
@@ -101,28 +101,35 @@ backend = JaxBackend()
 
 
 def _by_platform(
-    compiled: Callable, composed: Callable, program: Program, plan: Plan, operands: Any, starts: Any
+    kernel: Callable, composed: Callable, program: Program, plan: Plan, operands: Any, starts: Any
 ) -> Any:
-    """Run in C where the computation is lowered for a CPU, else as composed of JAX's operations."""
-    fixed = partial(composed, program, plan)
-    if not ffi.usable(starts[0].dtype):
+    """Run a kernel on the platforms that have one, C or Pallas; else compose JAX's operations."""
+    dtype, fixed = starts[0].dtype, partial(composed, program, plan)
+    calls = pallas.calls(program, dtype)
+    if "cpu" not in calls and ffi.usable(dtype):
+        calls["cpu"] = ffi.call
+    if not calls:
         return fixed(list(operands), list(starts))
-    on_cpu = partial(compiled, program, plan)
-    return lax.platform_dependent(list(operands), list(starts), cpu=on_cpu, default=fixed)
+    ways = {name: partial(kernel, call, program, plan) for name, call in calls.items()}
+    return lax.platform_dependent(list(operands), list(starts), **ways, default=fixed)
 
 
-def _advance_c(program: Program, plan: Plan, operands: list, starts: list) -> tuple[list, list]:
+def _advance_kernel(
+    call: Callable, program: Program, plan: Plan, operands: list, starts: list
+) -> tuple[list, list]:
     k, shape = len(starts), starts[0].shape
     results = {"end": (k, shape), "prod": (k * k, shape)}
-    out = ffi.call(program, plan, "advance", operands, starts, results)
+    out = call(program, plan, "advance", operands, starts, results)
     return out[:k], out[k:]
 
 
-def _trajectory_c(program: Program, plan: Plan, operands: list, starts: list) -> tuple[list, list]:
+def _trajectory_kernel(
+    call: Callable, program: Program, plan: Plan, operands: list, starts: list
+) -> tuple[list, list]:
     k, (batch, chunks, channels) = len(starts), starts[0].shape
     whole = (batch, plan.steps, channels)
     results = {"out": (k, whole), "end": (k, (batch, chunks, channels))}
-    out = ffi.call(program, plan, "trajectory", operands, starts, results)
+    out = call(program, plan, "trajectory", operands, starts, results)
     return out[:k], [x[:, : chunks - 1] for x in out[k:]]
 
 
