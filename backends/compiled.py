@@ -182,7 +182,9 @@ class _Call:
         plan, like, empty = self.plan, self.like, self.kernels.xp.empty
         made = {
             name: [empty(shape, dtype=like.dtype, device=like.device) for shape in shapes]
-            for name, shapes in results(self.kernel, plan, *like.shape).items()
+            for name, shapes in results(
+                self.kernel.kind, plan, self.operands, self.starts, self.kernel.wanted
+            ).items()
         }
         given = {"op": self.operands, "start": self.starts, **self.fixed, **made}
         sizes = [*like.shape, plan.steps, plan.length, plan.reverse]
@@ -208,19 +210,17 @@ class _Call:
 
 
 def results(
-    kernel: Kernel, plan: Plan, batch: int, chunks: int, channels: int
+    kind: str, plan: Plan, operands: Sequence[Any], starts: Sequence[Any], wanted: Sequence[int]
 ) -> dict[str, list[tuple[int, ...]]]:
     """Return the shapes of what a kernel writes, by the names of `ccode.fields`."""
-    k, whole, each = (
-        len(kernel.program.states),
-        (batch, plan.steps, channels),
-        (batch, chunks, channels),
-    )
-    if kernel.kind == "trajectory":
-        return {"out": [whole] * k, "end": [each] * k}
-    if kernel.kind == "backward":
-        summed = [kernel.layouts[i] in (CHANNEL, SCALAR) for i in kernel.wanted]
-        return {"end": [each] * k, "grad": [each if s else whole for s in summed]}
+    k, each = len(starts), tuple(starts[0].shape)
+    whole = (each[0], plan.steps, each[2])
+    match kind:
+        case "trajectory":
+            return {"out": [whole] * k, "end": [each] * k}
+        case "backward":  # gradients of what does not depend on time are summed over the chunk
+            of = [each if operands[i].shape[1] == 1 else whole for i in wanted]
+            return {"end": [each] * k, "grad": of}
     return {"end": [each] * k, "prod": [each] * (k * k)}
 
 

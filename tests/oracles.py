@@ -19,6 +19,8 @@ import numpy as np
 import torch
 
 import parnl
+from parnl import ops
+from parnl.params import matrix, vector
 
 Array = Any
 BACKENDS = ("numpy", "torch", "jax")
@@ -492,6 +494,30 @@ def answer(task: Problem, backend: str, *, gradients: bool = False, **how: Any) 
         tuple(numpy_of(s) for s in final_state),
         {k: numpy_of(v) for k, v in found.items()},
     )
+
+
+# -- one more cell ------------------------------------------------------------------------------
+
+
+@parnl.register("test-everything")
+class Everything(parnl.Cell):
+    """Three states and every function there is."""
+
+    parameters = dict(W=matrix("input", "hidden"), a=vector("hidden"), b=vector("hidden"))
+    states = ("x", "y", "z")
+    options = dict(dt=0.5)
+
+    def features(self, p, u):
+        return dict(f=u @ p.W, g=(u @ p.W)[..., :1])  # g: one number a step, for all channels
+
+    def step(self, p, x, y, z, f, dt):
+        calm = (x > 0.1) & ~(y <= z) | (f.f >= 0.0) & (x < 0.4) | (x == y) & (y != z)
+        x_new = ops.where(calm, ops.tanh(p.a * y + f.f), 0.3 * ops.sin(x) + 0.2 * ops.cos(z))
+        root = ops.sqrt(ops.softplus(x) + 1.0) + ops.log1p(x * x) + ops.log(1.5 + abs(y))
+        y_new = 0.1 * root + ops.sigmoid(p.b * z + f.g) * ops.expm1(-x * x) - ops.relu(z - 0.2)
+        bounded = ops.clip(x * y, -0.5, 0.5) + ops.maximum(x, z) * ops.minimum(y, 0.2)
+        z_new = z + dt * (0.3 * bounded - 0.5 * z) + 0.1 * (x * x + 1.0) ** -1.5 + 0.05 * x**3
+        return x_new, y_new, 0.9 * z_new - 0.1 * ops.erf(z) + 0.01 * ops.sign(x) * ops.exp(-y * y)
 
 
 # -- comparison ----------------------------------------------------------------------------------

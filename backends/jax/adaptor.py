@@ -16,6 +16,7 @@ from parnl import blocks
 from parnl.backends.compiled import compiled_lanes, processors
 from parnl.backends.jax import ffi
 from parnl.backends.jax.implicit import implicit_solve
+from parnl.backends.jax.kernels import by_platform
 from parnl.newton import Plan, Stats
 from parnl.program import Program
 
@@ -87,13 +88,25 @@ class JaxBackend:
         self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
         """Run the first C - 1 chunks: their ends, and the products of the step Jacobians."""
-        return _by_platform(_advance_c, _advance, program, plan, operands, starts)
+
+        def kernel(call: Callable, operands: list, starts: list) -> tuple[list, list]:
+            found = call(program, plan, "advance", operands, starts)
+            return found[: len(starts)], found[len(starts) :]
+
+        composed, arrays = partial(_advance, program, plan), (list(operands), list(starts))
+        return by_platform(kernel, composed, program, starts[0].dtype, *arrays)
 
     def trajectory(
         self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
         """Run all chunks and write every state; also return the ends of the first C - 1."""
-        return _by_platform(_trajectory_c, _trajectory, program, plan, operands, starts)
+
+        def kernel(call: Callable, operands: list, starts: list) -> tuple[list, list]:
+            found = call(program, plan, "trajectory", operands, starts)
+            return found[: len(starts)], [x[:, :-1] for x in found[len(starts) :]]
+
+        composed, arrays = partial(_trajectory, program, plan), (list(operands), list(starts))
+        return by_platform(kernel, composed, program, starts[0].dtype, *arrays)
 
     def solve(
         self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
@@ -107,28 +120,6 @@ class JaxBackend:
 
 
 backend = JaxBackend()
-
-
-def _by_platform(
-    compiled: Callable, composed: Callable, program: Program, plan: Plan, operands: Any, starts: Any
-) -> Any:
-    """Run in C where the computation is lowered for a CPU, else as composed of JAX's operations."""
-    fixed = partial(composed, program, plan)
-    if not ffi.usable(starts[0].dtype):
-        return fixed(list(operands), list(starts))
-    on_cpu = partial(compiled, program, plan)
-    return lax.platform_dependent(list(operands), list(starts), cpu=on_cpu, default=fixed)
-
-
-def _advance_c(program: Program, plan: Plan, operands: list, starts: list) -> tuple[list, list]:
-    found = ffi.call(program, plan, "advance", operands, starts)
-    return found[: len(starts)], found[len(starts) :]
-
-
-def _trajectory_c(program: Program, plan: Plan, operands: list, starts: list) -> tuple[list, list]:
-    found = ffi.call(program, plan, "trajectory", operands, starts)
-    k = len(starts)
-    return found[:k], [x[:, : plan.chunks - 1] for x in found[k:]]
 
 
 def _advance(program: Program, plan: Plan, operands: list, starts: list) -> tuple[list, list]:

@@ -48,7 +48,7 @@ def call(
         "gb": [plan.steps * channels] * len(starts),
         "gt": [channels] * len(starts),
     }
-    shapes = results(kernel, plan, batch, chunks, channels)
+    shapes = results(kind, plan, operands, starts, wanted)
     sizes = [batch, chunks, channels, plan.steps, plan.length, plan.reverse]
     table, slots = [*map(int, sizes), processors()], [0] * (len(sizes) + 1)
     given: list[jax.Array] = []

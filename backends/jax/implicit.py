@@ -4,7 +4,7 @@ The tangent of a solve obeys a linear recurrence, and its transpose is the adjoi
 so by a primitive of its own, linear in what moves:
 
     JVP of a solve:        tangent(operands, x0, states; d operands, d x0) -> d states
-    transpose of tangent:  `_gradients`, on the CPU the generated backward kernel
+    transpose of tangent:  `_gradients`, the generated backward kernel where there is one
     derivatives of these:  those of the composed formula, `_tangent`, which JAX can follow
 
 So a solve that is differentiated once, in reverse, runs nothing but compiled kernels.
@@ -26,7 +26,7 @@ from jax.interpreters import ad, batching, mlir
 
 from parnl import blocks
 from parnl.backends.compiled import backward
-from parnl.backends.jax import ffi
+from parnl.backends.jax.kernels import by_platform
 from parnl.newton import Plan, Stats, newton
 from parnl.program import Program, adjoint_program, affine_program
 
@@ -161,11 +161,8 @@ def _pullback(problem: Problem, arrays: list, grads: list) -> list:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _differentiable_gradients(problem: Problem, arrays: list, grads: list) -> list:
-    composed = partial(_pullback, problem)
-    if not ffi.usable(grads[0].dtype):
-        return composed(arrays, grads)
-    on_cpu = partial(_fused, problem)
-    return lax.platform_dependent(arrays, grads, cpu=on_cpu, default=composed)
+    fused, composed = partial(_fused, problem), partial(_pullback, problem)
+    return by_platform(fused, composed, problem.program, grads[0].dtype, arrays, grads)
 
 
 @_differentiable_gradients.defjvp
@@ -176,7 +173,7 @@ def _gradients_jvp(problem: Problem, primals: tuple, tangents: tuple) -> tuple:
 _gradients = jax.jit(_differentiable_gradients, static_argnums=0)
 
 
-def _fused(problem: Problem, arrays: list, grads: list) -> list:
+def _fused(problem: Problem, call: Callable, arrays: list, grads: list) -> list:
     """What `_pullback` returns, by the backward kernel: Jacobians are neither stored nor read."""
     program, plan, wanted = problem.program, problem.plan, problem.wanted
     operands, x0, states, _ = problem.split(arrays)
@@ -186,16 +183,16 @@ def _fused(problem: Problem, arrays: list, grads: list) -> list:
         x0, states, grads = rest[:k], rest[k : 2 * k], rest[2 * k :]
         fixed = {"x0": x0, "state": states, "g": grads}
 
-        def call(kind: str, plan: Plan, starts: Sequence[Any]) -> tuple[list, list]:
+        def over_chunks(kind: str, plan: Plan, starts: Sequence[Any]) -> tuple[list, list]:
             asked = wanted if kind == "backward" else ()
-            found = ffi.call(program, plan, kind, operands, starts, asked, fixed)
+            found = call(program, plan, kind, operands, starts, asked, fixed)
             return found[:k], found[k:]
 
         back = plan._replace(reverse=not plan.reverse, max_iterations=plan.chunks)
-        of_x0, found = backward(problem.backend, call, back, x0)
+        of_x0, found = backward(problem.backend, over_chunks, back, x0)
         return [*of_x0, *found], ()
 
-    key = ("gradients", plan, wanted)
+    key = ("gradients", plan, wanted, call)
     over_rows = program.cached(key, lambda: merging(run))
     found, _ = over_rows(operands, [*x0, *states, *grads])
     summed = [_reduced(g, operands[i]) for i, g in zip(wanted, found[k:], strict=True)]
