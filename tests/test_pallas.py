@@ -198,7 +198,7 @@ def test_long_sums_in_single_precision():
     zero = jnp.zeros((1, 1, 2), jnp.float32)
     whole = jnp.full((1, steps, 2), 0.1, jnp.float32)
     _, found = pallas.call(
-        affine_program(1), plan, "backward", [zero, zero], [zero], {"all": (2, zero.shape)},
+        affine_program(1), plan, "backward", [zero, zero], [zero],
         wanted=(1,), fixed={"x0": [zero[0]], "state": [whole], "g": [whole]}, interpret=True,
     )  # fmt: skip
     # one sum of all of them is off by 2e-4
