@@ -1,9 +1,10 @@
 """C source for the kernels of a program: the step, its Jacobian and its gradient, run over chunks.
 
-One group of `W` lanes (channels, and where there are few of them, chunks and sequences too) goes
-through its steps at a time; the loop over its lanes is what the compiler turns into vector
-instructions. Groups are divided among threads. The text is made from the expression graph and
-numbers alone.
+One group of `W` lanes goes through its steps at a time: `V` neighbouring channels of each of
+`W / V` rows, a row being one chunk of one sequence. The compiler turns the loop over the `V`
+into vector instructions; several rows at a time keep the processor busy where a row is short.
+Channels left over are gathered from all rows. Groups are divided among threads. The text is made
+from the expression graph and numbers alone.
 
 Every kernel takes one array of 64-bit integers, laid out by `Layout.fields`: sizes, then pointers
 and strides.
@@ -23,18 +24,31 @@ from parnl.program import Program
 FULL, TIME, CHANNEL, SCALAR = "f", "t", "c", "s"
 
 
+class Lanes(NamedTuple):
+    """How lanes are grouped: W at a time, in spans of V.
+
+    near: there are groups of V neighbours in a row; far: there are channels left over, or too few.
+    Only what there is gets compiled.
+    """
+
+    group: int
+    span: int
+    near: bool
+    far: bool
+
+
 class Kernel(NamedTuple):
     """What decides a kernel: `kind` is "trajectory", "advance", "adjoint" or "backward".
 
-    dtype: "float32" or "float64"; layouts: one letter for each operand; width: W; wanted: operands
-    whose gradient "backward" computes.
+    dtype: "float32" or "float64"; layouts: one letter for each operand; wanted: operands whose
+    gradient "backward" computes.
     """
 
     program: Program
     kind: str
     dtype: str
     layouts: str
-    width: int
+    lanes: Lanes
     wanted: tuple[int, ...] = ()
 
 
@@ -65,7 +79,8 @@ _HEAD = """\
 #include <stdint.h>
 #include <pthread.h>
 typedef {real} real;
-#define W {width}
+#define W {lanes}
+#define V {span}
 #define R(x) ((real)(x))
 #ifdef PARNL_VECTOR_MATH
 #define SIMD_MATH _Pragma("omp declare simd notinbranch")
@@ -76,8 +91,8 @@ typedef {real} real;
 {real} sqrt{f}({real});
 {real} fabs{f}({real});
 {real} pow{f}({real}, {real});
-#define ROW(j) (near ? row0 : row[j])
-#define CHANNEL(j) (near ? d0 + (j) : d[j])
+#define ROW(j) (near ? row[(j) / V] : row[j])
+#define CHANNEL(j) (near ? d0 + (j) % V : d[j])
 #define INFINITY_ (__builtin_inf{f}())
 #define NAN_ (__builtin_nan{f}(""))
 """
@@ -147,7 +162,8 @@ def source(kernel: Kernel, ffi: bool = False) -> str:
     """
     suffix, real = ("f", "float") if kernel.dtype == "float32" else ("", "double")
     declarations = "\n".join(f"SIMD_MATH {real} {m}{suffix}({real});" for m in _MATH)
-    head = _HEAD.format(real=real, width=kernel.width, f=suffix, declarations=declarations)
+    lanes, span = kernel.lanes[:2]
+    head = _HEAD.format(real=real, lanes=lanes, span=span, f=suffix, declarations=declarations)
     head += vecmath.FLOAT32 if suffix else ""
     return head + _Writer(kernel, suffix).text() + _TAIL + (_FFI if ffi else "")
 
@@ -181,46 +197,52 @@ class _Writer:
                 "  for (int j = 0; j < W; j++) { S[j] += s[j]; s[j] = 0; }",
                 "}",
                 "static int64_t count(const int64_t *a) {",
-                "  const int64_t rows = a[0] * a[1], D = a[2], whole = D / W;",
-                "  const int64_t rest = rows * (D - whole * W);",
-                "  return rows * whole + (rest + W - 1) / W;",
+                "  const int64_t rows = a[0] * a[1], D = a[2], left = D % V;",
+                "  return (rows + W / V - 1) / (W / V) * (D / V) + (rows * left + W - 1) / W;",
                 "}",
                 "static inline __attribute__((always_inline)) void",
                 "lanes(const int64_t *a, const int near, const int64_t q, const int64_t used,",
-                "      const int64_t left) {",
+                "      const int64_t d0, const int64_t left) {",
                 *self.prologue(),
                 *self.loop(),
                 *self.epilogue(),
                 "}",
                 "static void group(const int64_t *a, int64_t item) {",
-                "  const int64_t rows = a[0] * a[1], D = a[2], whole = D / W;",
-                "  const int64_t left = D - whole * W;",
-                "  if (item < rows * whole) {",
-                "    lanes(a, 1, item / whole * D + item % whole * W, W, left);",
-                "    return;",
-                "  }",
-                "  const int64_t q = (item - rows * whole) * W, all = rows * left;",
-                "  lanes(a, 0, q, all - q < W ? all - q : W, left);",
+                "  const int64_t rows = a[0] * a[1], D = a[2], left = D % V, R = W / V;",
+                "  const int64_t across = D / V, whole = (rows + R - 1) / R * across;",
+                *(self.near() if self.kernel.lanes.near else []),
+                *(self.far() if self.kernel.lanes.far else []),
                 "}",
             ]
         )
+
+    def near(self) -> list[str]:
+        return [
+            "  if (item < whole) {",
+            "    const int64_t q = item / across * R;",
+            "    lanes(a, 1, q, rows - q < R ? rows - q : R, item % across * V, left);",
+            "    return;",
+            "  }",
+        ]
+
+    def far(self) -> list[str]:
+        return [
+            "  const int64_t q = (item - whole) * W, all = rows * left;",
+            "  lanes(a, 0, q, all - q < W ? all - q : W, 0, left);",
+        ]
 
     def prologue(self) -> list[str]:
         """Where each lane stands: sequence b, chunk c, channel d; its steps; its start."""
         lines = [
             "  const int64_t C = a[1], D = a[2], T = a[3], L = a[4], reverse = a[5];",
             "  const int64_t way = reverse ? -1 : 1;",
-            "  /* near: the lanes are neighbours in one row of D; else lane j is the j-th of the",
-            "     channels left over in all rows, and lanes past `used` repeat the last one */",
-            "  const int64_t row0 = q / D, b0 = row0 / C, d0 = q % D;",
-            "  int64_t row[W], d[W], t[W], len[W], longest = 0, now = 0;",
-            "  if (near) {",
-            "    const int64_t c = row0 % C, rest = T - c * L;",
-            "    longest = rest < L ? rest : L;",
-            "    now = reverse ? T - 1 - c * L : c * L;",
-            "  } else for (int j = 0; j < W; j++) {",
+            "  /* near: `used` rows from row q on, V channels from d0 on; else lane j is number",
+            "     q + j of the channels left over in all rows; lanes not used repeat the last */",
+            "  int64_t row[W], d[W], t[W], len[W], longest = 0;",
+            "  for (int j = 0; j < (near ? W / V : W); j++) {",
             "    const int64_t lane = q + (j < used ? j : used - 1);",
-            "    row[j] = lane / left; d[j] = D - left + lane % left;",
+            "    row[j] = near ? lane : lane / left;",
+            "    d[j] = near ? d0 : D - left + lane % left;",
             "    const int64_t c = row[j] % C, rest = T - c * L;",
             "    len[j] = rest < L ? rest : L;",
             "    if (len[j] > longest) longest = len[j];",
@@ -266,16 +288,29 @@ class _Writer:
         self.before: list[str] = []  # what a load needs once, before the loop
         lines: list[str] = []
         loads = self.loads(lines)
-        lines = [*self.before, "  for (int64_t l = 0; l < longest; l++) {", *lines]
-        lines += ["    #pragma omp simd", "    for (int j = 0; j < W; j++) {"]
-        lines += [f"      {line}" for line in loads]
-        lines += [f"      {line}" for line in self.body()]
-        lines += ["    }", *self.scattered()]
+        lines = [
+            "  int64_t here[W];",
+            "  if (near) for (int r = 0; r < W / V; r++)",
+            "    here[r] = (row[r] / C * T + t[r]) * D + d0;",
+            *self.before,
+            "  for (int64_t l = 0; l < longest; l++) {",
+            "    for (int r = 0; r < (near && W > V ? used : 1); r++) {",
+            "    if (near && W > V && l >= len[r]) continue;",
+            "    const int64_t at = here[r], now = t[r];",
+            *lines,
+            "    #pragma omp simd",
+            "    for (int i = 0; i < (near ? V : W); i++) {",
+            "      const int j = (near ? r * V : 0) + i;",
+            *(f"      {line}" for line in [*loads, *self.body()]),
+            "    }",
+            *self.scattered(),
+            "    if (near) t[r] += way, here[r] += way * D;",
+            "    }",
+        ]
         for s in self.sums():
             lines.append(f"    if (l % 64 == 63 || l + 1 == longest) flush(s{s}, S{s});")
         lines += [
-            "    if (near) now += way;",
-            "    else for (int j = 0; j < W; j++) t[j] += l + 1 < len[j] ? way : 0;",
+            "    if (!near) for (int j = 0; j < W; j++) t[j] += l + 1 < len[j] ? way : 0;",
             "  }",
         ]
         return lines
@@ -288,8 +323,15 @@ class _Writer:
             if layout in (CHANNEL, SCALAR):
                 loads.append(f"const real q{i} = w{i}[j];")
                 continue
-            d = (" + d0", "[j]", " + d[j]") if layout == FULL else ("", "[0]", "")
-            lines.append(f"    const real *r{i} = {base} + b0 * {sb} + now * {st}{d[0]};")
+            d = (" + d0", "[i]", " + d[j]") if layout == FULL else ("", "[0]", "")
+            self.before += [
+                f"  const real *r{i}_[W];",
+                f"  if (near) for (int r = 0; r < W / V; r++) "
+                f"r{i}_[r] = {base} + row[r] / C * {sb} + t[r] * {st}{d[0]};",
+                f"  const int64_t r{i}way = way * {st};",
+            ]
+            lines.append(f"    const real *r{i} = near ? r{i}_[r] : 0;")
+            lines.append(f"    if (near) r{i}_[r] += r{i}way;")
             offset = f"row[j] / C * {sb}{d[2]}"  # no division in the loop that is vectorised
             self.before.append(f"  int64_t o{i}[W];")
             self.before.append(f"  if (!near) for (int j = 0; j < W; j++) o{i}[j] = {offset};")
@@ -308,8 +350,9 @@ class _Writer:
             # way, or the initial state
             state, x0 = self.pointer("state", i), self.pointer("x0", i)
             edge = "(reverse ? {t} == 0 : {t} == T - 1)"
-            at_edge, within = edge.format(t="now"), f"{state} + (b0 * T + now + way) * D + d0"
-            lines.append(f"    const real *h{i} = {at_edge} ? {x0} + b0 * D + d0 : {within};")
+            at_edge, within = edge.format(t="now"), f"{state} + at + way * D"
+            begin = f"{x0} + row[r] / C * D + d0"
+            lines.append(f"    const real *h{i} = near ? {at_edge} ? {begin} : {within} : 0;")
             self.before += [
                 f"  real e{i}[W];",
                 f"  if (!near) for (int j = 0; j < W; j++) e{i}[j] = {x0}[row[j] / C * D + d[j]];",
@@ -317,16 +360,23 @@ class _Writer:
             at_edge = edge.format(t="t[j]")
             # loaded whether used or not: a load under a condition would not be vectorised
             far = f"{state}[s[j] + (t[j] + ({at_edge} ? 0 : way)) * D]"
-            loads.append(f"const real f{i} = near ? h{i}[j] : {far};")
+            loads.append(f"const real f{i} = near ? h{i}[i] : {far};")
             loads.append(f"const real h{i}_ = !near && {at_edge} ? e{i}[j] : f{i};")
             g, gb, gt = self.pointer("g", i), self.a("gb", i), self.a("gt", i)
-            lines.append(f"    const real *g{i} = {g} + b0 * {gb} + now * {gt} + d0;")
+            self.before += [
+                f"  const real *g{i}_[W];",
+                f"  if (near) for (int r = 0; r < W / V; r++) "
+                f"g{i}_[r] = {g} + row[r] / C * {gb} + t[r] * {gt} + d0;",
+                f"  const int64_t g{i}way = way * {gt};",
+            ]
+            lines.append(f"    const real *g{i} = near ? g{i}_[r] : 0;")
+            lines.append(f"    if (near) g{i}_[r] += g{i}way;")
             self.before += [
                 f"  int64_t og{i}[W];",
                 f"  if (!near) for (int j = 0; j < W; j++) og{i}[j] = row[j] / C * {gb} + d[j];",
             ]
             far = f"{g}[og{i}[j] + t[j] * {gt}]"
-            loads.append(f"const real l{i} = m{i} + (near ? g{i}[j] : {far});")
+            loads.append(f"const real l{i} = m{i} + (near ? g{i}[i] : {far});")
         return loads
 
     def body(self) -> list[str]:
@@ -369,7 +419,7 @@ class _Writer:
             lines.append(f"x{i}[j] = {alive} ? n{i} : m{i};")
         if self.kernel.kind == "trajectory":
             for i in range(k):
-                out = f"{self.pointer('out', i, False)}[(b0 * T + now) * D + d0 + j]"
+                out = f"{self.pointer('out', i, False)}[at + i]"
                 lines.append(f"if (near) {out} = n{i};")
         if self.kernel.kind == "backward":
             for s, i in enumerate(self.kernel.wanted):
@@ -377,7 +427,7 @@ class _Writer:
                 if self.kernel.layouts[i] in (CHANNEL, SCALAR):
                     lines.append(f"s{s}[j] += {alive} ? {value} : 0;")
                 else:
-                    out = f"{self.pointer('grad', s, False)}[(b0 * T + now) * D + d0 + j]"
+                    out = f"{self.pointer('grad', s, False)}[at + i]"
                     lines.append(f"const real z{s} = {value};")
                     lines.append(f"if (near) {out} = z{s}; else k{s}[j] = z{s};")
         return lines
@@ -404,7 +454,7 @@ class _Writer:
             stores += [("prod", e, f"p{e}") for e in range(self.k * self.k)]
         stores += [("grad", s, f"S{s}") for s in self.sums()]
         return [
-            f"  for (int64_t j = 0; j < used; j++) "
+            f"  for (int64_t j = 0; j < (near ? used * V : used); j++) "
             f"{self.pointer(name, i, False)}[ROW(j) * D + CHANNEL(j)] = {lane}[j];"
             for name, i, lane in stores
         ]

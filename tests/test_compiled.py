@@ -18,8 +18,8 @@ import torch
 import parnl
 from parnl.backends import cbuild, get_backend
 
-# One row (32, 48, 64, 128 channels), rows and leftovers (70, 130), leftovers alone.
-CHANNELS = [1, 3, 8, 17, 32, 48, 64, 70, 128, 130]
+# Rows of several (8), of one group (24, 64), rows and channels left over (70, 130, 136), gathered.
+CHANNELS = [1, 8, 17, 24, 64, 70, 130, 136]
 # batch, steps, chunks, reverse, lengths
 PROBLEMS = [
     (2, 53, 1, False, None),
@@ -275,11 +275,13 @@ def test_unknown_choice_is_an_error():
 def test_without_vector_mathematics_results_are_the_same(tmp_path, monkeypatch):
     """A platform whose C library has none builds the same text with scalar functions."""
     monkeypatch.setattr(cbuild, "FLAGS", tuple(f for f in cbuild.FLAGS if "openmp" not in f))
-    from parnl.backends.ccode import Kernel, source
+    from parnl.backends.ccode import Kernel, Lanes, source
 
     cell = parnl.get_cell("gru", 2, 64)
     layouts = "".join("c" if o.kind == "parameter" else "f" for o in cell.program.operands)
-    text = source(Kernel(cell.program, "trajectory", "float64", layouts, 64))
+    text = source(
+        Kernel(cell.program, "trajectory", "float64", layouts, Lanes(64, 64, True, False))
+    )
     path = tmp_path / "scalar.so"
     command = ["cc", *cbuild.FLAGS, "-x", "c", "-", "-o", str(path), "-lm", "-lpthread"]
     subprocess.run(command, input=text, text=True, check=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from parnl.backends import cbuild
 from parnl.backends.ccode import Kernel, fields, source
-from parnl.backends.compiled import layout, processors, results, width
+from parnl.backends.compiled import grouped, layout, processors, results
 from parnl.newton import Plan
 from parnl.program import Program
 
@@ -39,7 +39,7 @@ def call(
     like = starts[0]
     layouts = "".join(layout(a) for a in operands)
     batch, chunks, channels = like.shape
-    lanes = width(kind, channels, batch * chunks)
+    lanes = grouped(kind, channels, batch * chunks, processors())
     kernel = Kernel(program, kind, str(like.dtype), layouts, lanes, wanted)
     arguments = {"op": operands, "start": starts, **(fixed or {})}
     numbers = {
