@@ -1,58 +1,84 @@
 """Time and memory on the CPU: parnl against what a user would pick otherwise, in one run.
 
-    python benchmarks/cpu.py [--threads 2] [--repeat 5] [--out benchmarks/results/cpu.json]
+    python benchmarks/cpu.py [--threads 2] [--repeat 9] [--quick] [--out results/cpu.json]
 
-torch: diagonal GRU, forward and forward + backward, input projection included, against
-pararnn-torch (pip install pararnn-torch==0.17.4; left out where it is missing) and `nn.GRU` (dense,
-hence another map: it is the library function a user would reach for). JAX: LRC against `lax.scan`
-of the same cell. Contenders take turns, so that a busy machine slows all of them; medians are
-reported. Every parnl result is compared with the sequential one before it is timed.
-PARNL_KERNELS=off times the path composed of the framework's own operations.
+Prints tables, and saves them as JSON and as a plot beside it. Contenders take turns, so that a busy
+machine slows all of them; medians are reported. Every parnl result is compared with the sequential
+one before it is timed. pararnn-torch is left out where it is not installed (pip install
+pararnn-torch==0.17.4); `nn.GRU` is dense, hence another map: it is the library function a user
+would reach for. PARNL_KERNELS=off times the path composed of the framework's own operations.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+import parnl
+from parnl import ops
+from parnl.params import Values, matrix, vector
+
 B, D = 4, 64
+Run = Callable[[], Any]
 
 
-def timed(contenders: dict[str, Callable[[], Any]], repeat: int) -> dict[str, float]:
-    """Return the median time of each contender in milliseconds; each is called once before."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for run in contenders.values():
+def timed(runs: dict[str, Run], repeat: int) -> dict[str, float]:
+    """Return the median time of each in milliseconds; each is called once before."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
         run()
     for _ in range(repeat):
-        for name, run in contenders.items():
+        for name, run in runs.items():
             start = time.perf_counter()
             run()
             times[name].append(1e3 * (time.perf_counter() - start))
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def torch_gru(repeat: int, steps: int = 16384, inputs: int = 64) -> dict[str, dict[str, float]]:
-    """Diagonal GRU in eager PyTorch."""
-    import torch
+def close(found: Any, exact: Any, what: str) -> None:
+    found, exact = np.asarray(found), np.asarray(exact)
+    error = np.abs(found - exact).max() / np.abs(exact).max()
+    assert error < 2e-5, f"{what} differs from the sequential result by {error}"
 
-    import parnl
+
+def with_features(cell: parnl.Cell, features: dict[str, Any]) -> parnl.Cell:
+    """Return the cell with features computed beforehand: what is left is the recurrence."""
+
+    class Given(type(cell)):  # type: ignore[misc]
+        def features(self, p: Any, u: Any) -> dict[str, Any]:
+            return features
+
+    return Given(cell.input_size, cell.hidden_size)
+
+
+# -- PyTorch: diagonal GRU ------------------------------------------------------------------------
+
+
+def torch_runs(steps: int, inputs: int = 64) -> dict[str, Run]:
+    """Diagonal GRU in eager PyTorch, with its input projection."""
+    import torch
 
     torch.manual_seed(0)
     u = torch.randn(B, steps, inputs)
     cell = parnl.get_cell("gru", inputs, D)
     params = {n: p.requires_grad_() for n, p in cell.init(0, "torch").items()}
     dense = torch.nn.GRU(inputs, D, batch_first=True)
-    runs: dict[str, Callable[[], Any]] = {
+    runs: dict[str, Run] = {
         "parnl": lambda: parnl.solve(cell, params, u).outputs,
         "torch.nn.GRU (dense)": lambda: dense(u)[0],
     }
@@ -69,63 +95,245 @@ def torch_gru(repeat: int, steps: int = 16384, inputs: int = 64) -> dict[str, di
 
         runs["pararnn-torch, Newton"] = pararnn
     with torch.no_grad():
-        exact = parnl.solve(cell, params, u, method="sequential").outputs
-        error = (parnl.solve(cell, params, u).outputs - exact).abs().max() / exact.abs().max()
-        assert error < 2e-5, f"parallel and sequential differ by {error}"
+        close(runs["parnl"](), parnl.solve(cell, params, u, method="sequential").outputs, "parnl")
+    return runs
+
+
+def torch_gru(repeat: int, steps: int = 16384) -> dict[str, dict[str, float]]:
+    import torch
+
+    runs = torch_runs(steps)
+    with torch.no_grad():
         forward = timed(runs, repeat)
-    both = timed({n: lambda r=r: r().square().mean().backward() for n, r in runs.items()}, repeat)
+    both = timed({n: partial(_backward, r) for n, r in runs.items()}, repeat)
     return {"forward": forward, "forward + backward": both}
 
 
-def jax_lrc(repeat: int, steps: int = 17984, inputs: int = 4) -> dict[str, dict[str, float]]:
-    """LRC in JAX, jitted, against `lax.scan` of the same features and step."""
+def _backward(run: Run) -> None:
+    run().square().mean().backward()
+
+
+# -- JAX: LRC -------------------------------------------------------------------------------------
+
+
+def jax_maps(steps: int, inputs: int = 4) -> tuple[dict[str, Callable], Any]:
+    """LRC in JAX against `lax.scan`, and DEER, of the same features and step; and parameters."""
     import jax
     import jax.numpy as jnp
-    import numpy as np
-
-    import parnl
-    from parnl.params import Values
 
     u = jnp.asarray(np.random.default_rng(0).normal(size=(B, steps, inputs)).astype("float32"))
     cell = parnl.get_cell("lrc", inputs, D)
     params = cell.init(0, "jax")
 
-    def scanned(params: Any) -> Any:
+    def parts(params: Any) -> tuple[Callable, dict[str, Any]]:
         p = Values("parameter", params)
-        features = {n: a.swapaxes(0, 1) for n, a in cell.features(p, u).items()}
+        step = lambda x, f: cell.step(p, x, Values("feature", f), 1.0)  # noqa: E731
+        return step, cell.features(p, u)
 
-        def step(x: Any, f: Any) -> Any:
-            x = cell.step(p, x, Values("feature", f), 1.0)
-            return x, x
+    def scanned(params: Any) -> Any:
+        step, features = parts(params)
+        over_time = {n: a.swapaxes(0, 1) for n, a in features.items()}
+        run = lambda x, f: (step(x, f),) * 2  # noqa: E731
+        return jax.lax.scan(run, jnp.zeros((B, D)), over_time)[1].swapaxes(0, 1)
 
-        return jax.lax.scan(step, jnp.zeros((B, D)), features)[1].swapaxes(0, 1)
+    def compose(first: tuple, then: tuple) -> tuple:
+        return then[0] * first[0], then[0] * first[1] + then[1]
 
-    maps: dict[str, Callable[[Any], Any]] = {
+    def deer(params: Any) -> Any:
+        """Newton over all time steps (arXiv 2309.12252), its linear solve a prefix scan."""
+        step, features = parts(params)
+
+        def update(carry: tuple) -> tuple:
+            count, x, _ = carry
+            before = jnp.concatenate([jnp.zeros((B, 1, D)), x[:, :-1]], axis=1)
+            new, slope = jax.jvp(lambda x: step(x, features), (before,), (jnp.ones_like(before),))
+            forcing = new - slope * before
+            new = jax.lax.associative_scan(compose, (slope, forcing), axis=1)[1]
+            return count + 1, new, jnp.max(jnp.abs(new - x))
+
+        first = (0, jnp.zeros((B, steps, D)), jnp.inf)
+        return jax.lax.while_loop(lambda c: (c[2] > 1e-5) & (c[0] < 50), update, first)[1]
+
+    maps = {
         "parnl": lambda p: parnl.solve(cell, p, u).outputs,
         "parnl, chunks=256": lambda p: parnl.solve(cell, p, u, chunks=256).outputs,
         "jax.lax.scan": scanned,
+        "DEER, associative_scan": deer,
     }
+    return maps, params
 
-    def ready(function: Callable[[Any], Any]) -> Callable[[], Any]:
-        compiled = jax.jit(function)
+
+def jax_runs(maps: dict[str, Callable], params: Any, gradient: bool = False) -> dict[str, Run]:
+    import jax
+    import jax.numpy as jnp
+
+    def ready(function: Callable) -> Run:
+        if gradient:
+            loss = lambda p: jnp.mean(function(p) ** 2)  # noqa: E731
+            compiled = jax.jit(jax.value_and_grad(loss))
+        else:
+            compiled = jax.jit(function)
         return lambda: jax.block_until_ready(compiled(params))
 
-    forward = {n: ready(f) for n, f in maps.items()}
+    return {n: ready(f) for n, f in maps.items()}
+
+
+def jax_lrc(repeat: int, steps: int = 16384) -> dict[str, dict[str, float]]:
+    maps, params = jax_maps(steps)
+    forward = jax_runs(maps, params)
     exact = forward["jax.lax.scan"]()
     for name, run in forward.items():
-        error = jnp.max(jnp.abs(run() - exact)) / jnp.max(jnp.abs(exact))
-        assert error < 2e-5, f"{name} and the scan differ by {error}"
-    grads = {
-        n: ready(jax.value_and_grad(lambda p, f=f: jnp.mean(f(p) ** 2))) for n, f in maps.items()
+        close(run(), exact, name)
+    maps.pop("DEER, associative_scan")  # a while loop has no gradient in reverse
+    both = jax_runs(maps, params, gradient=True)
+    return {"forward": timed(forward, repeat), "value and gradient": timed(both, repeat)}
+
+
+# -- the recurrence alone -------------------------------------------------------------------------
+
+
+class Minimal(parnl.Cell):
+    """A cell nobody has written a kernel for: the minimal gated unit (Zhou et al., 2016)."""
+
+    parameters = {
+        f"{kind}_{gate}": matrix("input", "hidden") if kind == "W" else vector("hidden")
+        for gate in "fn"
+        for kind in ("W", "a", "b")
     }
-    return {"forward": timed(forward, repeat), "value and gradient": timed(grads, repeat)}
+
+    def features(self, p: Any, u: Any) -> dict[str, Any]:
+        return {"f": u @ p.W_f, "n": u @ p.W_n}
+
+    def step(self, p: Any, x: Any, f: Any) -> Any:
+        gate = ops.sigmoid(f.f + p.b_f + p.a_f * x)
+        return x + gate * (ops.tanh(f.n + p.b_n + p.a_n * gate * x) - x)
 
 
-def memory(name: str, steps: int = 65536, inputs: int = 64) -> float:
-    """Return peak memory of forward + backward in torch, in arrays of B x T x D."""
+def given(cell: parnl.Cell, batch: int, steps: int) -> tuple[parnl.Cell, dict, np.ndarray]:
+    """Return the cell with random features, its parameters, and inputs that are not looked at."""
+    rng = np.random.default_rng(0)
+    shape = (batch, steps, cell.hidden_size)
+    names = [o.name for o in cell.program.operands if o.kind == "feature"]
+    features = {n: rng.standard_normal(shape, dtype=np.float32) for n in names}
+    return with_features(cell, features), cell.init(0), np.zeros((batch, steps, 1), np.float32)
+
+
+def handwritten(repeat: int, threads: int, steps: int = 16384) -> dict[str, dict[str, float]]:
+    """The recurrence of a GRU in NumPy, generated and by hand; and of a cell made up here."""
+    cell, params, u = given(parnl.get_cell("gru", 1, D), B, steps)
+    minimal, minimal_params, _ = given(Minimal(1, D), B, steps)
+    features = [cell.features(None, u)[n] for n in "rzn"]
+    stacked = np.concatenate([params[n] for n in "a_r a_z a_n b_r b_z b_n c_n".split()])
+    with tempfile.TemporaryDirectory() as folder:
+        library = f"{folder}/gru.so"
+        flags = (
+            "-O3 -march=native -fno-math-errno -fno-trapping-math -fopenmp -shared -fPIC".split()
+        )
+        source = str(Path(__file__).with_name("handwritten.c"))
+        subprocess.run(["cc", *flags, source, "-o", library, "-lmvec", "-lm"], check=True)
+        function = ctypes.CDLL(library).gru
+
+    def by_hand() -> np.ndarray:
+        out = np.empty((B, steps, D), np.float32)
+        arrays = [ctypes.c_void_p(a.ctypes.data) for a in (*features, stacked, out)]
+        function(*arrays, ctypes.c_int64(B), ctypes.c_int64(steps), ctypes.c_int(threads))
+        return out
+
+    runs: dict[str, Run] = {
+        "parnl": lambda: parnl.solve(cell, params, u).outputs,
+        "C by hand": by_hand,
+        "parnl, a cell made up here": lambda: parnl.solve(minimal, minimal_params, u).outputs,
+    }
+    close(runs["parnl"](), by_hand(), "parnl")
+    times = timed(runs, repeat)
+    per = {"parnl": cell.cost, "parnl, a cell made up here": minimal.cost}
+    each = {n: 1e6 * times[n] / (c * B * steps * D) for n, c in per.items()}
+    moved = 4 * 4 * B * steps * D  # three features read, one state written
+    source_array, target = np.ones((2, moved // 8), np.float32)
+    copied = timed({"copy": lambda: np.copyto(target, source_array)}, repeat)["copy"]
+    return {
+        "ms": times,
+        "ns an operation of an element": each,
+        "GB/s": {"parnl": 1e-6 * moved / times["parnl"], "copying memory": 1e-6 * moved / copied},
+    }
+
+
+def few_lanes(repeat: int, steps: int = 1 << 20) -> dict[str, dict[str, float]]:
+    """B = 1, D = 8: the best sequential C, and chunks."""
+    cell, params, u = given(parnl.get_cell("gru", 1, 8), 1, steps)
+    solve = partial(parnl.solve, cell, params, u)
+    runs: dict[str, Run] = {"parnl": lambda: solve().outputs}
+    for chunks in (1, 16, 64, 256):
+        runs[f"parnl, chunks={chunks}"] = lambda c=chunks: solve(chunks=c).outputs
+    exact = runs["parnl, chunks=1"]()
+    for name, run in runs.items():
+        close(run(), exact, name)
+    return {"ms": timed(runs, repeat)}
+
+
+# -- lengths --------------------------------------------------------------------------------------
+
+
+def lengths(repeat: int, exponents: range, longest: float = 3e3) -> dict[str, dict[str, float]]:
+    """Return the time for each step, ns, over T; contenders leave when a call takes too long."""
     import torch
 
-    import parnl
+    tables: dict[str, dict[str, float]] = {}
+    slow: set[str] = set()
+    for exponent in exponents:
+        steps = 1 << exponent
+        maps, params = jax_maps(steps)
+        cell, cell_params, u = given(parnl.get_cell("gru", 1, D), B, steps)
+        runs: dict[str, Run] = {
+            "parnl NumPy, recurrence": partial(parnl.solve, cell, cell_params, u)
+        }
+        with torch.no_grad():
+            named = torch_runs(steps)
+        runs |= {f"GRU, {n}": partial(_without_gradient, r) for n, r in named.items()}
+        runs |= {f"GRU, {n}, forward + backward": partial(_backward, r) for n, r in named.items()}
+        forward = jax_runs(maps, params)
+        runs |= {f"LRC, {n.replace('parnl', 'parnl JAX')}": r for n, r in forward.items()}
+        runs = {n: r for n, r in runs.items() if n not in slow}
+        times = timed(runs, max(3, repeat // 2))
+        slow |= {n for n, t in times.items() if t > longest}
+        tables[f"T = 2^{exponent}"] = {n: 1e6 * t / steps for n, t in times.items()}
+        print(f"  T = 2^{exponent} done", file=sys.stderr)
+    return tables
+
+
+def _without_gradient(run: Run) -> Any:
+    import torch
+
+    with torch.no_grad():
+        return run()
+
+
+def plot(tables: dict[str, dict[str, float]], path: Path) -> None:
+    """Draw the time for each step over T, one line a contender."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 6))
+    names = list(next(iter(tables.values())))
+    for name in names:
+        found = [(1 << int(t.split("^")[1]), row[name]) for t, row in tables.items() if name in row]
+        style = "-" if "parnl" in name else "--"
+        axes.loglog(*zip(*found, strict=True), style, marker="o", markersize=3, label=name)
+    axes.set(xlabel="steps T", ylabel=f"ns for each step of B = {B} sequences, D = {D}")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, ncol=2)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+# -- memory ---------------------------------------------------------------------------------------
+
+
+def memory(name: str, steps: int, inputs: int = 64) -> float:
+    """Return peak memory of forward + backward in torch, in arrays of B x T x D."""
+    import torch
 
     cell = parnl.get_cell(name, inputs, D)
     params = {n: p.requires_grad_() for n, p in cell.init(0, "torch").items()}
@@ -155,39 +363,59 @@ def memory(name: str, steps: int = 65536, inputs: int = 64) -> float:
     return (peak - before) / (4 * B * steps * D)
 
 
+def peaks() -> dict[str, dict[str, float]]:
+    """Return the peaks, each from a fresh process."""
+    table = {}
+    for steps in (16384, 65536, 262144):
+        call = [sys.executable, __file__, "--steps", str(steps), "--memory"]
+        cells = ("gru", "lrc", "lstm") if steps == 65536 else ("gru",)
+        table[f"T = {steps}"] = {c: float(subprocess.check_output([*call, c])) for c in cells}
+    return table
+
+
+# -- report ---------------------------------------------------------------------------------------
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--repeat", type=int, default=9)
+    parser.add_argument("--quick", action="store_true", help="T to 2^14, no memory")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--memory", help=argparse.SUPPRESS)  # a fresh process for each measurement
+    parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
     import torch
 
     torch.set_num_threads(args.threads)
     if args.memory:
-        print(memory(args.memory))
+        print(memory(args.memory, args.steps))
         return
+    each = range(8, 15 if args.quick else 21, 2)
+    sizes = f"B={B} D={D}"
     tables: dict[str, Any] = {
-        f"torch, diagonal GRU, B={B} D={D} T=16384, ms": torch_gru(args.repeat),
-        f"JAX, LRC, B={B} D={D} T=17984, ms": jax_lrc(args.repeat),
-        f"torch, forward + backward, peak in arrays of B x T x D, B={B} D={D} T=65536": {
-            "peak": {
-                name: float(subprocess.check_output([sys.executable, __file__, "--memory", name]))
-                for name in ("gru", "lrc", "lstm")
-            }
-        },
+        f"torch, diagonal GRU with projection, {sizes} T=16384, ms": torch_gru(args.repeat),
+        f"JAX, LRC with 4 inputs, {sizes} T=16384, ms": jax_lrc(args.repeat),
+        f"the recurrence alone, {sizes} T=16384": handwritten(args.repeat, args.threads),
+        "few lanes: GRU, B=1 D=8 T=2^20": few_lanes(args.repeat),
     }
+    if not args.quick:
+        what = "torch, forward + backward, peak memory in arrays of B x T x D"
+        tables[f"{what}, {sizes}"] = peaks()
+    over_time = f"ns for each step, {sizes}"
+    tables[over_time] = lengths(args.repeat, each)
     for title, table in tables.items():
         print(f"\n{title}")
         for what, row in table.items():
             best = row.get("parnl")
             for name, value in row.items():
                 ratio = f"{value / best:8.2f} x parnl" if best else ""
-                print(f"  {what:20} {name:26} {value:10.1f} {ratio}")
+                print(f"  {what:30} {name:44} {value:12.3f} {ratio}")
     if args.out:
         machine = {"processor": _processor(), "threads": args.threads}
         args.out.write_text(json.dumps({"machine": machine, **tables}, indent=1) + "\n")
+        plot(tables[over_time], args.out.with_suffix(".png"))
 
 
 def _processor() -> str:

@@ -90,8 +90,12 @@ class Program:
     @cached_property
     def cost(self) -> int:
         """Operations of one step of one channel."""
-        nodes = [n for n in reachable(self.outputs) if n.op not in ("leaf", "constant")]
-        return sum(_COSTS.get(n.op, 1) for n in nodes)
+        return self.costs("step")
+
+    def costs(self, kind: str) -> int:
+        """Operations of the derived function `kind`, see `signature`."""
+        nodes = reachable(self.signature(kind)[1])
+        return sum(_COSTS.get(n.op, 1) for n in nodes if n.op not in ("leaf", "constant"))
 
     @cached_property
     def jacobian(self) -> list[Symbol]:

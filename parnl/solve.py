@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from parnl.cell import Cell
+from parnl.cost import auto_chunks
 from parnl.inputs import (
     batched,
     check_params,
@@ -231,16 +232,6 @@ def affine_scan(a: Any, b: Any, x0: Any = None, reverse: bool = False) -> Any:
     return xp.stack(parts, axis=-1) if blocked else parts[0]
 
 
-def auto_chunks(lanes: int, channels: int, steps: int) -> int:
-    """Return just enough chunks to fill a device that wants `lanes` array elements at once.
-
-    channels is B * D. Newton's two or three runs must be paid for by the parallelism, so fewer than
-    8 chunks are none; and a chunk shorter than 16 steps has forgotten little of its start.
-    """
-    chunks = min(lanes // max(channels, 1), steps // 16)
-    return chunks if chunks >= 8 else 1
-
-
 def _run(
     backend: Any,
     program: Program,
@@ -259,7 +250,8 @@ def _run(
         raise ValueError(f"tolerance: expected a number of at least 0, got {tolerance!r}")
     if max_iterations is not None and max_iterations < 1:
         raise ValueError(f"max_iterations: expected at least 1, got {max_iterations!r}")
-    count = _chunks(backend.lanes(x0[0]), rows * channels, steps, method, chunks)
+    automatic = auto_chunks(program, backend.lanes(x0[0]), rows * channels, steps)
+    count = _chunks(automatic, steps, method, chunks)
     if steps == 0:
         empty = [xp.broadcast_to(x[:, None, :], (rows, 0, channels)) for x in x0]
         return empty, Info(0, 1, 0.0, 0.0, True)
@@ -271,11 +263,10 @@ def _run(
     )
 
 
-def _chunks(lanes: int, channels: int, steps: int, method: str, chunks: int | str | None) -> int:
+def _chunks(automatic: int, steps: int, method: str, chunks: int | str | None) -> int:
     if chunks is None or chunks == "auto":
         if method == "sequential":
             return 1
-        automatic = auto_chunks(lanes, channels, steps)
         return max(automatic, min(8, steps)) if method == "newton" else automatic
     if not isinstance(chunks, int) or isinstance(chunks, bool):
         raise TypeError(f"chunks: expected an integer or 'auto', got {chunks!r}")
