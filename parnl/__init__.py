@@ -12,15 +12,18 @@ from parnl.cell import Cell
 from parnl.expr import StepError
 from parnl.registry import get_cell, list_cells, register
 from parnl.solve import Info, Solution, affine_scan, solve, step
+from parnl.stability import Certificate, certify
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Cell",
+    "Certificate",
     "Info",
     "Solution",
     "StepError",
     "affine_scan",
+    "certify",
     "get_cell",
     "list_cells",
     "ops",
