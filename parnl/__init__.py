@@ -9,6 +9,7 @@
 
 from parnl import ops, params
 from parnl.cell import Cell
+from parnl.diagnose import Lyapunov, Report, diagnose, lyapunov
 from parnl.expr import StepError
 from parnl.registry import get_cell, list_cells, register
 from parnl.solve import Info, Solution, affine_scan, solve, step
@@ -20,12 +21,16 @@ __all__ = [
     "Cell",
     "Certificate",
     "Info",
+    "Lyapunov",
+    "Report",
     "Solution",
     "StepError",
     "affine_scan",
     "certify",
+    "diagnose",
     "get_cell",
     "list_cells",
+    "lyapunov",
     "ops",
     "params",
     "register",

@@ -190,7 +190,7 @@ def test_constants_fold_and_nonfinite_ones_survive():
 
 @pytest.mark.parametrize("name", ["exp", "erf", "sigmoid", "softplus", "relu", "gelu"])
 def test_a_function_of_a_number_is_a_number_to_a_step(name):
-    graph, x, _, _ = traced(lambda x, y: x)
+    _, x, _, _ = traced(lambda x, y: x)
     assert (x + getattr(ops, name)(0.5)).args[1].op == "constant"
 
 

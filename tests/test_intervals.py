@@ -276,6 +276,12 @@ def test_infinite_numbers_clip_and_do_nothing_else():
     assert np.isnan(total.low)
 
 
+def test_every_operation_has_an_enclosure():
+    from parnl.expr import _FOLD
+
+    assert _FOLD.keys() | {"where"} == OPERATIONS.keys() | {"pow"}
+
+
 def test_undefined_passes_through_every_operation():
     (x, y), given = leaves((-1, 1), (1, 2))
     bad = y / x
