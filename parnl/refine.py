@@ -126,7 +126,8 @@ def refine(
     count = len(next(iter(box.values())).low)
     wide = tuple(s for s, r in box.items() if np.any(r.low < r.high))
     task = program.cached(
-        ("map", kind, wide), lambda: _Map(program, program.signature(kind)[1], wide)
+        ("map", kind, tuple(s.index for s in wide)),
+        lambda: _Map(program, program.signature(kind)[1], wide),
     )
     variables = task.variables
     roots = np.array([np.stack(box[s]) for s in variables]).reshape(len(variables), 2, count)

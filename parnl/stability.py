@@ -94,7 +94,7 @@ def certify(
     Args:
         cell: from `parnl.get_cell`, or an instance of your own class.
         params: name -> array, of any framework, taken as the float64 numbers they are.
-        state_range: (low, high) of the state, or one such pair for each state; numbers or arrays
+        state_range: (low, high), for all states, or one such pair for each; numbers or arrays
             (hidden,). A range that the step leaves is widened to one that it does not, if there is
             one to be found; else it stands. None: the range that is reached from zero.
         feature_ranges: name -> (low, high), numbers or arrays (hidden,), for each feature.
@@ -148,7 +148,7 @@ def _certify(
 
 def _seen_ranges(cell: Cell, params: Mapping[str, Any], inputs: Any, dt: Any) -> list[Interval]:
     """Return the range of each operand, arrays (hidden,), for these inputs."""
-    fixed = dt if isinstance(dt, tuple) and cell.time_aware else None
+    fixed = dt if isinstance(dt, tuple | list) and getattr(cell, "time_aware", False) else None
     arrays = float64_operands(cell, params, inputs, None if fixed else dt)
     if inputs.shape[-2] == 0 or 0 in inputs.shape:
         raise ValueError(f"inputs: expected at least one step, got shape {tuple(inputs.shape)}")
@@ -166,8 +166,13 @@ def _given_ranges(
     cell: Cell, params: Mapping[str, Any], features: Mapping[str, Any], dt: Any
 ) -> list[Interval]:
     """Return the range of each operand, arrays (hidden,), from those of the features."""
-    given = {n: as_float64(f"parameter {n}", v) for n, v in params.items()}
-    check_params(cell, given, np.zeros((1, cell.input_size)))
+    given: Any = params
+    if isinstance(params, Mapping):
+        given = {n: as_float64(f"parameter {n}", v) for n, v in params.items()}
+    check_params(cell, given, np.zeros((1, getattr(cell, "input_size", 1))))
+    if not isinstance(features, Mapping):
+        kind = type(features).__name__
+        raise TypeError(f"feature_ranges: expected a mapping name -> (low, high), got {kind}")
     wanted = [name for kind, name in cell.program.operands if kind == "feature"]
     missing = [name for name in wanted if name not in features]
     unknown = [name for name in features if name not in wanted]
@@ -196,12 +201,13 @@ def _state_box(cell: Cell, given: Any) -> Interval:
     """Return the range of each state, (k, hidden)."""
     k = len(cell.states)
     if given is None:
-        given = [(0.0, 0.0)] * k
-    elif k == 1 and len(given) == 2:
-        given = [given]
-    if len(given) != k:
+        given = (0.0, 0.0)
+    pairs = isinstance(given, tuple | list)
+    if pairs and len(given) == 2 and not isinstance(given[0], tuple | list):
+        given = [given] * k
+    if not pairs or len(given) != k:
         raise ValueError(
-            f"state_range: expected a pair (low, high) for each of the states "
+            f"state_range: expected a pair (low, high), or one for each of the states "
             f"{', '.join(cell.states)}, got {given!r}"
         )
     ranges = [
@@ -292,7 +298,7 @@ def _invariant_box(
             break
         here, found = taken(outer, rows), image(outer, rows, min(budget, 8))
         below, above = found.low < here.low, found.high > here.high
-        inside = ~np.any(below | above | np.isnan(found.low), axis=0)
+        inside = ~np.any(below | above, axis=0)
         invariant[rows[inside]] = True
         room = share * (np.maximum(here.high, found.high) - np.minimum(here.low, found.low))
         low = np.where(below, found.low - room, here.low)

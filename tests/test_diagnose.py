@@ -182,6 +182,15 @@ def test_a_chaotic_cell_is_found_out():
     assert report.runs[0].iterations > 8
 
 
+def test_an_exploding_cell_is_reported_too():
+    cell, params = made(lambda p, x: x * x)
+    report = parnl.diagnose(cell, params, silence(20), start(2.0), chunks=[4], budget=10)
+    assert not report.certificate.stable
+    assert report.certificate.bound > 2**16
+    assert not report.lyapunov.largest < 0
+    assert "does not fade" in str(report)
+
+
 def test_the_norm_of_a_block_is_the_certificate_s():
     cell, params = made(lambda p, x, y: (10.0 * y, 0.05 * x + ops.tanh(0.0 * x)), ("x", "y"))
     report = parnl.diagnose(cell, params, silence(8), start(0.1, 0.1), chunks=[1])

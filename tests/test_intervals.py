@@ -90,6 +90,15 @@ def test_arithmetic_encloses_the_exact_result(first, second):
         assert holds(evaluated(mixture, a, b, near), (1 - z) * x + z * y)
 
 
+def test_quotients_of_many_numbers():
+    """A quotient is rounded twice, and only the worst pairs need all of its margin."""
+    x, y = np.random.default_rng(0).uniform(1, 2, (2, 5000))
+    found = evaluated(div, point(x), point(y))
+    for a, b, low, high in zip(x, y, *found, strict=True):
+        assert Fraction(low) <= Fraction(a) / Fraction(b) <= Fraction(high)
+    assert np.all(found.high - found.low < 2e-15)
+
+
 @settings(max_examples=100)
 @given(intervals(unknown=False), intervals(unknown=False))
 def test_arithmetic_is_rounded_by_no_more_than_it_must(first, second):

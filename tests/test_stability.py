@@ -213,6 +213,8 @@ def test_a_gru_without_recurrent_weights_contracts_by_its_gate():
         (lambda p, x, f: ops.where(x > 0.6180339887, 3.0 * x, 0.2 * x) + f.u, (0, 1), 3.0),
         (lambda p, x, f: ops.where(x > 0.0, x * f.u, -x) + f.u, (0.5, 2), 2.0),
         (lambda p, x, f: ops.clip(2.0 * x, -1.0, 1.0) + f.u, (-1, 1), 2.0),
+        # no u is both: found out by halving the range of u, along which the Jacobian has no slope
+        (lambda p, x, f: ops.where((f.u > 1.5) & (f.u < 1.4), 9.0 * x, x * x), (0, 1), 2.0),
     ],
 )
 def test_the_maximum_of_simple_cells(step, interval, expected):
@@ -221,6 +223,15 @@ def test_the_maximum_of_simple_cells(step, interval, expected):
     certificate = parnl.certify(cell, params, interval, {"u": (1, 2)}, budget=4000)
     assert (certificate.low, certificate.high) == interval
     assert expected * (1 - 1e-12) <= certificate.rho <= expected * 1.001 + 1e-12
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_monotone_jacobian_is_bounded_at_once(sign):
+    """From one box, by its slopes: the largest of u / (1 + u u) for u in [0.5, 0.6] is at 0.6."""
+    cell, params = made(lambda p, x, f: sign * (x * f.u) / (1.0 + f.u * f.u))
+    certificate = parnl.certify(cell, params, (-1, 1), {"u": (0.5, 0.6)}, budget=1)
+    assert certificate.bound == pytest.approx(0.6 / 1.36, rel=1e-12)
+    assert certificate.bound >= 0.6 / 1.36 * (1 - 1e-15)
 
 
 def test_division_by_what_may_be_zero_has_no_bound():
@@ -270,6 +281,22 @@ def test_what_expands_has_no_invariant_range():
     certificate = parnl.certify(cell, params, (-1, 1), {"u": (-1, 1)})
     assert (certificate.bound, certificate.stable) == (1.25, False)
     assert (certificate.low, certificate.high) == (-1, 1)
+
+
+def test_contraction_alone_is_not_stability():
+    """Outside the range the Jacobian may be anything, and the step leads there."""
+    cell, params = made(lambda p, x, f: 0.5 * x + f.u)
+    certificate = parnl.certify(cell, params, (-1, 1), {"u": (1e10, 1e10)})
+    assert (certificate.bound, certificate.invariant, certificate.stable) == (0.5, False, False)
+
+
+def test_one_range_does_for_all_states():
+    cell, params, features = problem("lstm")
+    one, each = (
+        parnl.certify(cell, params, given, features, budget=10)
+        for given in ((-1, 1), [(-1, 1), (-1, 1)])
+    )
+    np.testing.assert_array_equal(one.rho, each.rho)
 
 
 def test_channels_are_judged_one_by_one():
@@ -387,6 +414,8 @@ RANGES = {name: (-1.0, 1.0) for name in "rzn"}
         (dict(feature_ranges=RANGES | {"r": (np.zeros(2), 1)}), r"arrays of shape \(3,\)"),
         (dict(state_range=(1, -1)), "state_range h: expected low <= high"),
         (dict(state_range=(0, 1, 2)), "state_range: expected a pair"),
+        (dict(state_range=1.0), "state_range: expected a pair"),
+        (dict(state_range=[(0, 1), (0, 1)]), "one for each of the states h, got"),
         (dict(inputs=np.ones((0, 2)), feature_ranges=None), "at least one step"),
         (dict(inputs=np.full((4, 2), np.nan), feature_ranges=None), "feature r: expected finite"),
     ],
@@ -396,6 +425,21 @@ def test_wrong_arguments_are_named(change, message):
         cell=GRU, params=GRU.init(0, dtype="float64"), state_range=(-1, 1), feature_ranges=RANGES
     )
     with pytest.raises(ValueError, match=message):
+        parnl.certify(**(arguments | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(params=[1.0]), "params: expected a mapping"),
+        (dict(feature_ranges=(-1, 1)), "feature_ranges: expected a mapping"),
+        (dict(feature_ranges=RANGES | {"r": ("a", "b")}), "feature_ranges r: expected an array"),
+        (dict(cell="gru"), "cell: expected a parnl.Cell"),
+    ],
+)
+def test_arguments_of_wrong_types_are_named(change, message):
+    arguments = dict(cell=GRU, params=GRU.init(0), state_range=(-1, 1), feature_ranges=RANGES)
+    with pytest.raises(TypeError, match=message):
         parnl.certify(**(arguments | change))
 
 
