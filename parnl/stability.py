@@ -103,9 +103,10 @@ def certify(
             an array, as in `parnl.solve`. None: the cell's own option.
         budget: boxes to look at for each channel, the more the closer.
 
-    What is bounded is the map in exact arithmetic; a run adds the rounding of its dtype. The bound
-    on gradients holds for every step; that trajectories approach each other needs a step without
-    jumps (`ops.sign` of the state, `ops.where` between values that do not meet).
+    What is bounded is the traced step in exact arithmetic, its constants taken as they are in
+    float64; a run adds the rounding of its dtype. The bound on gradients holds for every step; that
+    trajectories approach each other needs a step without jumps (`ops.sign` of the state,
+    `ops.where` between values that do not meet).
 
     Raises ValueError or TypeError that name the argument, what came, and what was expected.
 

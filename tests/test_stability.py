@@ -146,7 +146,7 @@ def cells(draw):
     return Random(1, 3)
 
 
-@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(cells(), st.integers(0, 2**31), st.sampled_from([1, 60]))
 def test_never_below_a_dense_sample_of_random_cells(cell, seed, budget):
     rng = np.random.default_rng(seed)
