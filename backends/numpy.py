@@ -26,7 +26,7 @@ def _softplus(x: Any) -> Any:
 
 
 def _erf_of(x: Any) -> Any:
-    return np.asarray(_erf(x)).astype(np.result_type(x))
+    return np.asarray(_erf(x)).astype(np.result_type(x))[()]  # a number's is a number
 
 
 class NumpyBackend(CompiledKernels):

@@ -9,20 +9,28 @@
 
 from parnl import ops, params
 from parnl.cell import Cell
+from parnl.diagnose import Lyapunov, Report, diagnose, lyapunov
 from parnl.expr import StepError
 from parnl.registry import get_cell, list_cells, register
 from parnl.solve import Info, Solution, affine_scan, solve, step
+from parnl.stability import Certificate, certify
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Cell",
+    "Certificate",
     "Info",
+    "Lyapunov",
+    "Report",
     "Solution",
     "StepError",
     "affine_scan",
+    "certify",
+    "diagnose",
     "get_cell",
     "list_cells",
+    "lyapunov",
     "ops",
     "params",
     "register",

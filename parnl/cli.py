@@ -1,4 +1,4 @@
-"""The command `parnl`: list the cells, train one on a data set, check one of your own."""
+"""The command `parnl`: list the cells, train one, check one of your own, diagnose one."""
 
 import importlib
 import importlib.util
@@ -89,6 +89,19 @@ def build() -> Any:
     ) -> None:
         """Test a cell of your own: parallel against sequential, gradients, Jacobian, streaming."""
         run_check(target)
+
+    @app.command()
+    def diagnose(
+        name: Annotated[str, typer.Argument(help="One that `parnl cells` lists.")],
+        inputs: Annotated[int, option("Size of the inputs, random numbers.", 8, "--input")] = 8,
+        hidden: Annotated[int, option("Channels.", 16)] = 16,
+        steps: Annotated[int, option("Length of the sequence.", 1024)] = 1024,
+        seed: Annotated[int, option("For weights and inputs.", 0)] = 0,
+        budget: Annotated[int, option("Boxes for each channel's proof.", 1000)] = 1000,
+        out: Annotated[Path | None, option("An image of the report.", "none")] = None,
+    ) -> None:
+        """Tell how stable a fresh cell is, and how many iterations solving it takes."""
+        show_diagnosis(name, inputs, hidden, steps, seed, budget, out)
 
     return app
 
@@ -249,6 +262,24 @@ def plot(history: list[dict[str, Any]], path: Path) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     iterations.yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=120)
+
+
+def show_diagnosis(
+    name: str, inputs: int, hidden: int, steps: int, seed: int, budget: int, out: Path | None
+) -> None:
+    """`parnl diagnose`: the report on a cell with fresh weights and normal inputs."""
+    import numpy as np
+    from rich.console import Console
+
+    import parnl
+
+    with plain_errors():
+        cell = parnl.get_cell(name, input_size=inputs, hidden_size=hidden)
+        u = np.random.default_rng(seed).normal(size=(steps, inputs)).astype(np.float32)
+        report = parnl.diagnose(cell, cell.init(seed), u, budget=budget)
+    Console(highlight=False, markup=False, soft_wrap=True).print(str(report))
+    if out is not None:
+        report.plot(out)
 
 
 def run_check(target: str) -> None:

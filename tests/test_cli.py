@@ -51,6 +51,20 @@ def test_listing_cells_imports_no_framework():
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+def test_diagnose(parnl, tmp_path):
+    small = ["--input", 2, "--hidden", 3, "--steps", 40, "--budget", 20]
+    status, text = parnl("diagnose", "gru", *small, "--out", tmp_path / "gru.png")
+    assert status == 0, text
+    assert "in 3 channels" in text
+    assert "solving 40 steps" in text
+    assert (tmp_path / "gru.png").read_bytes().startswith(b"\x89PNG")
+    assert parnl("diagnose", "gru", *small, "--seed", 1)[1] != text
+    status, text = parnl("diagnose", "gur")
+    assert (status, "did you mean 'gru'" in text) == (1, True)
+    status, text = parnl("diagnose", "gru", "--steps", 0)
+    assert (status, "inputs: expected at least one step" in text) == (1, True)
+
+
 @pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_train_and_resume(parnl, backend, tmp_path):
     out = tmp_path / "run"

@@ -188,6 +188,12 @@ def test_constants_fold_and_nonfinite_ones_survive():
     assert np.isnan(value).all()
 
 
+@pytest.mark.parametrize("name", ["exp", "erf", "sigmoid", "softplus", "relu", "gelu"])
+def test_a_function_of_a_number_is_a_number_to_a_step(name):
+    _, x, _, _ = traced(lambda x, y: x)
+    assert (x + getattr(ops, name)(0.5)).args[1].op == "constant"
+
+
 def test_a_symbol_of_another_trace_is_refused():
     kept = []
 

@@ -12,11 +12,15 @@ README = Path(__file__).parent.parent / "README.md"
 @pytest.mark.skipif(not README.is_file(), reason="installed without the repository")
 def test_every_python_block_runs():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     scope = {"inputs": torch.randn(2, 50, 6), "input_t": torch.randn(2, 6), "state": None}
     for block in blocks:
         exec(compile(block, str(README), "exec"), scope)
     assert scope["out"].outputs.shape == (2, 50, 64)
     assert scope["y"].shape == (2, 64)
+    assert scope["proof"].rho.shape == (64,)
+    assert scope["proof"].low.shape == (1, 64)
+    assert scope["proof"].stable
+    assert scope["report"].lyapunov.largest < 0
     assert scope["output"].shape == (2, 50, 128)
     assert "test_mgu" in scope
