@@ -303,9 +303,9 @@ class _Writer:
             "      const int j = (near ? r * V : 0) + i;",
             *(f"      {line}" for line in [*loads, *self.body()]),
             "    }",
-            *self.scattered(),
-            "    if (near) t[r] += way, here[r] += way * D;",
+            "    if (near && W == V) t[r] += way, here[r] += way * D;",
             "    }",
+            *self.stores(),
         ]
         for s in self.sums():
             lines.append(f"    if (l % 64 == 63 || l + 1 == longest) flush(s{s}, S{s});")
@@ -420,7 +420,7 @@ class _Writer:
         if self.kernel.kind == "trajectory":
             for i in range(k):
                 out = f"{self.pointer('out', i, False)}[at + i]"
-                lines.append(f"if (near) {out} = n{i};")
+                lines.append(f"if (near && W == V) {out} = n{i};")
         if self.kernel.kind == "backward":
             for s, i in enumerate(self.kernel.wanted):
                 value = results[k + s]
@@ -429,11 +429,15 @@ class _Writer:
                 else:
                     out = f"{self.pointer('grad', s, False)}[at + i]"
                     lines.append(f"const real z{s} = {value};")
-                    lines.append(f"if (near) {out} = z{s}; else k{s}[j] = z{s};")
+                    lines.append(f"if (near && W == V) {out} = z{s}; else k{s}[j] = z{s};")
         return lines
 
-    def scattered(self) -> list[str]:
-        """Lanes that are no neighbours are stored one by one."""
+    def stores(self) -> list[str]:
+        """What was computed for several rows, or for scattered lanes, is stored after all of it.
+
+        Rows are often a multiple of 4096 bytes apart. A load whose address has the last 12 bits of
+        a store before it waits for that store: rows would be computed one after the other.
+        """
         stores = []
         if self.kernel.kind == "trajectory":
             stores = [(self.pointer("out", i, False), f"x{i}") for i in range(self.k)]
@@ -441,10 +445,21 @@ class _Writer:
             for s, i in enumerate(self.kernel.wanted):
                 if self.kernel.layouts[i] in (FULL, TIME):
                     stores.append((self.pointer("grad", s, False), f"k{s}"))
-        return [
+        rows = [
+            f"      for (int i = 0; i < V; i++) {array}[here[r] + i] = {lane}[r * V + i];"
+            for array, lane in stores
+        ]
+        scattered = [
             f"    if (!near) for (int64_t j = 0; j < used; j++) if (l < len[j]) "
             f"{array}[(row[j] / C * T + t[j]) * D + d[j]] = {lane}[j];"
             for array, lane in stores
+        ]
+        return [
+            "    if (near && W > V) for (int r = 0; r < used; r++) if (l < len[r]) {",
+            *rows,
+            "      t[r] += way, here[r] += way * D;",
+            "    }",
+            *scattered,
         ]
 
     def epilogue(self) -> list[str]:
