@@ -6,6 +6,7 @@ cannot do (another device or dtype, no compiler) is left to the composed path of
 
 from __future__ import annotations
 
+import math
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -250,15 +251,15 @@ def layout(operand: Any) -> str:
 def grouped(kind: str, channels: int, rows: int, threads: int) -> Lanes:
     """Return how the lanes of `rows` sequences and chunks of `channels` each are grouped.
 
-    V: the channels of a row, where they make full vectors; else 64, or what little there is, and
-    all of them gathered. W: two rows of 8, if that leaves rows enough for all threads. A backward
-    run holds twice as many numbers for each lane: at most 32 (measured: 1.1 to 1.5 times
+    A backward run holds twice as many numbers for each lane: at most 32 (measured: 1.1 to 1.5 times
     faster than 64).
     """
     most = 32 if kind in ("adjoint", "backward") else 64
-    if channels % 8 or (channels > 128 and channels % most):
-        group = next(w for w in (16, 32, 64) if w >= min(channels * rows, 64))
-        return Lanes(group, group, channels >= group, channels % group > 0)
-    span = most if channels % most == 0 else channels
-    together = max(1, min(16 // span, rows // threads))
-    return Lanes(span << (together.bit_length() - 1), span, True, False)
+    # a few channels of many rows are staged: alone they make no full vector
+    alone = channels % 8 == 0 and channels <= 128 and (channels >= 16 or rows < 4 * threads)
+    if alone or channels >= most:
+        group = channels if alone and channels % most else most
+        rest = channels % group
+        return Lanes(group, math.gcd(rest, 8) if rest else 1, True, rest > 0)
+    group = 16 if rows * channels <= 16 * threads else 32
+    return Lanes(group, math.gcd(channels, 8), False, True)
