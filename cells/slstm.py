@@ -26,9 +26,10 @@ class SLSTM(Cell):
         n' = exp(log s(f) + m - m') n + exp(i - m')
         h' = s(o) c' / n'
 
-    The paper lets the forget gate be s(f) or exp(f); this is s(f), as in the authors' code. From
-    there the start too: W ~ N(0, 2 / (5 input)), a = 0, b_f falling from 5 to -7 over the channels
-    by a power law, all other b = 0.
+    With n = 0, at the start, there is nothing to keep, and m' = i; later n >= 1. The paper lets the
+    forget gate be s(f) or exp(f); this is s(f), as in the authors' code. From there the start too:
+    W ~ N(0, 2 / (5 input)), a = 0, b_f falling from 5 to -7 over the channels by a power law, all
+    other b = 0.
     """
 
     states = ("c", "n", "m", "h")
@@ -48,8 +49,9 @@ class SLSTM(Cell):
     def step(self, p, c, n, m, h, f):
         log_enter = f.i + p.a_i * h
         log_keep = ops.logsigmoid(f.f + p.a_f * h) + m
-        new_m = ops.maximum(log_keep, log_enter)
-        keep, enter = ops.exp(log_keep - new_m), ops.exp(log_enter - new_m)
+        new_m = ops.where(n == 0.0, log_enter, ops.maximum(log_keep, log_enter))
+        # the exponent is above 0 only if n = 0; an overflow would then make inf * 0
+        keep, enter = ops.exp(ops.minimum(log_keep - new_m, 80.0)), ops.exp(log_enter - new_m)
         new_c = keep * c + enter * ops.tanh(f.z + p.a_z * h)
         new_n = keep * n + enter
         return new_c, new_n, new_m, ops.sigmoid(f.o + p.a_o * h) * new_c / new_n

@@ -110,7 +110,10 @@ def stc(m, p, u, state, dt):
 
 @oracle(4, "a_i", gates("ifzo"))
 def slstm(m, p, u, state, dt):
-    """The paper's equations without the stabiliser: c and n here are exp(m) times the cell's."""
+    """The paper's equations without the stabiliser: c and n here are exp(m) times the cell's.
+
+    m itself starts at log 0 where there is no past.
+    """
     c, n, log_scale, h = state
     c, n = m.exp(log_scale) * c, m.exp(log_scale) * n
 
@@ -118,7 +121,8 @@ def slstm(m, p, u, state, dt):
         return u @ p["W_" + k] + p["a_" + k] * h + p["b_" + k]
 
     i, f = m.exp(before("i")), m.sigmoid(before("f"))
-    log_scale = m.maximum(m.log(f) + log_scale, before("i"))
+    past = m.where(state[1] == 0, before("i"), m.log(f) + log_scale)
+    log_scale = m.maximum(past, before("i"))
     c = f * c + i * m.tanh(before("z"))
     n = f * n + i
     h = m.sigmoid(before("o")) * (c / n)
