@@ -335,12 +335,12 @@ def test_s5_starts_in_the_eigenbasis_of_a_real_system():
     both = np.concatenate([vectors, vectors.conj()], axis=1)
     np.testing.assert_allclose(normal @ vectors, vectors * values, atol=1e-12)
     np.testing.assert_allclose(both.conj().T @ both, np.eye(10), atol=1e-12)
-    p = drawn("s5", 3, 100)
+    p = drawn("s5", 3, 60)
     assert_fills(p["log_step"], np.log(0.001), np.log(0.1))
     # each real number of B and C has variance 1 / fan-in, half of a rotated one is imaginary
     for part in ("re", "im"):
         assert abs(2 * 3 * np.mean(p[f"B_{part}"] ** 2) - 1) < 0.3
-        assert abs(2 * 200 * np.mean(p[f"C_{part}"] ** 2) - 1) < 0.05
+        assert abs(2 * 120 * np.mean(p[f"C_{part}"] ** 2) - 1) < 0.1
 
 
 def test_s6_starts_as_published():
@@ -376,8 +376,9 @@ def test_wrong_options_are_named(name, options, expected):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", [n for n in ORACLES if n != "indrnn"])
-def test_large_inputs_give_finite_results_and_gradients(name, dtype):
+def test_large_inputs_give_finite_results_and_gradients(monkeypatch, name, dtype):
     """Gates saturate, exponentials of the inputs would overflow."""
+    monkeypatch.setenv("PARNL_KERNELS", "off")  # compile time; the arithmetic is the same
     cell = parnl.get_cell(name, 3, 8)
     params = {k: v.requires_grad_() for k, v in cell.init(0, "torch", dtype).items()}
     u = 300 * torch.randn(2, 40, 3, dtype=getattr(torch, dtype))
