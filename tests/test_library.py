@@ -389,3 +389,16 @@ def test_large_inputs_give_finite_results_and_gradients(monkeypatch, name, dtype
         out.outputs.sum(), [u, *params.values()], allow_unused=True, materialize_grads=True
     )
     assert all(torch.isfinite(g).all() for g in grads)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["lrc_complex", "lru", "s5", "s6"])
+def test_output_maps_take_half_precision(name, dtype):
+    cell = parnl.get_cell(name, 3, 8)
+    u, params = torch.randn(2, 20, 3), cell.init(0, "torch")
+    half = {k: v.to(dtype) for k, v in params.items()}
+    found = parnl.solve(cell, half, u.to(dtype)).outputs
+    assert found.dtype == dtype
+    assert_close(found.float(), parnl.solve(cell, params, u).outputs, 0.05)
+    row, _ = parnl.step(cell, half, u[:, 0].to(dtype))
+    assert_close(row.float(), found[:, 0].float(), 0.02)
