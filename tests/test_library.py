@@ -185,6 +185,25 @@ def test_slstm_equals_xlstm():
     assert_close(found, torch.stack(rows, 1), 1e-13)
 
 
+def test_sweeps_of_the_diagonal_cell_solve_a_dense_one():
+    """nn.LSTM as it is: the other channels' states of the sweep before are further inputs."""
+    torch.manual_seed(0)
+    module = torch.nn.LSTM(3, 8, batch_first=True, dtype=torch.float64).requires_grad_(False)
+    u = torch.randn(2, 40, 3, dtype=torch.float64)
+    expected, _ = module(u)
+    params = oracles.from_torch("lstm", dict(module.named_parameters()))
+    for gate, dense in zip("ifgo", module.weight_hh_l0.chunk(4), strict=True):
+        others = dense - torch.diag(dense.diagonal())
+        params[f"W_{gate}"] = torch.cat([params[f"W_{gate}"], others.T])
+    cell = parnl.get_cell("lstm", 3 + 8, 8)
+    h = torch.zeros(2, 40, 8, dtype=torch.float64)
+    for sweep in range(1, 20):
+        before = torch.cat([torch.zeros_like(h[:, :1]), h[:, :-1]], dim=1)
+        h = parnl.solve(cell, params, torch.cat([u, before], dim=-1), chunks=5).outputs
+        assert_close(h[:, :sweep], expected[:, :sweep], 1e-12)
+    assert_close(h, expected, 1e-9)
+
+
 # -- what the README says of their stability ------------------------------------------------------
 
 # Cells whose two trajectories approach each other at every step, with any parameters but these.
