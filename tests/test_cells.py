@@ -58,6 +58,15 @@ def test_composed_gradients_equal_the_published_equations(monkeypatch, variant):
     assert_same(found, oracles.reference(task), 1e-10)
 
 
+@pytest.mark.usefixtures("quick_compile")
+@pytest.mark.parametrize("name", ["lru", "s6"])
+def test_jax_gradients_equal_the_published_equations(name):
+    """Features that are constant in time, and output maps."""
+    task = oracles.problem(name, steps=13)
+    found = oracles.answer(task, "jax", gradients=True, chunks=5)
+    assert_same(found, oracles.reference(task), 1e-10)
+
+
 @pytest.mark.parametrize("name", ORACLES)
 def test_float32_is_as_accurate_as_it_can_be(monkeypatch, name):
     task = oracles.problem(name, steps=50, dtype="float32")
