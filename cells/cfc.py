@@ -38,10 +38,10 @@ class CfC(Cell):
         return specs
 
     def features(self, p, u):
-        return {n: u @ getattr(p, f"W_{n}") + getattr(p, f"b_{n}") for n in "ghfl"}
+        return {n: ops.matmul(u, getattr(p, f"W_{n}")) for n in "ghfl"}
 
     def step(self, p, x, f, dt):
-        first = ops.tanh(f.g + p.a_g * x)
-        second = ops.tanh(f.h + p.a_h * x)
-        closing = ops.sigmoid((f.f + p.a_f * x) * dt + (f.l + p.a_l * x))
+        first = ops.tanh(f.g + p.b_g + p.a_g * x)
+        second = ops.tanh(f.h + p.b_h + p.a_h * x)
+        closing = ops.sigmoid((f.f + p.b_f + p.a_f * x) * dt + (f.l + p.b_l + p.a_l * x))
         return first + closing * (second - first)

@@ -37,9 +37,9 @@ class CoRNN(Cell):
         }
 
     def features(self, p, u):
-        return {"x": u @ p.W + p.b}
+        return {"x": ops.matmul(u, p.W)}
 
     def step(self, p, z, y, f, dt):
-        force = ops.tanh(f.x + p.a_y * y + p.a_z * z)
+        force = ops.tanh(f.x + p.b + p.a_y * y + p.a_z * z)
         z = z + dt * (force - self.gamma * y - self.epsilon * z)
         return z, y + dt * z

@@ -36,8 +36,8 @@ class IndRNN(Cell):
         super().__init__(input_size, hidden_size, **options)
 
     def features(self, p, u):
-        return {"x": u @ p.W + p.b}
+        return {"x": ops.matmul(u, p.W)}
 
     def step(self, p, h, f):
         phi = ops.relu if self.activation == "relu" else ops.tanh
-        return phi(f.x + p.a * h)
+        return phi(f.x + p.b + p.a * h)

@@ -31,11 +31,11 @@ class LEM(Cell):
     }
 
     def features(self, p, u):
-        parts = {"t1": "1", "t2": "2", "z": "z", "y": "y"}
-        return {n: u @ getattr(p, f"W_{k}") + getattr(p, f"b_{k}") for n, k in parts.items()}
+        parts = {"t1": p.W_1, "t2": p.W_2, "z": p.W_z, "y": p.W_y}
+        return {name: ops.matmul(u, weight) for name, weight in parts.items()}
 
     def step(self, p, z, y, f, dt):
-        first = dt * ops.sigmoid(f.t1 + p.a_1 * y)
-        second = dt * ops.sigmoid(f.t2 + p.a_2 * y)
-        z = z + first * (ops.tanh(f.z + p.a_z * y) - z)
-        return z, y + second * (ops.tanh(f.y + p.a_y * z) - y)
+        first = dt * ops.sigmoid(f.t1 + p.b_1 + p.a_1 * y)
+        second = dt * ops.sigmoid(f.t2 + p.b_2 + p.a_2 * y)
+        z = z + first * (ops.tanh(f.z + p.b_z + p.a_z * y) - z)
+        return z, y + second * (ops.tanh(f.y + p.b_y + p.a_y * z) - y)

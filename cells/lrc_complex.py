@@ -53,7 +53,7 @@ class ComplexLRC(Cell):
 
     def features(self, p, u):
         v = ops.sigmoid(p.sigma_in * (u - p.mu_in))
-        return {"a": v @ p.W_f + p.g_leak, "g": v @ p.W_g + p.g_leak}
+        return {"a": ops.matmul(v, p.W_f), "g": ops.matmul(v, p.W_g)}
 
     def step(self, p, re, im, f, dt):
         off_re, off_im = re - p.mu_re, im - p.mu_im
@@ -61,10 +61,10 @@ class ComplexLRC(Cell):
             p.sigma_re * off_re - p.sigma_im * off_im, p.sigma_re * off_im + p.sigma_im * off_re
         )
         leak_re, leak_im = _sigmoid(
-            f.a + p.w_f_re * y_re - p.w_f_im * y_im, p.w_f_re * y_im + p.w_f_im * y_re
+            p.g_leak + f.a + p.w_f_re * y_re - p.w_f_im * y_im, p.w_f_re * y_im + p.w_f_im * y_re
         )
         drive_re, drive_im = _tanh(
-            f.g + p.w_g_re * y_re - p.w_g_im * y_im, p.w_g_re * y_im + p.w_g_im * y_re
+            p.g_leak + f.g + p.w_g_re * y_re - p.w_g_im * y_im, p.w_g_re * y_im + p.w_g_im * y_re
         )
         e_re, e_im = _sigmoid(p.e_w * re + p.e_b, p.e_w * im)
         flow_re = p.v_leak * drive_re - (leak_re * re - leak_im * im)
@@ -76,4 +76,4 @@ class ComplexLRC(Cell):
 
     def output(self, p: Any, re: Any, im: Any, f: Any) -> Any:
         """Return the outputs (..., T, hidden) of the states."""
-        return re @ p.C_re - im @ p.C_im
+        return ops.matmul(re, p.C_re) - ops.matmul(im, p.C_im)

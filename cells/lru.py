@@ -39,7 +39,7 @@ class ComplexDiagonal(Cell):
 
     def output(self, p: Any, re: Any, im: Any, f: Any) -> Any:
         """Return the outputs (..., T, hidden) of the states."""
-        return self.scale * (re @ p.C_re - im @ p.C_im) + f.skip
+        return self.scale * (ops.matmul(re, p.C_re) - ops.matmul(im, p.C_im)) + f.skip
 
 
 def _log_decay(r_min: float, r_max: float) -> Draw:
@@ -99,7 +99,7 @@ class LRU(ComplexDiagonal):
         return {
             "a_re": (size * ops.cos(phase))[None, :],
             "a_im": (size * ops.sin(phase))[None, :],
-            "v_re": u @ (p.B_re * gamma),
-            "v_im": u @ (p.B_im * gamma),
-            "skip": u @ p.D,
+            "v_re": ops.matmul(u, p.B_re * gamma),
+            "v_im": ops.matmul(u, p.B_im * gamma),
+            "skip": ops.matmul(u, p.D),
         }

@@ -29,8 +29,8 @@ class MGU(Cell):
     }
 
     def features(self, p, u):
-        return {"f": u @ p.W_f + p.b_f, "n": u @ p.W_n + p.b_n}
+        return {"f": ops.matmul(u, p.W_f), "n": ops.matmul(u, p.W_n)}
 
     def step(self, p, h, f):
-        gate = ops.sigmoid(f.f + p.a_f * h)
-        return h + gate * (ops.tanh(f.n + p.a_n * (gate * h)) - h)
+        gate = ops.sigmoid(f.f + p.b_f + p.a_f * h)
+        return h + gate * (ops.tanh(f.n + p.b_n + p.a_n * (gate * h)) - h)

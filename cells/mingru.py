@@ -35,8 +35,12 @@ class MinGRU(Cell):
         return specs | {f"b_{g}": vector("hidden") for g in self.gates}
 
     def features(self, p, u):
-        return {g: u @ getattr(p, f"W_{g}") + getattr(p, f"b_{g}") for g in self.gates}
+        return {g: ops.matmul(u, getattr(p, f"W_{g}")) for g in self.gates}
 
     def step(self, p, h, f):
-        n = positive(f.n) if self.positive else f.n
-        return h + ops.sigmoid(f.z) * (n - h)
+        return h + ops.sigmoid(f.z + p.b_z) * (self.candidate(p, f) - h)
+
+    def candidate(self, p, f):
+        """Return n."""
+        n = f.n + p.b_n
+        return positive(n) if self.positive else n

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from parnl import ops
-from parnl.cells.mingru import MinGRU, positive
+from parnl.cells.mingru import MinGRU
 from parnl.registry import register
 
 
@@ -20,6 +20,5 @@ class MinLSTM(MinGRU):
 
     def step(self, p, h, f):
         # i / (f + i) as a sigmoid: both gates may underflow, their ratio does not
-        enter = ops.sigmoid(ops.softplus(-f.f) - ops.softplus(-f.i))
-        n = positive(f.n) if self.positive else f.n
-        return h + enter * (n - h)
+        enter = ops.sigmoid(ops.softplus(-(f.f + p.b_f)) - ops.softplus(-(f.i + p.b_i)))
+        return h + enter * (self.candidate(p, f) - h)

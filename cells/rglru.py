@@ -45,16 +45,16 @@ class RGLRU(Cell):
         }
 
     def features(self, p, u):
-        x = u @ p.W_x + p.b_x
+        x = ops.matmul(u, p.W_x) + p.b_x
         return {
             "x": x,
-            "r": x @ p.W_r + p.b_r,
-            "i": x @ p.W_i + p.b_i,
+            "r": ops.matmul(x, p.W_r),
+            "i": ops.matmul(x, p.W_i),
             "slope": 8.0 * ops.logsigmoid(p.Lambda)[None, :],
         }
 
     def step(self, p, h, f):
-        log_a = f.slope * ops.sigmoid(f.r)
+        log_a = f.slope * ops.sigmoid(f.r + p.b_r)
         # 1 - a^2 without cancellation; at least so large that the root has a derivative
         room = ops.maximum(-ops.expm1(2.0 * log_a), 1e-30)
-        return ops.exp(log_a) * h + ops.sqrt(room) * (ops.sigmoid(f.i) * f.x)
+        return ops.exp(log_a) * h + ops.sqrt(room) * (ops.sigmoid(f.i + p.b_i) * f.x)

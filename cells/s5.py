@@ -84,7 +84,7 @@ class S5(ComplexDiagonal):
         return {
             "a_re": (size * ops.cos(angle))[None, :],
             "a_im": (size * ops.sin(angle))[None, :],
-            "v_re": u @ (p.B_re * gain_re - p.B_im * gain_im),
-            "v_im": u @ (p.B_re * gain_im + p.B_im * gain_re),
-            "skip": u @ p.D,
+            "v_re": ops.matmul(u, p.B_re * gain_re - p.B_im * gain_im),
+            "v_im": ops.matmul(u, p.B_re * gain_im + p.B_im * gain_re),
+            "skip": ops.matmul(u, p.D),
         }

@@ -79,15 +79,15 @@ class S6(Cell):
         }
 
     def features(self, p, u):
-        v = u @ p.W_v
-        d = ops.softplus(v @ p.W_r @ p.W_d + p.b_d)
+        v = ops.matmul(u, p.W_v)
+        d = ops.softplus(ops.matmul(ops.matmul(v, p.W_r), p.W_d) + p.b_d)
         rates = ops.exp(p.A_log).reshape(self.groups)
         whole = (*u.shape[:-1], self.hidden_size)
         return {
             "decay": (d[..., None] * rates).reshape(whole),
-            "drive": ((d * v)[..., None] * (v @ p.W_B)[..., None, :]).reshape(whole),
+            "drive": ((d * v)[..., None] * ops.matmul(v, p.W_B)[..., None, :]).reshape(whole),
             "v": v,
-            "C": v @ p.W_C,
+            "C": ops.matmul(v, p.W_C),
         }
 
     def step(self, p, x, f):
@@ -96,4 +96,4 @@ class S6(Cell):
     def output(self, p: Any, x: Any, f: Any) -> Any:
         """Return the outputs (..., T, hidden) of the states."""
         x = x.reshape((*x.shape[:-1], *self.groups))
-        return ((x * f.C[..., None, :]).sum(-1) + p.D * f.v) @ p.W_out
+        return ops.matmul((x * f.C[..., None, :]).sum(-1) + p.D * f.v, p.W_out)

@@ -44,14 +44,14 @@ class SLSTM(Cell):
         return specs
 
     def features(self, p, u):
-        return {g: u @ getattr(p, f"W_{g}") + getattr(p, f"b_{g}") for g in "ifzo"}
+        return {g: ops.matmul(u, getattr(p, f"W_{g}")) for g in "ifzo"}
 
     def step(self, p, c, n, m, h, f):
-        log_enter = f.i + p.a_i * h
-        log_keep = ops.logsigmoid(f.f + p.a_f * h) + m
+        log_enter = f.i + p.b_i + p.a_i * h
+        log_keep = ops.logsigmoid(f.f + p.b_f + p.a_f * h) + m
         new_m = ops.where(n == 0.0, log_enter, ops.maximum(log_keep, log_enter))
         # the exponent is above 0 only if n = 0; an overflow would then make inf * 0
         keep, enter = ops.exp(ops.minimum(log_keep - new_m, 80.0)), ops.exp(log_enter - new_m)
-        new_c = keep * c + enter * ops.tanh(f.z + p.a_z * h)
+        new_c = keep * c + enter * ops.tanh(f.z + p.b_z + p.a_z * h)
         new_n = keep * n + enter
-        return new_c, new_n, new_m, ops.sigmoid(f.o + p.a_o * h) * new_c / new_n
+        return new_c, new_n, new_m, ops.sigmoid(f.o + p.b_o + p.a_o * h) * new_c / new_n

@@ -37,9 +37,9 @@ class UnICORNN(Cell):
         }
 
     def features(self, p, u):
-        return {"x": u @ p.W + p.b, "t": ops.sigmoid(p.c)[None, :]}
+        return {"x": ops.matmul(u, p.W), "t": ops.sigmoid(p.c)[None, :]}
 
     def step(self, p, z, y, f, dt):
         t = dt * f.t
-        z = z - t * (ops.tanh(f.x + p.a * y) + self.alpha * y)
+        z = z - t * (ops.tanh(f.x + p.b + p.a * y) + self.alpha * y)
         return z, y + t * z
