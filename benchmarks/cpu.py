@@ -386,6 +386,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    os.environ["OMP_WAIT_POLICY"] = "passive"  # or one contender's idle threads slow the next one
     import torch
 
     torch.set_num_threads(args.threads)

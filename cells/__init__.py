@@ -1,5 +1,28 @@
 """The registered cells, one file each."""
 
-from parnl.cells import gru, lrc, lstm, ltc
+from parnl.cells import (
+    cfc,
+    cornn,
+    gru,
+    indrnn,
+    lem,
+    lrc,
+    lrc_complex,
+    lru,
+    lstm,
+    ltc,
+    mgu,
+    mingru,
+    minlstm,
+    rglru,
+    s5,
+    s6,
+    slstm,
+    stc,
+    unicornn,
+)
 
-__all__ = ["gru", "lrc", "lstm", "ltc"]
+__all__ = [
+    "cfc", "cornn", "gru", "indrnn", "lem", "lrc", "lrc_complex", "lru", "lstm", "ltc", "mgu",
+    "mingru", "minlstm", "rglru", "s5", "s6", "slstm", "stc", "unicornn",
+]  # fmt: skip

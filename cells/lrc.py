@@ -21,11 +21,13 @@ class LRC(Cell):
         x' = x + e (-F x + v_leak Z)
 
     Options: dt=1.0; symmetric=True makes the elastance a bump,
-    e = dt (s(e_w x + e_b + e_shift) - s(e_w x + e_b - e_shift)). Time-aware. For 0 < dt <= 1 and
-    e_w = w_f = w_g = 0 the step contracts with the factor 1 - e F (the paper's Lemma 1).
+    e = dt (s(e_w x + e_b + e_shift) - s(e_w x + e_b - e_shift)); input_elastance=True lets the
+    input shift it too, e_w x + e_b + v W_e (Farsang et al., 2024, arXiv 2403.08791). Time-aware.
+    For 0 < dt <= 1 and e_w = w_f = w_g = 0 the step contracts with the factor 1 - e F (the paper's
+    Lemma 1).
     """
 
-    options = {"dt": 1.0, "symmetric": False}
+    options = {"dt": 1.0, "symmetric": False, "input_elastance": False}
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -35,19 +37,29 @@ class LRC(Cell):
         names = ["sigma", "mu", "g_leak", "w_f", "w_g", "e_w", "e_b", "v_leak"]
         if self.symmetric:
             names.append("e_shift")
-        return specs | {name: vector("hidden") for name in names}
+        specs |= {name: vector("hidden") for name in names}
+        if self.input_elastance:
+            specs["W_e"] = matrix("input", "hidden")
+        return specs
 
     def features(self, p, u):
         v = ops.sigmoid(p.sigma_in * (u - p.mu_in))
-        return {"a": ops.matmul(v, p.W_f), "g": ops.matmul(v, p.W_g)}
+        found = {"a": ops.matmul(v, p.W_f), "g": ops.matmul(v, p.W_g)}
+        return found | {"e": ops.matmul(v, p.W_e)} if self.input_elastance else found
 
-    def step(self, p, x, f, dt):
+    def current(self, p, x, f):
+        """Return what flows in through the synapses minus what leaks out: v_leak Z - F x."""
         y = ops.sigmoid(p.sigma * (x - p.mu))
         leak = ops.sigmoid(p.g_leak + f.a + p.w_f * y)
         drive = ops.tanh(p.g_leak + f.g + p.w_g * y)
+        return p.v_leak * drive - leak * x
+
+    def step(self, p, x, f, dt):
         level = p.e_b + p.e_w * x
+        if self.input_elastance:
+            level = f.e + level
         if self.symmetric:
             elastance = ops.sigmoid(level + p.e_shift) - ops.sigmoid(level - p.e_shift)
         else:
             elastance = ops.sigmoid(level)
-        return x + dt * elastance * (p.v_leak * drive - leak * x)
+        return x + dt * elastance * self.current(p, x, f)

@@ -124,11 +124,12 @@ class Cell:
 
         if np.dtype(dtype).kind != "f":
             raise TypeError(f"dtype: expected a floating point type, got {dtype!r}")
-        target, rng = get_backend(backend), np.random.default_rng(seed)
-        return {
-            name: target.asarray(spec.draw(rng, self.sizes), str(np.dtype(dtype)), device)
-            for name, spec in self.specs.items()
-        }
+        target, drawn = get_backend(backend), self.draw(np.random.default_rng(seed))
+        return {n: target.asarray(v, str(np.dtype(dtype)), device) for n, v in drawn.items()}
+
+    def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Draw every parameter, in float64; to be extended where one depends on another's draw."""
+        return {name: spec.draw(rng, self.sizes) for name, spec in self.specs.items()}
 
     def _trace(self) -> Program:
         """Call `step` once with symbols and return its graph."""

@@ -19,8 +19,8 @@ _cells: dict[str, type[Cell]] = {}
 def register(name: str) -> Callable[[type[Cell]], type[Cell]]:
     """Class decorator that makes a `Cell` known as `name`.
 
-        @parnl.register("mgu")
-        class MGU(parnl.Cell): ...
+        @parnl.register("my-cell")
+        class MyCell(parnl.Cell): ...
 
     The step is traced here and now, so a step that mixes channels raises `StepError` where it is
     written. Raises ValueError if another cell has the name; defining the same class again, as in a

@@ -142,11 +142,11 @@ def solve(
     whole = [xp.reshape(s, (*batch, steps, cell.hidden_size)) for s in states]
     ends = [s[:, last] for s in states] if steps else x0
     ends = [xp.reshape(x, (*batch, cell.hidden_size)) for x in ends]
-    outputs = cell.output(p, *whole, features) if hasattr(cell, "output") else whole[-1]
+    outputs = _outputs(xp, cell, p, whole, features, result_dtype)
     if mask is not None:
         outputs = xp.where(mask[..., None], outputs, xp.zeros_like(outputs))
     return Solution(
-        xp.astype(outputs, result_dtype, copy=False),
+        outputs,
         tuple(xp.astype(x, result_dtype) for x in ends),
         info,
     )
@@ -178,11 +178,20 @@ def step(
     # a step may return a number, or an array that has yet to be broadcast
     new = [xp.zeros_like(x) + n for n, x in zip(results, start, strict=True)]
     whole = [xp.reshape(n, (*inputs.shape[:-1], cell.hidden_size)) for n in new]
-    output = cell.output(p, *whole, features) if hasattr(cell, "output") else whole[-1]
     return (
-        xp.astype(output[..., 0, :], result_dtype),
+        _outputs(xp, cell, p, whole, features, result_dtype)[..., 0, :],
         tuple(xp.astype(x[..., 0, :], result_dtype) for x in whole),
     )
+
+
+def _outputs(
+    xp: Any, cell: Cell, p: Values, states: Sequence[Any], features: Values, dtype: Any
+) -> Any:
+    """Return the outputs (..., T, hidden) in `dtype`; an output map, too, works in it."""
+    if hasattr(cell, "output"):
+        states = [xp.astype(s, dtype, copy=False) for s in states]
+        return xp.astype(cell.output(p, *states, features), dtype, copy=False)
+    return xp.astype(states[-1], dtype, copy=False)
 
 
 def affine_scan(a: Any, b: Any, x0: Any = None, reverse: bool = False) -> Any:

@@ -310,8 +310,11 @@ def _check_jacobian(problem: Problem) -> None:
     k, d = len(cell.states), cell.hidden_size
     values = Values("parameter", p)
     first = tuple(0 for _ in problem.inputs.shape[:-2])
-    features = {n: a[first][0] for n, a in cell.features(values, u).items()}
-    now: Any = getattr(cell, "dt", 1.0) if dt is None else dt[(*first, 0)]
+    features = {
+        n: a[first][0] if a.ndim == u.ndim else a[0] for n, a in cell.features(values, u).items()
+    }
+    given = backend.asarray(getattr(cell, "dt", 1.0), "float64")
+    now: Any = given if dt is None else dt[(*first, 0)]
     start = backend.xp.stack([s[first] for s in x])
 
     def whole(s: Any) -> Any:

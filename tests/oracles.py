@@ -1,7 +1,8 @@
 """Reference results that share no code with the solver.
 
-`run` is the four core cells as plain loops over time, written from their published equations; it
-works on NumPy arrays and on torch tensors, so torch's own autograd gives reference gradients.
+`run` is every cell as a plain loop over time, written from its published equations; it works on
+NumPy arrays and on torch tensors, so torch's own autograd gives reference gradients. The core cells
+are here, the others in `oracles_cells`.
 `loop` and `scan_loop` do the same for any cell, by calling its `features` and `step` one step after
 the other. `Problem`, `reference` and `solve` pose one task, answer it with the loop, and answer it
 with parnl on a chosen backend, so that a test is one comparison.
@@ -16,7 +17,9 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+import oracles_cells
 import torch
+from oracles_cells import ORACLES
 
 import parnl
 from parnl import ops
@@ -34,6 +37,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lrc-dt": ("lrc", {"dt": 0.3}),
     "lrc-symmetric": ("lrc", {"symmetric": True}),
     "lrc-symmetric-dt": ("lrc", {"symmetric": True, "dt": 1.7}),
+    "lrc-input-elastance": ("lrc", {"input_elastance": True}),
+    "lrc-input-elastance-symmetric": ("lrc", {"input_elastance": True, "symmetric": True}),
     "gru": ("gru", {}),
     "lstm": ("lstm", {}),
     "lstm-peephole": ("lstm", {"peephole": True}),
@@ -57,6 +62,9 @@ class Maths(NamedTuple):
     tanh: Callable[[Array], Array]
     softplus: Callable[[Array], Array]
     relu: Callable[[Array], Array]
+    exp: Callable[[Array], Array]
+    log: Callable[[Array], Array]
+    maximum: Callable[[Array, Array], Array]
     where: Callable[[Array, Array, Array], Array]
     stack: Callable[[list[Array], int], Array]
     zeros: Callable[[tuple[int, ...], Array], Array]
@@ -72,6 +80,9 @@ NUMPY = Maths(
     tanh=np.tanh,
     softplus=lambda x: np.logaddexp(0.0, x),
     relu=lambda x: np.maximum(x, 0.0),
+    exp=np.exp,
+    log=np.log,
+    maximum=np.maximum,
     where=np.where,
     stack=lambda arrays, axis: np.stack(arrays, axis),
     zeros=lambda shape, like: np.zeros(shape, like.dtype),
@@ -81,13 +92,25 @@ TORCH = Maths(
     tanh=torch.tanh,
     softplus=lambda x: torch.logaddexp(x, torch.zeros_like(x)),
     relu=lambda x: torch.clamp(x, min=0.0),
+    exp=torch.exp,
+    log=torch.log,
+    maximum=torch.maximum,
     where=torch.where,
     stack=lambda arrays, axis: torch.stack(arrays, axis),
     zeros=lambda shape, like: torch.zeros(shape, dtype=like.dtype),
 )
 
 
-def _lrc(m: Maths, p: Mapping[str, Array], u: Array, state: tuple, dt: Array, *, symmetric=False):
+def _lrc(
+    m: Maths,
+    p: Mapping[str, Array],
+    u: Array,
+    state: tuple,
+    dt: Array,
+    *,
+    symmetric=False,
+    input_elastance=False,
+):
     (x,) = state
     v = m.sigmoid(p["sigma_in"] * (u - p["mu_in"]))
     a = v @ p["W_f"]
@@ -96,6 +119,8 @@ def _lrc(m: Maths, p: Mapping[str, Array], u: Array, state: tuple, dt: Array, *,
     big_f = m.sigmoid(p["g_leak"] + a + p["w_f"] * y)
     big_z = m.tanh(p["g_leak"] + g + p["w_g"] * y)
     k = p["e_w"] * x + p["e_b"]
+    if input_elastance:
+        k = k + v @ p["W_e"]
     if symmetric:
         e = dt * (m.sigmoid(k + p["e_shift"]) - m.sigmoid(k - p["e_shift"]))
     else:
@@ -165,6 +190,26 @@ _STEPS: dict[str, Callable] = {"lrc": _lrc, "gru": _gru, "lstm": _lstm, "ltc": _
 _HIDDEN = {"lrc": "sigma", "gru": "a_r", "lstm": "a_f", "ltc": "sigma"}
 
 
+def _step(name: str, *arguments: Any, **options: Any) -> tuple[tuple, Array]:
+    """Return the new states and the output of one step of any cell."""
+    if name in ORACLES:
+        return ORACLES[name].step(*arguments, **options)
+    state = _STEPS[name](*arguments, **options)
+    return state, state[-1]
+
+
+def count_states(name: str) -> int:
+    return ORACLES[name].states if name in ORACLES else STATES[name]
+
+
+def is_time_aware(name: str) -> bool:
+    return ORACLES[name].time_aware if name in ORACLES else name in TIME_AWARE
+
+
+def _per_channel(name: str) -> str:
+    return ORACLES[name].hidden if name in ORACLES else _HIDDEN[name]
+
+
 def run(
     name: str,
     params: Mapping[str, Array],
@@ -176,20 +221,20 @@ def run(
     reverse: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> tuple[Array, tuple]:
-    """Run core cell `name` one time step after the other.
+    """Run cell `name` one time step after the other.
 
     inputs: (..., T, input); dt: (T,) or (..., T). Returns the outputs (..., T, hidden) and the
     tuple of final states (..., hidden).
     """
     m = TORCH if isinstance(inputs, torch.Tensor) else NUMPY
     options = dict(options or {})
-    fixed_dt = options.pop("dt", 1.0)
+    fixed_dt = options.pop("dt", oracles_cells.DT.get(name, 1.0))
     *batch, n_steps, _ = inputs.shape
-    hidden = params[_HIDDEN[name]].shape[-1]
+    hidden = params[_per_channel(name)].shape[-1]
     shape = (*batch, hidden)
     state = initial_state
     if state is None:
-        state = tuple(m.zeros(shape, inputs) for _ in range(STATES[name]))
+        state = tuple(m.zeros(shape, inputs) for _ in range(count_states(name)))
     rows: list[Array] = [None] * n_steps
     for t in reversed(range(n_steps)) if reverse else range(n_steps):
         u = inputs[..., t, :]
@@ -198,8 +243,7 @@ def run(
             valid = _mask(lengths, t, inputs)
             u = m.where(valid, u, m.zeros((), inputs))  # padding may hold anything
         step_dt = fixed_dt if dt is None else dt[..., t, None]
-        new = _STEPS[name](m, params, u, state, step_dt, **options)
-        rows[t] = new[-1]
+        new, rows[t] = _step(name, m, params, u, state, step_dt, **options)
         if valid is not None:
             new = tuple(
                 m.where(valid, after, before) for after, before in zip(new, state, strict=True)
@@ -251,13 +295,14 @@ def loop(
         state = _zero_state(cell, hidden, lambda shape: m.zeros(shape, inputs), batch)
     rows: list[Array] = [None] * n_steps
     for t in reversed(range(n_steps)) if reverse else range(n_steps):
-        f = SimpleNamespace(**{k: v[..., t, :] for k, v in features.items()})
+        now = {k: v[..., t if v.shape[-2] > 1 else 0, :] for k, v in features.items()}
+        f = SimpleNamespace(**now)
         extra: tuple = ()
         if _is_time_aware(cell):
             extra = (cell.dt if dt is None else dt[..., t, None],)
         new = cell.step(p, *state, f, *extra)
         new = new if isinstance(new, tuple) else (new,)
-        rows[t] = new[-1]
+        rows[t] = cell.output(p, *new, f) if hasattr(cell, "output") else new[-1]
         if lengths is not None:
             on = _mask(lengths, t, inputs)
             new = tuple(
@@ -301,13 +346,17 @@ def scan_loop(cell, params, inputs, initial_state=None, *, dt=None):
 
 
 def parameter_shapes(name: str, n_in: int, n: int, **options: Any) -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes of a core cell's parameters: they are part of the interface."""
+    """Return the names and shapes of a cell's parameters: they are part of the interface."""
     shapes: dict[str, tuple[int, ...]] = {}
-    if name == "lrc":
+    options.pop("dt", None)
+    if name in ORACLES:
+        shapes = ORACLES[name].shapes(n_in, n, **options)
+    elif name == "lrc":
         shapes = {"W_f": (n_in, n), "W_g": (n_in, n), "sigma_in": (n_in,), "mu_in": (n_in,)}
         names = ["sigma", "mu", "g_leak", "w_f", "w_g", "e_w", "e_b", "v_leak"]
         names += ["e_shift"] if options.get("symmetric") else []
         shapes |= {k: (n,) for k in names}
+        shapes |= {"W_e": (n_in, n)} if options.get("input_elastance") else {}
     elif name == "gru":
         for gate in "rzn":
             shapes |= {"W_" + gate: (n_in, n), "b_" + gate: (n,), "a_" + gate: (n,)}
@@ -328,6 +377,8 @@ def draw_params(
 ) -> dict[str, np.ndarray]:
     """Draw parameters of order one, with signs on both sides of every clip."""
     shapes = parameter_shapes(name, n_in, n, **options)
+    if name in ORACLES:
+        return oracles_cells.draw(name, shapes, rng)
     params = {k: rng.uniform(-1.2, 1.2, shape) for k, shape in shapes.items()}
     if name == "ltc":
         params["c_m"] = rng.uniform(0.3, 1.5, n)  # a clipped capacitance of 0 leaves no memory
@@ -335,6 +386,14 @@ def draw_params(
         for k in ("sigma", "sigma_in"):
             params[k] = rng.uniform(0.5, 3.0, shapes[k])
     return params
+
+
+def first_state(
+    name: str, index: int, rng: np.random.Generator, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Draw the state number `index`."""
+    drawn = rng.uniform(-0.9, 0.9, shape)
+    return 0.1 + np.abs(drawn) if (name, index) == ("slstm", 1) else drawn  # a sum of exponentials
 
 
 class Problem(NamedTuple):
@@ -371,7 +430,7 @@ def problem(
     seed: int = 0,
     **options: Any,
 ) -> Problem:
-    """Draw a task for a core cell.
+    """Draw a task for a cell.
 
     `times` asks for a dt per step in place of the option `dt`: "shared" (T,) or "own" (..., T).
     """
@@ -382,16 +441,17 @@ def problem(
 
     shape = (*batch, hidden)
     dt_shape = {None: None, "shared": (steps,), "own": (*batch, steps)}[times]
+    count = count_states(name)
     return Problem(
         name,
         options,
         {k: cast(v) for k, v in draw_params(name, n_in, hidden, rng, **options).items()},
         cast(rng.normal(size=(*batch, steps, n_in))),
-        tuple(cast(rng.uniform(-0.9, 0.9, shape)) for _ in range(STATES[name])) if start else None,
+        tuple(cast(first_state(name, i, rng, shape)) for i in range(count)) if start else None,
         None if dt_shape is None else cast(rng.uniform(0.2, 1.0, dt_shape)),
         None if lengths is None else np.asarray(lengths),
         reverse,
-        tuple(cast(rng.normal(size=s)) for s in [(*batch, steps, hidden)] + [shape] * STATES[name]),
+        tuple(cast(rng.normal(size=s)) for s in [(*batch, steps, hidden)] + [shape] * count),
     )
 
 

@@ -1,4 +1,4 @@
-"""The four core cells against loops written from their equations, and against torch.nn."""
+"""Every cell against a loop written from its paper's equations; other libraries where they are."""
 
 import tracemalloc
 from typing import Any
@@ -8,8 +8,13 @@ import oracles
 import pytest
 import torch
 from oracles import BACKENDS, CELLS, VARIANTS, assert_close, assert_same
+from oracles_cells import LINEAR, ORACLES
+from oracles_cells import VARIANTS as MORE
 
 import parnl
+from parnl.testing import check_cell
+
+ALL = VARIANTS | MORE
 
 HOW: dict[str, dict[str, Any]] = {
     "sequential": {"method": "sequential"},
@@ -21,31 +26,78 @@ HOW: dict[str, dict[str, Any]] = {
 
 @pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ALL)
 def test_equals_the_published_equations(variant, backend):
-    name, options = VARIANTS[variant]
+    name, options = ALL[variant]
     for seed, (key, how) in enumerate(HOW.items()):
         if backend == "jax" and key in ("newton-1", "newton-T"):
             continue  # compile time; test_solve.py has them
+        if backend == "jax" and variant in MORE and (key == "sequential" or options):
+            continue
         task = oracles.problem(name, steps=13, seed=seed, **options)
         found = oracles.answer(task, backend, **how)
         assert_same(found, oracles.reference(task), 1e-10)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ALL)
 def test_gradients_equal_the_published_equations(variant):
-    name, options = VARIANTS[variant]
+    name, options = ALL[variant]
     task = oracles.problem(name, steps=13, **options)
     expected = oracles.reference(task)
     for how in HOW.values():
         assert_same(oracles.answer(task, "torch", gradients=True, **how), expected, 1e-10)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", MORE)
+def test_composed_gradients_equal_the_published_equations(monkeypatch, variant):
+    """Without C kernels; for the core cells test_compiled.py has them."""
+    monkeypatch.setenv("PARNL_KERNELS", "off")
+    name, options = ALL[variant]
+    task = oracles.problem(name, steps=13, lengths=[13, 0, 6], reverse=True, start=False, **options)
+    found = oracles.answer(task, "torch", gradients=True, chunks=4)
+    assert_same(found, oracles.reference(task), 1e-10)
+
+
+@pytest.mark.usefixtures("quick_compile")
+@pytest.mark.parametrize("name", ["lru", "s6"])
+def test_jax_gradients_equal_the_published_equations(name):
+    """Features that are constant in time, and output maps."""
+    task = oracles.problem(name, steps=13)
+    found = oracles.answer(task, "jax", gradients=True, chunks=5)
+    assert_same(found, oracles.reference(task), 1e-10)
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_float32_is_as_accurate_as_it_can_be(monkeypatch, name):
+    task = oracles.problem(name, steps=50, dtype="float32")
+    expected = oracles.reference(task)
+    found = oracles.answer(task, "numpy", chunks=7)
+    assert found.outputs.dtype == np.float32
+    assert_same(found, expected, 2e-5)
+    monkeypatch.setenv("PARNL_KERNELS", "off")
+    assert_same(oracles.answer(task, "torch", gradients=True, chunks=7), expected, 2e-5)
+
+
+@pytest.mark.parametrize("name", [*CELLS, *ORACLES])
+def test_linear_cells_are_solved_by_one_scan(name):
+    task = oracles.problem(name, steps=40)
+    assert task.cell.linear == (name in LINEAR)
+    out = parnl.solve(task.cell, task.params, task.inputs, chunks=8)
+    assert out.info.converged
+    assert (out.info.iterations == 1) == (name in LINEAR)
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_parnl_testing_agrees(monkeypatch, name):
+    monkeypatch.setenv("PARNL_KERNELS", "off")  # each dtype and mask would compile its own
+    check_cell(name, backends=["numpy", "torch"], examples=8, max_steps=12)
+
+
+@pytest.mark.parametrize("variant", ALL)
 def test_loops_agree(variant):
     """The loop that calls a cell's own features and step is the loop written from the equations."""
-    name, options = VARIANTS[variant]
-    for times in (None, "own") if name in oracles.TIME_AWARE else (None,):
+    name, options = ALL[variant]
+    for times in (None, "own") if oracles.is_time_aware(name) else (None,):
         task = oracles.problem(name, steps=9, times=times, **options)
         found = oracles.loop(task.cell, task.params, task.inputs, task.initial_state, dt=task.dt)
         expected = oracles.reference(task)
@@ -54,18 +106,18 @@ def test_loops_agree(variant):
             assert_close(a, e, 1e-13)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ALL)
 def test_parameter_names_and_shapes(variant):
-    name, options = VARIANTS[variant]
-    cell = parnl.get_cell(name, input_size=3, hidden_size=5, **options)
+    name, options = ALL[variant]
+    cell = parnl.get_cell(name, input_size=3, hidden_size=6, **options)
     found = {k: v.shape for k, v in cell.init(seed=0, backend="numpy").items()}
-    assert found == oracles.parameter_shapes(name, 3, 5, **options)
+    assert found == oracles.parameter_shapes(name, 3, 6, **options)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ALL)
 def test_init_is_the_same_on_every_backend(variant):
-    name, options = VARIANTS[variant]
-    cell = parnl.get_cell(name, input_size=3, hidden_size=5, **options)
+    name, options = ALL[variant]
+    cell = parnl.get_cell(name, input_size=3, hidden_size=6, **options)
     kinds = {"numpy": np.ndarray, "torch": torch.Tensor, "jax": __import__("jax").Array}
     drawn = {backend: cell.init(seed=7, backend=backend) for backend in BACKENDS}
     for backend, params in drawn.items():
@@ -95,7 +147,7 @@ def test_init_of_lrc_is_uniform(symmetric):
             assert abs(v.std() - bound / np.sqrt(3)) < 5 * bound / np.sqrt(11 * v.size), k
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", [*CELLS, *ORACLES])
 def test_init_gives_a_finite_run(name):
     cell = parnl.get_cell(name, input_size=6, hidden_size=16)
     u = np.random.default_rng(0).normal(size=(2, 50, 6)).astype(np.float32)

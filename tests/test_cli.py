@@ -59,7 +59,7 @@ def test_diagnose(parnl, tmp_path):
     assert "solving 40 steps" in text
     assert (tmp_path / "gru.png").read_bytes().startswith(b"\x89PNG")
     assert parnl("diagnose", "gru", *small, "--seed", 1)[1] != text
-    status, text = parnl("diagnose", "gur")
+    status, text = parnl("diagnose", "gruu")
     assert (status, "did you mean 'gru'" in " ".join(text.split())) == (1, True)
     status, text = parnl("diagnose", "gru", "--steps", 0)
     assert (status, "inputs: expected at least one step" in text) == (1, True)
