@@ -21,7 +21,7 @@ from typing import Any
 
 # No -ffast-math: NaN and inf are values here. These two let the compiler vectorise all the same.
 FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC")
-CHOICES = ("off", "c")
+CHOICES = ("off", "c", "triton")
 
 
 class BuildError(RuntimeError):
@@ -30,7 +30,7 @@ class BuildError(RuntimeError):
 
 def wanted() -> bool:
     """Whether compiled kernels may be used: PARNL_KERNELS is not "off"."""
-    return _choice() != "off"
+    return choice() != "off"
 
 
 @cache
@@ -43,9 +43,9 @@ def load(text: str, symbol: str = "kernel", include: str = "", release: str = ""
     try:
         return _function(text, symbol, include, release)
     except (BuildError, OSError) as error:
-        if _choice() == "c":
+        if choice() == "c":
             raise
-        _notice(str(error))
+        notice(str(error), "Install a C compiler")
         return None
 
 
@@ -54,18 +54,20 @@ def available() -> bool:
     return load("#include <stdint.h>\nvoid kernel(const int64_t *a) { (void)a; }\n") is not None
 
 
-def _choice() -> str:
-    choice = os.environ.get("PARNL_KERNELS", "")
-    if choice and choice not in CHOICES:
-        raise ValueError(f"PARNL_KERNELS: expected {' or '.join(CHOICES)}, got {choice!r}")
-    return choice
+def choice() -> str:
+    """Return the value of PARNL_KERNELS: one of `CHOICES`, or nothing."""
+    found = os.environ.get("PARNL_KERNELS", "")
+    if found and found not in CHOICES:
+        raise ValueError(f"PARNL_KERNELS: expected one of {', '.join(CHOICES)}, got {found!r}")
+    return found
 
 
 @cache
-def _notice(reason: str) -> None:
+def notice(reason: str, remedy: str) -> None:
+    """Say, once for each reason, that there are no compiled kernels."""
     warnings.warn(
         f"parnl runs without compiled kernels, several times slower: {reason}. "
-        "Install a C compiler, or set PARNL_KERNELS=off to say that this is meant.",
+        f"{remedy}, or set PARNL_KERNELS=off to say that this is meant.",
         RuntimeWarning,
         stacklevel=2,
     )

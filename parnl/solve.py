@@ -125,9 +125,8 @@ def solve(
     operands = feature_operands(backend, cell, p, features, dt, inputs)
     program = cell.program
     if mask is not None:
-        program = program.masked
+        program = cell.masked
         operands.append(batched(xp, mask[..., None], tuple(batch)))
-    operands = [xp.astype(a, dtype) for a in operands]
     x0 = initial_states(backend, cell, initial_state, inputs, result_dtype)
     x0 = [xp.reshape(xp.astype(x, dtype), (math.prod(batch), cell.hidden_size)) for x in x0]
     states, info = _run(

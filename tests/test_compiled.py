@@ -13,66 +13,13 @@ import jax
 import numpy as np
 import pytest
 import torch
+from kernels import PROBLEMS, answer
 
 import parnl
-from parnl import ops
 from parnl.backends import cbuild, get_backend
-from parnl.params import matrix, vector
 
 # One row (32, 48, 64, 128 channels), rows and leftovers (70, 130), leftovers alone.
 CHANNELS = [1, 3, 8, 17, 32, 48, 64, 70, 128, 130]
-# batch, steps, chunks, reverse, lengths
-PROBLEMS = [
-    (2, 53, 1, False, None),
-    (2, 53, 1, True, [53, 20]),
-    (2, 53, 7, False, [0, 53]),
-    (3, 40, 8, True, None),
-    (1, 30, 30, False, None),
-    (5, 33, 16, True, [1, 33, 0, 12, 30]),
-]
-
-
-@parnl.register("test-compiled-everything")
-class Everything(parnl.Cell):
-    """Three states and every function there is."""
-
-    parameters = dict(W=matrix("input", "hidden"), a=vector("hidden"), b=vector("hidden"))
-    states = ("x", "y", "z")
-    options = dict(dt=0.5)
-
-    def features(self, p, u):
-        return dict(f=u @ p.W, g=(u @ p.W)[..., :1])  # g: one number a step, for all channels
-
-    def step(self, p, x, y, z, f, dt):
-        calm = (x > 0.1) & ~(y <= z) | (f.f >= 0.0) & (x < 0.4) | (x == y) & (y != z)
-        x_new = ops.where(calm, ops.tanh(p.a * y + f.f), 0.3 * ops.sin(x) + 0.2 * ops.cos(z))
-        root = ops.sqrt(ops.softplus(x) + 1.0) + ops.log1p(x * x) + ops.log(1.5 + abs(y))
-        y_new = 0.1 * root + ops.sigmoid(p.b * z + f.g) * ops.expm1(-x * x) - ops.relu(z - 0.2)
-        bounded = ops.clip(x * y, -0.5, 0.5) + ops.maximum(x, z) * ops.minimum(y, 0.2)
-        z_new = z + dt * (0.3 * bounded - 0.5 * z) + 0.1 * (x * x + 1.0) ** -1.5 + 0.05 * x**3
-        return x_new, y_new, 0.9 * z_new - 0.1 * ops.erf(z) + 0.01 * ops.sign(x) * ops.exp(-y * y)
-
-
-def answer(monkeypatch, kernels, cell, problem, dtype="float64"):
-    """Outputs, final state and every gradient, by torch."""
-    monkeypatch.setenv("PARNL_KERNELS", kernels)
-    batch, steps, chunks, reverse, lengths = problem
-    rng = np.random.default_rng(0)
-
-    def drawn(*shape):
-        return torch.tensor(rng.normal(size=shape), dtype=getattr(torch, dtype)).requires_grad_()
-
-    params = {n: p.requires_grad_() for n, p in cell.init(0, "torch", dtype).items()}
-    u = drawn(batch, steps, cell.input_size)
-    x0 = [drawn(batch, cell.hidden_size) for _ in cell.states]
-    out = parnl.solve(
-        cell, params, u, x0, chunks=chunks, reverse=reverse,
-        lengths=None if lengths is None else np.array(lengths),
-    )  # fmt: skip
-    weights = drawn(batch, steps, cell.hidden_size).detach()
-    loss = (out.outputs * weights).sum() + sum((s**2).sum() for s in out.final_state)
-    grads = torch.autograd.grad(loss, [u, *x0, *params.values()])
-    return [a.detach().numpy() for a in (out.outputs, *out.final_state, *grads)]
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
@@ -291,7 +238,7 @@ def test_c_that_is_forced_and_cannot_be_had_is_an_error(tmp_path):
 
 def test_unknown_choice_is_an_error():
     done = child(PARNL_KERNELS="fortran")
-    assert "PARNL_KERNELS: expected off or c, got 'fortran'" in done.stderr
+    assert "PARNL_KERNELS: expected one of off, c, triton, got 'fortran'" in done.stderr
 
 
 def test_without_vector_mathematics_results_are_the_same(tmp_path, monkeypatch):

@@ -90,7 +90,7 @@ class JaxBackend:
         self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
     ) -> tuple[list[Any], Stats]:
         """Solve, differentiable forward and backward, to any order."""
-        return _solve((program, plan), list(operands), list(x0))
+        return _solve((program, plan), [a.astype(x0[0].dtype) for a in operands], list(x0))
 
     def input_sum(self, term: Callable, inputs: Any, matrices: Sequence[Any]) -> Any:
         """Sum `term` over the input channels; each is computed again for its gradient."""
