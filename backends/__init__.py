@@ -7,9 +7,8 @@ runs over chunks that `parnl.newton` is made of, and the implicit gradient.
 
 from __future__ import annotations
 
-import importlib
+import sys
 from collections.abc import Iterable, Sequence
-from functools import cache
 from typing import Any, Protocol
 
 import array_api_compat
@@ -19,10 +18,16 @@ from parnl.program import Program
 
 NAMES = ("numpy", "jax", "torch")
 
+
+def _is_torch_array(array: Any) -> bool:
+    torch = sys.modules.get("torch")  # array-api-compat's own test is no code for torch.compile
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
 _RECOGNISE: dict[str, Any] = {
+    "torch": _is_torch_array,
     "numpy": array_api_compat.is_numpy_array,
     "jax": array_api_compat.is_jax_array,
-    "torch": array_api_compat.is_torch_array,
 }
 
 
@@ -47,19 +52,32 @@ class Backend(Kernels, Protocol):
     def solve(
         self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
     ) -> tuple[list[Any], Stats]:
-        """Solve as `parnl.newton.newton` does, differentiable where the framework can."""
+        """Solve as `parnl.newton.newton` does, differentiable where the framework can.
+
+        Operands may be of other dtypes than x0, whose dtype is the one to solve in.
+        """
 
     def input_sum(self, term: Any, inputs: Any, matrices: Sequence[Any]) -> Any:
         """Sum `term` over the input channels; see `parnl.ops.input_sum`."""
 
 
-@cache
 def get_backend(name: str) -> Backend:
     """Return the backend called `name`, importing its framework."""
     if name not in NAMES:
         raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}")
     try:
-        return importlib.import_module(f"parnl.backends.{name}").backend
+        # statements, which torch.compile follows, unlike a call of importlib
+        if name == "numpy":
+            from parnl.backends import numpy
+
+            return numpy.backend
+        if name == "jax":
+            from parnl.backends import jax
+
+            return jax.backend
+        from parnl.backends import torch
+
+        return torch.backend
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == name:
             raise ModuleNotFoundError(

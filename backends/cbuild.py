@@ -22,7 +22,7 @@ from typing import Any
 # No -ffast-math: NaN and inf are values here. These two let the compiler vectorise all the same.
 # -O3 makes the same loops, measured, in twice the time.
 FLAGS = ("-O2", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC")
-CHOICES = ("off", "c", "pallas")
+CHOICES = ("off", "c", "triton", "pallas")
 
 
 class BuildError(RuntimeError):
@@ -46,7 +46,7 @@ def load(text: str, symbol: str = "kernel", include: str = "", release: str = ""
     except (BuildError, OSError) as error:
         if choice() == "c":
             raise
-        _notice(str(error))
+        notice(str(error), "Install a C compiler")
         return None
 
 
@@ -56,18 +56,19 @@ def available() -> bool:
 
 
 def choice() -> str:
-    """Return the value of PARNL_KERNELS, "" if it is not set."""
-    value = os.environ.get("PARNL_KERNELS", "")
-    if value and value not in CHOICES:
-        raise ValueError(f"PARNL_KERNELS: expected {' or '.join(CHOICES)}, got {value!r}")
-    return value
+    """Return the value of PARNL_KERNELS: one of `CHOICES`, or nothing."""
+    found = os.environ.get("PARNL_KERNELS", "")
+    if found and found not in CHOICES:
+        raise ValueError(f"PARNL_KERNELS: expected one of {', '.join(CHOICES)}, got {found!r}")
+    return found
 
 
 @cache
-def _notice(reason: str) -> None:
+def notice(reason: str, remedy: str) -> None:
+    """Say, once for each reason, that there are no compiled kernels."""
     warnings.warn(
         f"parnl runs without compiled kernels, several times slower: {reason}. "
-        "Install a C compiler, or set PARNL_KERNELS=off to say that this is meant.",
+        f"{remedy}, or set PARNL_KERNELS=off to say that this is meant.",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -92,6 +92,7 @@ class NumpyBackend(CompiledKernels):
     ) -> tuple[list[Any], Stats]:
         """Solve; overflow and NaN are answers here, not warnings."""
         with np.errstate(all="ignore"):
+            operands = [a.astype(x0[0].dtype, copy=False) for a in operands]
             return newton(self, program, plan, operands, x0)
 
     def input_sum(self, term: Callable[..., Any], inputs: Any, matrices: Sequence[Any]) -> Any:

@@ -59,6 +59,7 @@ class Cell:
         self.__dict__.update(self.chosen)
         self.specs: dict[str, Parameter] = dict(self.parameters)
         self.program = self._trace()
+        self.masked = self.program.masked  # made here, for torch.compile cannot follow it
 
     def __eq__(self, other: object) -> bool:
         """Cells of one class, with equal sizes, options and other attributes, are equal.

@@ -49,17 +49,10 @@ def source(
     fused = fused or {}
     names = {a.index: f"a{i}" for i, a in enumerate(arguments)}
 
-    def operands(node: Symbol) -> tuple[Symbol, ...]:
-        if node.index not in fused:
-            return node.args
-        product = fused[node.index][1]
-        other = node.args[0] if product is node.args[1] else node.args[1]
-        return (other, *product.args)
-
-    nodes = _needed(outputs, operands)
+    nodes = needed(outputs, fused)
     last_use: dict[int, int] = {}
     for node in nodes:
-        for a in operands(node):
+        for a in operands_of(node, fused):
             last_use[a.index] = node.index
     kept = {o.index for o in outputs}
     free: list[str] = []
@@ -70,8 +63,9 @@ def source(
             continue
         if node.op == "leaf":
             raise KeyError(f"{name}: the leaf {node!r} is not among the arguments")
-        text = _expression(node, operands(node), names, node.index in fused)
-        for a in {a.index: a for a in operands(node)}.values():
+        operands = operands_of(node, fused)
+        text = _expression(node, operands, names, node.index in fused)
+        for a in {a.index: a for a in operands}.values():
             variable = names.get(a.index, "a")
             if last_use[a.index] == node.index and a.index not in kept and variable[0] == "t":
                 free.append(variable)
@@ -85,16 +79,23 @@ def source(
     return "\n".join(lines) + "\n"
 
 
-def _needed(
-    outputs: Sequence[Symbol], operands: Callable[[Symbol], tuple[Symbol, ...]]
-) -> list[Symbol]:
+def operands_of(node: Symbol, fused: Mapping[int, tuple[Symbol, Symbol]]) -> tuple[Symbol, ...]:
+    """Return what `node` is computed from; for a fused sum: (other summand, factor, factor)."""
+    if node.index not in fused:
+        return node.args
+    product = fused[node.index][1]
+    other = node.args[0] if product is node.args[1] else node.args[1]
+    return (other, *product.args)
+
+
+def needed(outputs: Sequence[Symbol], fused: Mapping[int, tuple[Symbol, Symbol]]) -> list[Symbol]:
     """Return what must be computed, in order: a product that was fused everywhere is left out."""
-    needed = {o.index for o in outputs}
+    wanted = {o.index for o in outputs}
     nodes = reachable(list(outputs))
     for node in reversed(nodes):
-        if node.index in needed:
-            needed.update(a.index for a in operands(node))
-    return [n for n in nodes if n.index in needed]
+        if node.index in wanted:
+            wanted.update(a.index for a in operands_of(node, fused))
+    return [n for n in nodes if n.index in wanted]
 
 
 def _name(node: Symbol, names: Mapping[int, str]) -> str:

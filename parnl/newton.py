@@ -37,19 +37,20 @@ from parnl.scan import affine_scan
 
 # A lane whose products of Jacobians grow by more than this over some stretch amplifies what is
 # left at a chunk start: there, only exact chunk starts count as settled.
-_GROWTH = math.log(100.0)
+GROWTH = math.log(100.0)
 
 
 class Plan(NamedTuple):
     """How to solve: all that is fixed before the arrays are looked at.
 
-    steps: T; chunks: C; tolerance: largest gap accepted at a chunk boundary, relative to the
-    largest state so far in its lane (0: bit-equal); reverse: run from the last step to the first.
+    steps: T; chunks: C; epsilon: the machine epsilon of the arrays' dtype; tolerance: as given, see
+    `allowed`; reverse: run from the last step to the first.
     """
 
     steps: int
     chunks: int
-    tolerance: float
+    epsilon: float
+    tolerance: float | None
     max_iterations: int
     reverse: bool = False
 
@@ -57,6 +58,17 @@ class Plan(NamedTuple):
     def length(self) -> int:
         """L, the number of steps of a chunk (the last one run may be shorter)."""
         return -(-self.steps // self.chunks)
+
+    @property
+    def allowed(self) -> float:
+        """Largest gap accepted at a chunk boundary, relative to the lane's largest state so far.
+
+        0: bit-equal. By default, each of the L steps of a chunk is allowed a rounding error of its
+        own. A property, for in a compiled graph L may be unknown until it is run.
+        """
+        if self.tolerance is not None:
+            return self.tolerance
+        return 8.0 * self.epsilon * math.sqrt(self.length)
 
     @classmethod
     def make(
@@ -68,16 +80,13 @@ class Plan(NamedTuple):
         max_iterations: int | None = None,
         reverse: bool = False,
     ) -> Plan:
-        """Fill in defaults; `epsilon` is the machine epsilon of the arrays' dtype.
+        """Fill in defaults.
 
-        C becomes the number of chunks of ceil(T / C) steps that T steps really fill. The default
-        tolerance allows each of the L steps of a chunk a rounding error of its own.
+        C becomes the number of chunks of ceil(T / C) steps that T steps really fill.
         """
         length = -(-steps // chunks)
         chunks = -(-steps // length)
-        if tolerance is None:
-            tolerance = 8.0 * epsilon * math.sqrt(length)
-        return cls(steps, chunks, tolerance, max_iterations or chunks, reverse)
+        return cls(steps, chunks, epsilon, tolerance, max_iterations or chunks, reverse)
 
 
 class Stats(NamedTuple):
@@ -160,7 +169,7 @@ def newton(
         states, ends = kernels.trajectory(program, plan, operands, starts)
         gap = _largest(xp, [_gap(xp, e, a) for e, a in zip(ends, after, strict=True)])
         size = _largest(xp, [xp.where(xp.isfinite(s), s, 0.0) for s in starts])
-        allowed = plan.tolerance * kernels.running_max(size)[:, 1:]
+        allowed = plan.allowed * kernels.running_max(size)[:, 1:]
         settled = _all_so_far(kernels, settled | trust(gap <= allowed, gap == 0))
         update = _largest(xp, [_gap(xp, a, s) for a, s in zip(after, before, strict=True)])
         stats = (_peak(xp, update), _peak(xp, gap))
@@ -226,7 +235,7 @@ def _trust(
     growth = xp.log(xp.clip(_largest(xp, entries), 1e-30, None)) / power
     level = xp.cumulative_sum(xp.where(nan, 0.0, growth), axis=1)
     grown = level + kernels.running_max(xp.clip(-level, 0.0, None))
-    tame = grown < _GROWTH
+    tame = grown < GROWTH
     if linear:
         sound = _all_so_far(kernels, tame & (size < limit))  # False where NaN
         return lambda small, zero: zero | sound

@@ -7,6 +7,7 @@ step. Every operand is an array that broadcasts to (B, T, D): a feature is (B, T
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from typing import Any, NamedTuple, Protocol
@@ -37,7 +38,7 @@ class Functions(Protocol):
     functions: dict[str, Any]
 
 
-_shared: WeakValueDictionary[tuple, Program] = WeakValueDictionary()
+_shared: WeakValueDictionary[str, Program] = WeakValueDictionary()
 
 
 class Program:
@@ -62,6 +63,7 @@ class Program:
         self.states = tuple(s.value[1] for s in states)
         self.operands = tuple(Operand(*s.value) for s in operands)
         self.linear = is_affine(self.outputs, self.state_symbols)
+        self.key = ""
         self._made: dict[tuple, Any] = {}
 
     @classmethod
@@ -78,10 +80,19 @@ class Program:
         """
         nodes = tuple((n.op, repr(n.value), *(a.index for a in n.args)) for n in graph.nodes)
         ends = tuple(tuple(n.index for n in group) for group in (states, operands, outputs))
-        program = _shared.get((nodes, ends))
+        key = hashlib.sha256(repr((nodes, ends)).encode()).hexdigest()
+        program = _shared.get(key)
         if program is None:
-            program = _shared[nodes, ends] = cls(graph, states, operands, outputs)
+            program = _shared[key] = cls(graph, states, operands, outputs)
+            program.key = key
         return program
+
+    @classmethod
+    def of_key(cls, key: str) -> Program:
+        """Return the program whose `key` this is: `shared` made it, and it is still in use."""
+        if key not in _shared:
+            raise KeyError(f"program {key}: its cell is gone, or was made in another process")
+        return _shared[key]
 
     def __repr__(self) -> str:
         equations = (f"{n}' = {o!r}" for n, o in zip(self.states, self.outputs, strict=True))
@@ -115,6 +126,16 @@ class Program:
     def _fused(self) -> dict[int, tuple[Symbol, Symbol]]:
         return fused_sums(self.outputs)
 
+    def fused(self, results: Sequence[Symbol]) -> dict[int, tuple[Symbol, Symbol]]:
+        """Return which sums of a derived function's `results` take a fused multiply-add.
+
+        The step's own sums are fused alike in every function, so that all of them compute the same
+        next state to the last bit.
+        """
+        step = {n.index for n in reachable(self.outputs)}
+        rest = {i: s for i, s in fused_sums(results).items() if i not in step}
+        return rest | self._fused
+
     def signature(self, kind: str, wanted: Sequence[int] = ()) -> tuple[list[Symbol], list[Symbol]]:
         """Return (arguments, results) of the derived function `kind`.
 
@@ -145,11 +166,7 @@ class Program:
             arguments, results = self.signature(kind, wanted)
             fused: dict[int, tuple[Symbol, Symbol]] = {}
             if "addcmul" in backend.functions:
-                # the step's own sums are fused alike in every function, so that all of them
-                # compute the same next state to the last bit
-                fused = {**fused_sums(results), **self._fused}
-                step_nodes = {n.index for n in reachable(self.outputs)}
-                fused = {i: s for i, s in fused.items() if i in self._fused or i not in step_nodes}
+                fused = self.fused(results)
             text = source(kind, arguments, results, fused)
             return compile_function(text, kind, backend.functions)
 
@@ -167,7 +184,7 @@ class Program:
         mask = self.graph.leaf("mask", "mask")
         pairs = zip(self.outputs, self.state_symbols, strict=True)
         held = [self.graph.apply("where", mask > 0.5, new, old) for new, old in pairs]
-        return Program(self.graph, self.state_symbols, [*self.operand_symbols, mask], held)
+        return Program.shared(self.graph, self.state_symbols, [*self.operand_symbols, mask], held)
 
 
 def _coefficients(graph: Graph, name: str, count: int) -> list[Symbol]:
@@ -186,7 +203,7 @@ def affine_program(k: int) -> Program:
         for j in range(k):
             total = total + a[i * k + j] * x[j]
         outputs.append(total)
-    return Program(g, x, [*a, *b], outputs)
+    return Program.shared(g, x, [*a, *b], outputs)
 
 
 @cache
@@ -206,4 +223,4 @@ def adjoint_program(k: int) -> Program:
         for i in range(1, k):
             total = total + jac[i * k + j] * lam[i]
         outputs.append(total)
-    return Program(g, m, [*jac, *grad], outputs)
+    return Program.shared(g, m, [*jac, *grad], outputs)

@@ -126,9 +126,8 @@ def solve(
     operands = feature_operands(backend, cell, p, features, dt, inputs)
     program = cell.program
     if mask is not None:
-        program = program.masked
+        program = cell.masked
         operands.append(batched(xp, mask[..., None], tuple(batch)))
-    operands = [xp.astype(a, dtype, copy=False) for a in operands]
     x0 = initial_states(backend, cell, initial_state, inputs, result_dtype)
     x0 = [
         xp.reshape(xp.astype(x, dtype, copy=False), (math.prod(batch), cell.hidden_size))

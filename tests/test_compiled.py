@@ -14,43 +14,13 @@ import numpy as np
 import oracles  # noqa: F401, registers test-everything
 import pytest
 import torch
+from kernels import PROBLEMS, answer
 
 import parnl
 from parnl.backends import cbuild, get_backend
 
 # Rows of several (8), of one group (24, 64), rows and channels left over (70, 130, 136), gathered.
 CHANNELS = [1, 8, 17, 24, 64, 70, 130, 136]
-# batch, steps, chunks, reverse, lengths
-PROBLEMS = [
-    (2, 53, 1, False, None),
-    (2, 53, 1, True, [53, 20]),
-    (2, 53, 7, False, [0, 53]),
-    (3, 40, 8, True, None),
-    (1, 30, 30, False, None),
-    (5, 33, 16, True, [1, 33, 0, 12, 30]),
-]
-
-
-def answer(monkeypatch, kernels, cell, problem, dtype="float64"):
-    """Outputs, final state and every gradient, by torch."""
-    monkeypatch.setenv("PARNL_KERNELS", kernels)
-    batch, steps, chunks, reverse, lengths = problem
-    rng = np.random.default_rng(0)
-
-    def drawn(*shape):
-        return torch.tensor(rng.normal(size=shape), dtype=getattr(torch, dtype)).requires_grad_()
-
-    params = {n: p.requires_grad_() for n, p in cell.init(0, "torch", dtype).items()}
-    u = drawn(batch, steps, cell.input_size)
-    x0 = [drawn(batch, cell.hidden_size) for _ in cell.states]
-    out = parnl.solve(
-        cell, params, u, x0, chunks=chunks, reverse=reverse,
-        lengths=None if lengths is None else np.array(lengths),
-    )  # fmt: skip
-    weights = drawn(batch, steps, cell.hidden_size).detach()
-    loss = (out.outputs * weights).sum() + sum((s**2).sum() for s in out.final_state)
-    grads = torch.autograd.grad(loss, [u, *x0, *params.values()])
-    return [a.detach().numpy() for a in (out.outputs, *out.final_state, *grads)]
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
@@ -269,7 +239,7 @@ def test_c_that_is_forced_and_cannot_be_had_is_an_error(tmp_path):
 
 def test_unknown_choice_is_an_error():
     done = child(PARNL_KERNELS="fortran")
-    assert "PARNL_KERNELS: expected off or c or pallas, got 'fortran'" in done.stderr
+    assert "PARNL_KERNELS: expected one of off, c, triton, pallas, got 'fortran'" in done.stderr
 
 
 def test_without_vector_mathematics_results_are_the_same(tmp_path, monkeypatch):

@@ -112,6 +112,7 @@ class JaxBackend:
         self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
     ) -> tuple[list[Any], Stats]:
         """Solve, differentiable forward and backward, to any order."""
+        operands = [a.astype(x0[0].dtype) for a in operands]
         return implicit_solve(self, program, plan, operands, x0)
 
     def input_sum(self, term: Callable, inputs: Any, matrices: Sequence[Any]) -> Any:

@@ -11,8 +11,10 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from parnl.backends.compiled import CompiledKernels, compiled_lanes
+from parnl.backends.torch import tritoncall
 from parnl.backends.torch.implicit import implicit_solve
-from parnl.newton import Plan, Stats
+from parnl.backends.torch.operators import operator_solve
+from parnl.newton import Plan, Stats, newton
 from parnl.program import Program
 
 
@@ -26,6 +28,13 @@ def _with_numbers(function: Callable[..., Any], name: str) -> Callable[[Any, Any
         return torch.clamp(tensor, **{name: number})
 
     return either
+
+
+@torch.compiler.assume_constant_result
+def _lanes(device: torch.device, dtype: torch.dtype) -> int:
+    if backend.compiles(torch.empty(0, device=device, dtype=dtype)):
+        return compiled_lanes(backend.threads())
+    return 1 << 16 if device.type == "cpu" else 1 << 20
 
 
 class TorchBackend(CompiledKernels):
@@ -59,9 +68,9 @@ class TorchBackend(CompiledKernels):
 
     def lanes(self, array: torch.Tensor) -> int:
         """Return the measured number of elements at which an operation's fixed cost is small."""
-        if self.compiles(array):
-            return compiled_lanes(self.threads())
-        return 1 << 16 if array.device.type == "cpu" else 1 << 20
+        if tritoncall.serves(array):
+            return tritoncall.lanes(array)
+        return _lanes(array.device, array.dtype)
 
     def address(self, array: torch.Tensor) -> int:
         """Return the address of the first element."""
@@ -84,7 +93,9 @@ class TorchBackend(CompiledKernels):
         return torch.get_num_threads()
 
     def concrete(self, array: torch.Tensor) -> Any:
-        """Return the values, None under a functorch transform."""
+        """Return the values, None under a functorch transform and while being compiled."""
+        if torch.compiler.is_compiling():
+            return None
         hidden = torch._C._functorch.is_functorch_wrapped_tensor(array)
         return None if hidden else self.to_numpy(array)
 
@@ -96,7 +107,37 @@ class TorchBackend(CompiledKernels):
         self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
     ) -> tuple[list[Any], Stats]:
         """Solve, with implicit gradients of every order."""
+        if torch.compiler.is_compiling():
+            return operator_solve(program, plan, operands, x0)
         return implicit_solve(self, program, plan, operands, x0)
+
+    def run(
+        self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
+    ) -> tuple[list[Any], Stats]:
+        """Solve, without gradients."""
+        if tritoncall.serves(x0[0], plan.chunks):  # it reads operands of any dtype
+            return tritoncall.solve(program, plan, operands, x0)
+        return newton(self, program, plan, [a.to(x0[0].dtype) for a in operands], x0)
+
+    def writes_gradients(self, array: torch.Tensor, plan: Plan) -> bool:
+        """Whether `gradients` serves states like this one."""
+        return tritoncall.serves(array, plan.chunks) or self.compiles(array)
+
+    def gradients(
+        self,
+        program: Program,
+        plan: Plan,
+        operands: Sequence[Any],
+        x0: Sequence[Any],
+        states: Sequence[Any],
+        grads: Sequence[Any],
+        wanted: Sequence[int],
+    ) -> tuple[list[Any], list[Any]]:
+        """Return the gradients of x0, and of the operands `wanted`, before they are summed."""
+        if tritoncall.serves(states[0], plan.chunks):
+            return tritoncall.gradients(program, plan, operands, x0, states, grads, wanted)
+        operands = [a.to(x0[0].dtype) for a in operands]
+        return super().gradients(program, plan, operands, x0, states, grads, wanted)
 
     def input_sum(self, term: Callable[..., Any], inputs: Any, matrices: Sequence[Any]) -> Any:
         """Sum `term` over the input channels; each is computed again for its gradient."""

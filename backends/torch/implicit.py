@@ -8,14 +8,16 @@ states, never iterates. Written in terms of itself, it can be differentiated aga
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from parnl.backends.compiled import CompiledKernels
-from parnl.newton import Plan, Stats, newton
+from parnl.newton import Plan, Stats
 from parnl.program import Program, adjoint_program
+
+if TYPE_CHECKING:
+    from parnl.backends.torch.adaptor import TorchBackend
 
 # Elements (B * time * D) that one elementwise pass of the backward works on: few enough that its
 # intermediate results stay in the cache and count for nothing in memory.
@@ -23,7 +25,7 @@ _BLOCK = 1 << 16
 
 
 def implicit_solve(
-    kernels: CompiledKernels,
+    kernels: TorchBackend,
     program: Program,
     plan: Plan,
     operands: Sequence[Tensor],
@@ -37,9 +39,9 @@ def implicit_solve(
 
 class _Solve(torch.autograd.Function):
     @staticmethod
-    def forward(kernels: CompiledKernels, program: Program, plan: Plan, *arrays: Tensor) -> tuple:
+    def forward(kernels: TorchBackend, program: Program, plan: Plan, *arrays: Tensor) -> tuple:
         k = len(program.states)
-        states, stats = newton(kernels, program, plan, arrays[k:], arrays[:k])
+        states, stats = kernels.run(program, plan, arrays[k:], arrays[:k])
         return (*states, *stats)
 
     @staticmethod
@@ -61,25 +63,15 @@ class _Solve(torch.autograd.Function):
                 "parnl.solve: is_grads_batched=True is not supported; use torch.func.vmap of "
                 "torch.func.vjp, or torch.func.jacrev"
             )
-        back = plan._replace(reverse=not plan.reverse, max_iterations=plan.chunks)
         wanted = [i for i in range(len(operands)) if ctx.needs_input_grad[3 + k + i]]
-        if not torch.is_grad_enabled() and kernels.compiles(states[0]):
-            of_x0, found = kernels.gradients(program, back, operands, x0, states, grads, wanted)
-            by_operand = {i: _reduced(g, operands[i]) for i, g in zip(wanted, found, strict=True)}
-            return (None, None, None, *of_x0, *(by_operand.get(i) for i in range(len(operands))))
-
-        run = _Passes(kernels, program, plan, x0, operands, states)
-        jacobian = run.jacobian()
-        start = [torch.zeros_like(x) for x in x0]
-        pulled, _ = implicit_solve(kernels, adjoint_program(k), back, [*jacobian, *grads], start)
-        del jacobian
-        by_operand = run.vjp(grads, pulled, wanted)
-        first = -1 if plan.reverse else 0
+        of_x0, found = implicit_gradients(
+            kernels, program, plan, operands, x0, states, grads, wanted
+        )
+        needed = ctx.needs_input_grad[3:]
         return (
             None, None, None,
-            *(m[:, first] if need else None
-              for m, need in zip(pulled, ctx.needs_input_grad[3:], strict=False)),
-            *(by_operand.get(i) for i in range(len(operands))),
+            *(g if need else None for g, need in zip(of_x0, needed, strict=False)),
+            *(found.get(i) for i in range(len(operands))),
         )  # fmt: skip
 
     @staticmethod
@@ -105,6 +97,34 @@ class _Solve(torch.autograd.Function):
         return (*states, *out[k:]), (*([0] * k), *([None] * len(out[k:])))
 
 
+def implicit_gradients(
+    kernels: TorchBackend,
+    program: Program,
+    plan: Plan,
+    operands: Sequence[Tensor],
+    x0: Sequence[Tensor],
+    states: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    wanted: Sequence[int],
+) -> tuple[list[Tensor], dict[int, Tensor]]:
+    """Return the gradients of x0 and of the operands `wanted`, in their shapes and dtypes."""
+    back = plan._replace(reverse=not plan.reverse, max_iterations=plan.chunks)
+    if not torch.is_grad_enabled() and kernels.writes_gradients(states[0], plan):
+        of_x0, found = kernels.gradients(program, back, operands, x0, states, grads, wanted)
+        found = {i: _reduced(g, operands[i]) for i, g in zip(wanted, found, strict=True)}
+    else:
+        worked = [a.to(states[0].dtype) for a in operands]
+        run = _Passes(kernels, program, plan, x0, worked, states)
+        jacobian = run.jacobian()
+        start = [torch.zeros_like(x) for x in x0]
+        adjoint = adjoint_program(len(x0))
+        pulled, _ = implicit_solve(kernels, adjoint, back, [*jacobian, *grads], start)
+        del jacobian
+        found = run.vjp(grads, pulled, wanted)
+        of_x0 = [m[:, -1 if plan.reverse else 0] for m in pulled]
+    return of_x0, {i: g.to(operands[i].dtype) for i, g in found.items()}
+
+
 class _Passes:
     """The elementwise passes of the backward over all time steps.
 
@@ -114,7 +134,7 @@ class _Passes:
 
     def __init__(
         self,
-        kernels: CompiledKernels,
+        kernels: TorchBackend,
         program: Program,
         plan: Plan,
         x0: Sequence[Tensor],

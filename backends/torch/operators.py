@@ -1,0 +1,147 @@
+"""Solves as operators of PyTorch, `parnl::solve` and `parnl::gradients`, for `torch.compile`.
+
+A compiled graph holds tensors and numbers; a program is named in it by its key. What an operator
+does on a device is what the backend does there. First derivatives only, as in any compiled graph;
+elsewhere `implicit` serves, which goes to any order.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parnl.backends.torch.implicit import implicit_gradients
+from parnl.newton import Plan, Stats
+from parnl.program import Program
+
+
+def operator_solve(
+    program: Program, plan: Plan, operands: Sequence[Tensor], x0: Sequence[Tensor]
+) -> tuple[list[Tensor], Stats]:
+    """Solve as `implicit_solve` does, as one operator of a graph that is being compiled."""
+    k = len(x0)
+    out = solve_operator(program.key, *plan, list(x0), list(operands))
+    return out[:k], Stats(*(x.detach() for x in out[k:]))
+
+
+@torch.library.custom_op("parnl::solve", mutates_args=())
+def solve_operator(
+    program: str,
+    steps: int,
+    chunks: int,
+    epsilon: float,
+    tolerance: float | None,
+    max_iterations: int,
+    reverse: bool,
+    x0: Sequence[Tensor],
+    operands: Sequence[Tensor],
+) -> list[Tensor]:
+    """Return the k states (B, T, D), then the four statistics."""
+    kernels = _backend()
+    plan = Plan(steps, chunks, epsilon, tolerance, max_iterations, reverse)
+    states, stats = kernels.run(Program.of_key(program), plan, operands, x0)
+    return _apart([*states, *stats], [*x0, *operands])
+
+
+@solve_operator.register_fake
+def _(
+    program: str,
+    steps: int,
+    chunks: int,
+    epsilon: float,
+    tolerance: float | None,
+    max_iterations: int,
+    reverse: bool,
+    x0: Sequence[Tensor],
+    operands: Sequence[Tensor],
+) -> list[Tensor]:
+    like = x0[0]
+    batch, channels = like.shape
+    states = [like.new_empty(batch, steps, channels) for _ in x0]
+    types = (torch.int32, like.dtype, like.dtype, torch.bool)
+    return [*states, *(like.new_empty((), dtype=t) for t in types)]
+
+
+@torch.library.custom_op("parnl::gradients", mutates_args=())
+def gradients_operator(
+    program: str,
+    steps: int,
+    chunks: int,
+    epsilon: float,
+    tolerance: float | None,
+    max_iterations: int,
+    reverse: bool,
+    x0: Sequence[Tensor],
+    operands: Sequence[Tensor],
+    states: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    wanted: Sequence[int],
+) -> list[Tensor]:
+    """Return the gradients of x0, then those of the operands `wanted`; the plan is the solve's."""
+    kernels = _backend()
+    plan = Plan(steps, chunks, epsilon, tolerance, max_iterations, reverse)
+    of_x0, found = implicit_gradients(
+        kernels, Program.of_key(program), plan, operands, x0, states, grads, wanted
+    )
+    given = [*x0, *operands, *states, *grads]
+    return _apart([*of_x0, *(found[i] for i in wanted)], given)
+
+
+@gradients_operator.register_fake
+def _(
+    program: str,
+    steps: int,
+    chunks: int,
+    epsilon: float,
+    tolerance: float | None,
+    max_iterations: int,
+    reverse: bool,
+    x0: Sequence[Tensor],
+    operands: Sequence[Tensor],
+    states: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    wanted: Sequence[int],
+) -> list[Tensor]:
+    return [a.new_empty(a.shape) for a in [*x0, *(operands[i] for i in wanted)]]
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
+    *ctx.fixed, x0, operands = inputs
+    ctx.save_for_backward(*x0, *operands, *output[: len(x0)])
+    ctx.k = len(x0)
+
+
+def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple:
+    k, saved = ctx.k, ctx.saved_tensors
+    x0, operands, states = saved[:k], saved[k:-k], saved[-k:]
+    grads = [
+        torch.zeros_like(s) if c is None else c for c, s in zip(cotangents, states, strict=False)
+    ]
+    wanted = [i for i, needed in enumerate(ctx.needs_input_grad[-1]) if needed]
+    found = gradients_operator(*ctx.fixed, list(x0), list(operands), list(states), grads, wanted)
+    by_operand = dict(zip(wanted, found[k:], strict=True))
+    of_operands = [by_operand.get(i) for i in range(len(operands))]
+    return (*(None for _ in ctx.fixed), found[:k], of_operands)
+
+
+solve_operator.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _apart(found: list[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
+    """An operator's results are row-major and share no memory with one another or its arguments."""
+    known = {a.untyped_storage().data_ptr() for a in given}
+    results = []
+    for x in found:
+        x = x.contiguous()
+        if x.untyped_storage().data_ptr() in known:
+            x = x.clone()
+        known.add(x.untyped_storage().data_ptr())
+        results.append(x)
+    return results
+
+
+def _backend() -> Any:
+    from parnl.backends.torch.adaptor import backend
+
+    return backend
