@@ -150,13 +150,17 @@ def test_half_precision_is_read_as_it_is(monkeypatch, dtype):
     expected, _ = backend.run(cell.program, plan, wide, [x.double() for x in x0])
     torch.testing.assert_close(states[0].double(), expected[0], rtol=0, atol=1e-6)
     weights = torch.ones_like(states[0])
-    back = plan._replace(reverse=True)
-    _, found = tritoncall.gradients(cell.program, back, operands, x0, states, [weights], [0, 6])
-    assert (found[0].dtype, found[6].dtype) == (torch.float32, dtype)
-    leaf = wide[6].requires_grad_()
+    back, feature = plan._replace(reverse=True), len(operands) - 1
+    assert cell.program.operands[0].kind == "parameter"
+    assert cell.program.operands[feature].kind == "feature"
+    _, (of_parameter, of_feature) = tritoncall.gradients(
+        cell.program, back, operands, x0, states, [weights], [0, feature]
+    )
+    assert (of_parameter.dtype, of_feature.dtype) == (torch.float32, dtype)
+    leaf = wide[feature].requires_grad_()
     solved, _ = backend.solve(cell.program, plan, wide, [x.double() for x in x0])
     (gradient,) = torch.autograd.grad(solved[0].sum(), leaf)
-    torch.testing.assert_close(found[6], gradient.to(dtype), rtol=1e-2, atol=1e-6)
+    torch.testing.assert_close(of_feature, gradient.to(dtype), rtol=1e-2, atol=1e-6)
 
 
 @pytest.mark.usefixtures("interpreter")
