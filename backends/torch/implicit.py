@@ -110,8 +110,8 @@ def implicit_gradients(
     """Return the gradients of x0 and of the operands `wanted`, in their shapes and dtypes."""
     back = plan._replace(reverse=not plan.reverse, max_iterations=plan.chunks)
     if not torch.is_grad_enabled() and kernels.writes_gradients(states[0], plan):
-        of_x0, found = kernels.gradients(program, back, operands, x0, states, grads, wanted)
-        found = {i: _reduced(g, operands[i]) for i, g in zip(wanted, found, strict=True)}
+        of_x0, parts = kernels.gradients(program, back, operands, x0, states, grads, wanted)
+        found = {i: _reduced(g, operands[i]) for i, g in zip(wanted, parts, strict=True)}
     else:
         worked = [a.to(states[0].dtype) for a in operands]
         run = _Passes(kernels, program, plan, x0, worked, states)
