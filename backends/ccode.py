@@ -15,6 +15,7 @@ strides.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 from parnl import diff
@@ -188,7 +189,7 @@ static int64_t count(const int64_t *a) {{
     return text + _TAIL + (_FFI if ffi else "")
 
 
-class _Writer:
+class _Writer(ABC):
     """Writes a function that takes one group of lanes through its steps.
 
     A subclass says where the lanes are (`place`), and how their steps are read and written.
@@ -241,21 +242,21 @@ class _Writer:
             ]
         )
 
+    @abstractmethod
     def place(self) -> list[str]:
         """Where each lane stands: row, sequence b, channel; its first step and their number."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loop(self) -> list[str]:
         """All steps."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, name: str, whole: bool) -> str:
         """What lane j reads of an array that moves; not `whole`: one number for all channels."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, name: str, i: int, value: str) -> str:
         """Write what lane j computed."""
-        raise NotImplementedError
 
     def prologue(self) -> list[str]:
         """States, and what does not move."""

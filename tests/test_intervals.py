@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_fuzz import trees, value
+from kernels import trees, value
 
 from parnl import ops
 from parnl.expr import Graph, reachable

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kernels import trees, value
 from oracles import VARIANTS
-from test_fuzz import trees, value
 
 import parnl
 from parnl import ops
@@ -180,7 +180,7 @@ def test_lemma_1_of_the_lrc_paper():
     params |= {name: np.zeros(6) for name in ("e_w", "w_f", "w_g")}
     certificate = parnl.certify(cell, params, None, features, dt=(0.25, 0.75))
     sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
-    expected = 1 - 0.25 * sigmoid(params["e_b"]) * sigmoid(features["a"][0])
+    expected = 1 - 0.25 * sigmoid(params["e_b"]) * sigmoid(params["g_leak"] + features["a"][0])
     np.testing.assert_allclose(certificate.rho, expected, rtol=1e-12)
     assert np.all(certificate.rho >= expected * (1 - 1e-15))
     assert certificate.stable
@@ -190,7 +190,7 @@ def test_a_gru_without_recurrent_weights_contracts_by_its_gate():
     cell, params, features = problem("gru")
     params |= {name: np.zeros(6) for name in ("a_r", "a_z", "a_n")}
     certificate = parnl.certify(cell, params, (-1, 1), features)
-    gate = 1 / (1 + np.exp(-features["z"][1]))
+    gate = 1 / (1 + np.exp(-params["b_z"] - features["z"][1]))
     np.testing.assert_allclose(certificate.rho, gate, rtol=1e-12)
     assert certificate.stable
 

@@ -30,10 +30,13 @@ def serves(array: Tensor, chunks: int = 1) -> bool:
     """Whether Triton kernels are to solve for states like `array`, in so many chunks.
 
     They serve CUDA tensors; with PARNL_KERNELS=triton and Triton's interpreter, any. More chunks
-    than one program instance can hold are left to the composed path.
+    than one program instance can hold are left to the composed path, or an error if forced.
     """
-    served = array.dtype in (torch.float32, torch.float64) and chunks <= CHUNKS
-    return served and _chosen(array.device.type)
+    if array.dtype not in (torch.float32, torch.float64) or not _chosen(array.device.type):
+        return False
+    if chunks > CHUNKS and cbuild.choice() == "triton":
+        raise ValueError(f"chunks: a Triton kernel takes at most {CHUNKS}, got {chunks}")
+    return chunks <= CHUNKS
 
 
 @torch.compiler.assume_constant_result
