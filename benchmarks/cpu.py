@@ -38,12 +38,11 @@ Run = Callable[[], Any]
 
 
 def timed(runs: dict[str, Run], repeat: int) -> dict[str, float]:
-    """Return the median time of each in milliseconds; each is called once before."""
+    """Return the median time of each in milliseconds."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
     for _ in range(repeat):
         for name, run in runs.items():
+            run()  # not timed: meanwhile idle threads of the one before go to sleep
             start = time.perf_counter()
             run()
             times[name].append(1e3 * (time.perf_counter() - start))
@@ -386,36 +385,37 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
-    os.environ["OMP_WAIT_POLICY"] = "passive"  # or one contender's idle threads slow the next one
     import torch
 
     torch.set_num_threads(args.threads)
     if args.memory:
         print(memory(args.memory, args.steps))
         return
+    sizes, over_time = f"B={B} D={D}", f"ns for each step, B={B} D={D}"
+    peak = f"torch, forward + backward, peak memory in arrays of B x T x D, {sizes}"
     each = range(8, 15 if args.quick else 21, 2)
-    sizes = f"B={B} D={D}"
-    tables: dict[str, Any] = {
-        f"torch, diagonal GRU with projection, {sizes} T=16384, ms": torch_gru(args.repeat),
-        f"JAX, LRC with 4 inputs, {sizes} T=16384, ms": jax_lrc(args.repeat),
-        f"the recurrence alone, {sizes} T=16384": handwritten(args.repeat, args.threads),
-        "few lanes: GRU, B=1 D=8 T=2^20": few_lanes(args.repeat),
+    parts: dict[str, Callable[[], dict[str, dict[str, float]]]] = {
+        f"torch, diagonal GRU with projection, {sizes} T=16384, ms": lambda: torch_gru(args.repeat),
+        f"JAX, LRC with 4 inputs, {sizes} T=16384, ms": lambda: jax_lrc(args.repeat),
+        f"the recurrence alone, {sizes} T=16384": lambda: handwritten(args.repeat, args.threads),
+        "few lanes: GRU, B=1 D=8 T=2^20": lambda: few_lanes(args.repeat),
+        peak: peaks,
+        over_time: lambda: lengths(args.repeat, each),
     }
-    if not args.quick:
-        what = "torch, forward + backward, peak memory in arrays of B x T x D"
-        tables[f"{what}, {sizes}"] = peaks()
-    over_time = f"ns for each step, {sizes}"
-    tables[over_time] = lengths(args.repeat, each)
-    for title, table in tables.items():
+    if args.quick:
+        parts.pop(peak)
+    tables: dict[str, Any] = {"machine": {"processor": _processor(), "threads": args.threads}}
+    for title, measure in parts.items():
+        tables[title] = table = measure()
         print(f"\n{title}")
         for what, row in table.items():
             best = row.get("parnl")
             for name, value in row.items():
                 ratio = f"{value / best:8.2f} x parnl" if best else ""
-                print(f"  {what:30} {name:44} {value:12.3f} {ratio}")
+                print(f"  {what:30} {name:44} {value:12.3f} {ratio}", flush=True)
+        if args.out:
+            args.out.write_text(json.dumps(tables, indent=1) + "\n")
     if args.out:
-        machine = {"processor": _processor(), "threads": args.threads}
-        args.out.write_text(json.dumps({"machine": machine, **tables}, indent=1) + "\n")
         plot(tables[over_time], args.out.with_suffix(".png"))
 
 
