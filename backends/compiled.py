@@ -228,8 +228,7 @@ def results(
 def compiled_lanes(threads: int) -> int:
     """Return how many lanes keep the processor busy: one vector of float32 for each thread.
 
-    Measured: 16 sequences of 8 channels take 0.7 times as long two at a time as one by one; of 16
-    channels, 0.9 to 1.1 times.
+    Measured on one thread: an element of a row of 8, 16, 32 channels takes 4.8, 2.7, 1.9 ns.
     """
     return 16 * threads
 

@@ -1,8 +1,10 @@
 """Generated C kernels against the path composed of the framework's operations, and the cache."""
 
 import ctypes
+import functools
 import multiprocessing
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -240,6 +242,22 @@ def test_c_that_is_forced_and_cannot_be_had_is_an_error(tmp_path):
 def test_unknown_choice_is_an_error():
     done = child(PARNL_KERNELS="fortran")
     assert "PARNL_KERNELS: expected one of off, c, triton, pallas, got 'fortran'" in done.stderr
+
+
+def test_jax_gradients_run_the_backward_kernel_in_any_order_of_grad_and_vmap(monkeypatch):
+    monkeypatch.delenv("PARNL_KERNELS", raising=False)
+    cell = parnl.get_cell("lrc", 3, 16)
+    params, u = cell.init(0, "jax"), jax.numpy.ones((2, 2, 50, 3))
+
+    def loss(params, u):
+        return (parnl.solve(cell, params, u).outputs ** 2).sum()
+
+    over = functools.partial(jax.vmap, in_axes=(None, 0))
+    forms = [jax.grad(loss), over(jax.grad(loss)), jax.grad(lambda *a: over(loss)(*a).sum())]
+    for form in forms:
+        text = jax.jit(form).lower(params, u).as_text()
+        assert len(re.findall(r"custom_call @parnl_", text)) == 2  # forward and backward
+        assert "stablehlo.while" not in text
 
 
 def test_without_vector_mathematics_results_are_the_same(tmp_path, monkeypatch):
