@@ -22,12 +22,20 @@ class LRC(Cell):
 
     Options: dt=1.0; symmetric=True makes the elastance a bump,
     e = dt (s(e_w x + e_b + e_shift) - s(e_w x + e_b - e_shift)); input_elastance=True lets the
-    input shift it too, e_w x + e_b + v W_e (Farsang et al., 2024, arXiv 2403.08791). Time-aware.
+    input shift it too, e_w x + e_b + v W_e (Farsang et al., 2024, arXiv 2403.08791);
+    leak_of_state=False and drive_of_state=False take the state out of F and Z (w_f = 0, w_g = 0),
+    which makes them the A(u) and b(u) of the paper's ablation. Time-aware.
     For 0 < dt <= 1 and e_w = w_f = w_g = 0 the step contracts with the factor 1 - e F (the paper's
     Lemma 1).
     """
 
-    options = {"dt": 1.0, "symmetric": False, "input_elastance": False}
+    options = {
+        "dt": 1.0,
+        "symmetric": False,
+        "input_elastance": False,
+        "leak_of_state": True,
+        "drive_of_state": True,
+    }
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -37,7 +45,11 @@ class LRC(Cell):
         names = ["sigma", "mu", "g_leak", "w_f", "w_g", "e_w", "e_b", "v_leak"]
         if self.symmetric:
             names.append("e_shift")
-        specs |= {name: vector("hidden") for name in names}
+        unused = set() if self.leak_of_state else {"w_f"}
+        unused |= set() if self.drive_of_state else {"w_g"}
+        if len(unused) == 2:
+            unused |= {"sigma", "mu"}
+        specs |= {name: vector("hidden") for name in names if name not in unused}
         if self.input_elastance:
             specs["W_e"] = matrix("input", "hidden")
         return specs
@@ -49,10 +61,12 @@ class LRC(Cell):
 
     def current(self, p, x, f):
         """Return what flows in through the synapses minus what leaks out: v_leak Z - F x."""
-        y = ops.sigmoid(p.sigma * (x - p.mu))
-        leak = ops.sigmoid(p.g_leak + f.a + p.w_f * y)
-        drive = ops.tanh(p.g_leak + f.g + p.w_g * y)
-        return p.v_leak * drive - leak * x
+        leak, drive = p.g_leak + f.a, p.g_leak + f.g
+        if self.leak_of_state or self.drive_of_state:
+            y = ops.sigmoid(p.sigma * (x - p.mu))
+            leak = leak + p.w_f * y if self.leak_of_state else leak
+            drive = drive + p.w_g * y if self.drive_of_state else drive
+        return p.v_leak * ops.tanh(drive) - ops.sigmoid(leak) * x
 
     def step(self, p, x, f, dt):
         level = p.e_b + p.e_w * x

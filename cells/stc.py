@@ -23,6 +23,7 @@ class STC(LRC):
 
     options = {"dt": 1.0}
     symmetric = input_elastance = False
+    leak_of_state = drive_of_state = True
 
     @property
     def parameters(self) -> dict[str, Parameter]:

@@ -1,7 +1,7 @@
 """Training a sequence classifier, whatever the framework.
 
     config = Config(data="JapaneseVowels", backend="jax")
-    result = fit(config, data.load(config.data), Path("runs/vowels"))
+    result = fit(config, dataset_of(config), Path("runs/vowels"))
 
 The framework's part, a model and one optimizer step, is `parnl.backends.<name>.trainer`. A run is a
 function of its config alone: shuffling and dropout are seeded by epoch and step, so a run that was
@@ -12,14 +12,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from parnl.data import Dataset, Split
+from parnl.data import Dataset, Split, load, patched
 
 CHECKPOINT, MODEL = "checkpoint.safetensors", "model.safetensors"
 # A resumed run may go on for longer; every other option would make it another run.
@@ -30,14 +30,23 @@ ADJUSTABLE = ("epochs", "patience")
 class Config:
     """All that decides a run.
 
+    options: of the cell, `{"symmetric": True}`. pooled, channels: of `data.load`. patch: steps
+    joined into one (`data.patched`). loops: how often the blocks are applied, with the same
+    weights. chunks: of training and validation, the solver's own choice if None.
+
     The defaults were chosen by the validation loss on JapaneseVowels. Their test accuracy there,
     over six seeds and both frameworks, is 96.2 to 98.1 %, 97.3 % on average.
     """
 
     cell: str = "lrc"
+    options: dict[str, Any] = field(default_factory=dict)
     data: str = "JapaneseVowels"
+    pooled: bool = False
+    channels: list[int] | None = None
+    patch: int = 1
     backend: str = "torch"
     blocks: int = 2
+    loops: int = 1
     width: int = 64
     state: int = 64
     dropout: float = 0.3
@@ -52,7 +61,9 @@ class Config:
     def __post_init__(self) -> None:
         if self.backend not in ("torch", "jax"):
             raise ValueError(f"backend: got {self.backend!r}, expected 'torch' or 'jax'")
-        for name in ("blocks", "width", "state", "epochs", "batch", "patience"):
+        for name in (
+            "patch", "blocks", "loops", "width", "state", "epochs", "batch", "patience",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
         for name in ("learning_rate", "clip"):
@@ -84,6 +95,12 @@ class Comparison(NamedTuple):
     scale: float
     iterations: list[int]
     chunks: int
+
+
+def dataset_of(config: Config) -> Dataset:
+    """The data of a run."""
+    dataset = load(config.data, seed=config.seed, pooled=config.pooled, channels=config.channels)
+    return patched(dataset, config.patch)
 
 
 def fit(
@@ -134,7 +151,9 @@ def build(config: Config, channels: int, classes: int) -> Any:
         width=config.width,
         state=config.state,
         blocks=config.blocks,
+        loops=config.loops,
         dropout=config.dropout,
+        **config.options,
     )
     return module.Trainer(
         model,
@@ -206,9 +225,11 @@ def _epoch(
         loss += value * float(weights.sum()) / count
         right += hits / count
         on_step(done, len(batches))
-    # Validation is solved in parallel even where training is not: that shows the iterations.
+    logits, _ = evaluate(trainer, validation, config.batch, chunks=config.chunks)
+    # One batch is solved in parallel even where the others are not: that shows the iterations.
+    sample = _take(validation, np.arange(min(config.batch, len(validation.labels))))
     chunks = config.chunks or validation.inputs.shape[1]
-    logits, iterations = evaluate(trainer, validation, config.batch, method="newton", chunks=chunks)
+    _, iterations = trainer.predict(*sample, method="newton", chunks=chunks)
     return dict(
         epoch=epoch + 1,
         loss=loss,

@@ -39,6 +39,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lrc-symmetric-dt": ("lrc", {"symmetric": True, "dt": 1.7}),
     "lrc-input-elastance": ("lrc", {"input_elastance": True}),
     "lrc-input-elastance-symmetric": ("lrc", {"input_elastance": True, "symmetric": True}),
+    "lrc-leak-of-input": ("lrc", {"leak_of_state": False}),
+    "lrc-drive-of-input": ("lrc", {"drive_of_state": False}),
+    "lrc-of-input": ("lrc", {"leak_of_state": False, "drive_of_state": False}),
     "gru": ("gru", {}),
     "lstm": ("lstm", {}),
     "lstm-peephole": ("lstm", {"peephole": True}),
@@ -110,8 +113,15 @@ def _lrc(
     *,
     symmetric=False,
     input_elastance=False,
+    leak_of_state=True,
+    drive_of_state=True,
 ):
     (x,) = state
+    absent = [k for k, kept in (("w_f", leak_of_state), ("w_g", drive_of_state)) if not kept]
+    if len(absent) == 2:
+        absent += ["sigma", "mu"]
+    assert not set(absent) & p.keys()
+    p = {**p, **{k: p["g_leak"] * 0.0 for k in absent}}
     v = m.sigmoid(p["sigma_in"] * (u - p["mu_in"]))
     a = v @ p["W_f"]
     g = v @ p["W_g"]
@@ -187,7 +197,7 @@ def _ltc(
 
 
 _STEPS: dict[str, Callable] = {"lrc": _lrc, "gru": _gru, "lstm": _lstm, "ltc": _ltc}
-_HIDDEN = {"lrc": "sigma", "gru": "a_r", "lstm": "a_f", "ltc": "sigma"}
+_HIDDEN = {"lrc": "g_leak", "gru": "a_r", "lstm": "a_f", "ltc": "sigma"}
 
 
 def _step(name: str, *arguments: Any, **options: Any) -> tuple[tuple, Array]:
@@ -355,6 +365,12 @@ def parameter_shapes(name: str, n_in: int, n: int, **options: Any) -> dict[str, 
         shapes = {"W_f": (n_in, n), "W_g": (n_in, n), "sigma_in": (n_in,), "mu_in": (n_in,)}
         names = ["sigma", "mu", "g_leak", "w_f", "w_g", "e_w", "e_b", "v_leak"]
         names += ["e_shift"] if options.get("symmetric") else []
+        leak, drive = options.get("leak_of_state", True), options.get("drive_of_state", True)
+        for name, used in {"w_f": leak, "w_g": drive, "sigma": leak or drive}.items():
+            if not used:
+                names.remove(name)
+        if "sigma" not in names:
+            names.remove("mu")
         shapes |= {k: (n,) for k in names}
         shapes |= {"W_e": (n_in, n)} if options.get("input_elastance") else {}
     elif name == "gru":

@@ -92,6 +92,86 @@ def test_statistics_come_from_the_training_part_alone(monkeypatch):
     assert dataset.test.inputs.min() > 1e5
 
 
+def npz(path, **changes):
+    rng = np.random.default_rng(0)
+    arrays = dict(
+        X=rng.normal(3, 2, size=(9, 5, 3)).astype(np.float32),
+        y=np.array([0, 1, 2] * 3, np.int8),
+        val_7=np.array([1, 3]),
+        test_7=np.array([0, 8]),
+    )
+    arrays |= changes
+    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+    return arrays
+
+
+def test_a_file_brings_its_own_splits(tmp_path):
+    arrays = npz(tmp_path / "own.npz")
+    dataset = data.load(str(tmp_path / "own.npz"), seed=7, channels=[2, 0])
+    assert (dataset.name, dataset.classes) == ("own", ("0", "1", "2"))
+    rest = [2, 4, 5, 6, 7]
+    for part, rows in zip(dataset[2:], (rest, [1, 3], [0, 8]), strict=True):
+        np.testing.assert_array_equal(part.labels, arrays["y"][rows])
+        assert part.lengths is None
+    train_x = arrays["X"][rest][..., [2, 0]].astype(np.float64)
+    mean, deviation = train_x.mean(axis=(0, 1)), train_x.std(axis=(0, 1))
+    expected = (arrays["X"][[0, 8]][..., [2, 0]] - mean) / deviation
+    np.testing.assert_allclose(dataset.test.inputs, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(val_7=None), r"no X, y, val_7 and test_7; it has splits for \[\]"),
+        (dict(y=np.zeros(4)), r"X \(9, 5, 3\) and y \(4,\)"),
+        (dict(X=np.zeros((9, 5))), r"X \(9, 5\)"),
+        (dict(test_7=np.array([0, 9])), "indices of splits below N"),
+        (dict(y=np.array([{}] * 9)), "not a file of plain arrays"),
+    ],
+)
+def test_files_that_are_no_data_set(tmp_path, changes, message):
+    npz(tmp_path / "own.npz", **changes)
+    with pytest.raises(ValueError, match=message):
+        data.load(str(tmp_path / "own.npz"), seed=7)
+
+
+def test_files_that_are_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file"):
+        data.load(str(tmp_path / "none.npz"))
+    (tmp_path / "text.npz").write_text("text")
+    with pytest.raises(ValueError, match="not a file of plain arrays"):
+        data.load(str(tmp_path / "text.npz"))
+
+
+def test_pooled_parts_are_split_anew():
+    published = data.load("JapaneseVowels")
+    parts = [data.load("JapaneseVowels", seed=seed, pooled=True) for seed in (1, 1, 2)]
+    count = sum(len(part.labels) for part in published[2:])
+    for found in parts:
+        assert sum(len(part.labels) for part in found[2:]) == count
+        for part in (found.validation, found.test):
+            assert abs(len(part.labels) / count - 0.15) < 0.01
+            assert np.bincount(part.labels, minlength=9).min() > 0
+        labels = np.concatenate([part.labels for part in found[2:]])
+        everything = np.concatenate([part.labels for part in published[2:]])
+        np.testing.assert_array_equal(np.bincount(labels), np.bincount(everything))
+    np.testing.assert_array_equal(parts[0].test.inputs, parts[1].test.inputs)
+    assert not np.array_equal(parts[0].test.lengths, parts[2].test.lengths)
+
+
+def test_patches_join_steps():
+    dataset = toy(channels=2, steps=7, count=4)
+    found = data.patched(dataset, 3)
+    for before, after in zip(dataset[2:], found[2:], strict=True):
+        assert after.inputs.shape == (len(before.labels), 3, 6)
+        np.testing.assert_array_equal(after.inputs[:, 1, 2:4], before.inputs[:, 4])
+        np.testing.assert_array_equal(after.inputs[:, 2, :2], before.inputs[:, 6])
+        assert (after.inputs[:, 2, 2:] == 0).all()
+        np.testing.assert_array_equal(after.lengths, np.ceil(before.lengths / 3))
+    with pytest.raises(ValueError, match="patch: got 0"):
+        data.patched(dataset, 0)
+
+
 def test_a_class_with_one_series_is_never_held():
     labels = np.array([0] * 10 + [1])
     kept, held = data._stratify(labels, 0.2, seed=0)
@@ -169,7 +249,8 @@ def test_torch_classifier_follows_its_description():
     model = Classifier(2, 3, cell="lrc", width=4, state=4, blocks=1, seed=5)
     w = dict(model.named_parameters())
     inputs = torch.randn(3, 9, 2)
-    x = linear(inputs, w["encoder.weight"], w["encoder.bias"])
+    x = gelu(linear(inputs, w["lift.weight"], w["lift.bias"]))
+    x = linear(x, w["encoder.weight"], w["encoder.bias"])
     cell = parnl.get_cell("lrc", input_size=4, hidden_size=4)
     params = {n.split(".")[-1]: v for n, v in w.items() if ".recurrence." in n}
     x = x + parnl.solve(cell, params, layer_norm(x, (4,)), method="sequential").outputs
@@ -179,6 +260,56 @@ def test_torch_classifier_follows_its_description():
     x = x + linear(hidden, w["blocks.0.contract.weight"], w["blocks.0.contract.bias"])
     logits = linear(x, w["head.weight"], w["head.bias"]).mean(dim=1)
     torch.testing.assert_close(model(inputs)[0], logits, atol=1e-6, rtol=1e-6)
+
+
+def test_attention_is_torch_nn_s_with_sinusoidal_positions():
+    """A pre-norm encoder layer of torch.nn at the same weights, after positions from the paper."""
+    import torch
+    from torch import nn
+
+    from parnl.backends.torch.classifier import Classifier
+
+    model = Classifier(2, 3, cell="attention", width=8, blocks=1, seed=5).eval()
+    block = model.blocks[0]
+    layer = nn.TransformerEncoderLayer(
+        8, 4, dim_feedforward=8, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    ).eval()
+    layer.self_attn = block.attention
+    layer.linear1, layer.linear2 = block.expand, block.contract
+    lengths = torch.tensor([9, 4, 1])
+    inputs = torch.randn(3, 9, 2)
+    t, i = np.arange(9)[:, None], np.arange(4)
+    angle = t / 10000 ** (2 * i / 8)
+    where = np.stack([np.sin(angle), np.cos(angle)], -1).reshape(9, 8).astype(np.float32)
+    padding = torch.arange(9) >= lengths[:, None]
+    x = model.encoder(nn.functional.gelu(model.lift(inputs))) + torch.from_numpy(where)
+    x = model.head(layer(x, src_key_padding_mask=padding))
+    expected = torch.stack([row[:n].mean(dim=0) for row, n in zip(x, lengths, strict=True)])
+    found, infos = model(inputs, lengths)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=2e-6)
+    assert infos == [None]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_loops_apply_the_same_blocks_again(backend):
+    """One block, looped: as many parameters; two blocks of equal weights: the same logits."""
+    dataset = toy(count=8)
+    batch = dataset.test.inputs, dataset.test.lengths
+    looped = trainer_of(backend, dataset, loops=2)
+    double = trainer_of(backend, dataset, blocks=2)
+    state = looped.export_state()
+    state |= {
+        name.replace("blocks.0", "blocks.1"): value
+        for name, value in state.items()
+        if name.startswith("model.blocks.0")
+    }
+    double.import_state({n: v for n, v in state.items() if n.startswith("model.")})
+    expected, _ = double.predict(*batch)
+    found, iterations = looped.predict(*batch)
+    np.testing.assert_array_equal(found, expected)
+    assert len(iterations) == 2
+    once, _ = trainer_of(backend, dataset).predict(*batch)
+    assert np.abs(once - found).max() > 1e-3
 
 
 def test_building_a_torch_model_leaves_the_random_numbers_alone():
@@ -444,5 +575,5 @@ def test_resuming_with_other_options_or_other_data_is_refused(tmp_path):
     train.fit(replace(SMALL, epochs=1), toy(count=8), tmp_path)
     with pytest.raises(ValueError, match=r"width: got 5, the checkpoint .* trained with 6"):
         train.fit(replace(SMALL, width=5), toy(count=8), tmp_path, resume=True)
-    with pytest.raises(ValueError, match=r"model.encoder.weight is float32 \(6, 2\)"):
+    with pytest.raises(ValueError, match=r"model.lift.weight is float32 \(6, 2\)"):
         train.fit(SMALL, toy(count=8, channels=3), tmp_path, resume=True)

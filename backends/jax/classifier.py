@@ -28,9 +28,9 @@ class Block(eqx.Module):
         self.recurrence = cell.init(seed=seed, backend="jax")
         same = cell.hidden_size == width
         self.back = eqx.nn.Identity() if same else _linear(cell.hidden_size, width, back)
-        self.expand = _linear(width, 2 * width, expand)
+        self.expand = _linear(width, width, expand)
         self.dropout = eqx.nn.Dropout(dropout)
-        self.contract = _linear(2 * width, width, contract)
+        self.contract = _linear(width, width, contract)
 
     def __call__(
         self, x: Array, lengths: Array | None, key: Array | None, **solver: Any
@@ -42,20 +42,24 @@ class Block(eqx.Module):
         x = x + at_every_step(self.back)(out.outputs)
         hidden = at_every_step(self.expand)(at_every_step(self.norm)(x))
         hidden = jax.nn.gelu(hidden, approximate=False)
-        hidden = self.dropout(hidden, key=key, inference=key is None)
-        return x + at_every_step(self.contract)(hidden), out.info
+        # A hidden unit is dropped at all steps or at none (Gal and Ghahramani, 2016).
+        kept = self.dropout(jnp.ones_like(hidden[:, :1]), key=key, inference=key is None)
+        return x + at_every_step(self.contract)(hidden * kept), out.info
 
 
 class Classifier(eqx.Module):
-    """Encoder, `blocks` blocks, a head at every step, and the mean over time.
+    """Encoder MLP, `blocks` blocks, a head at every step, and the mean over time.
 
         model = Classifier(channels=12, classes=9, cell="lrc", width=64, state=64)
         logits, infos = model(inputs, lengths)
 
-    `state` is the hidden size of the cell; further keywords are options of the cell. Names and
-    shapes of the arrays are those of `parnl.backends.torch.classifier.Classifier`.
+    `state` is the hidden size of the cell; further keywords are options of the cell. With `loops`
+    all blocks are applied that often, with the same weights (arXiv 2605.16048). Names and shapes
+    of the arrays are those of `parnl.backends.torch.classifier.Classifier`.
     """
 
+    loops: int = eqx.field(static=True)
+    lift: eqx.nn.Linear
     encoder: eqx.nn.Linear
     blocks: list[Block]
     head: eqx.nn.Linear
@@ -69,13 +73,16 @@ class Classifier(eqx.Module):
         width: int = 64,
         state: int = 64,
         blocks: int = 2,
+        loops: int = 1,
         dropout: float = 0.0,
         seed: int = 0,
         **options: Any,
     ) -> None:
+        self.loops = loops
         recurrence = parnl.get_cell(cell, input_size=width, hidden_size=state, **options)
-        encoder, head, *keys = jax.random.split(jax.random.key(seed), blocks + 2)
-        self.encoder = _linear(channels, width, encoder)
+        lift, encoder, head, *keys = jax.random.split(jax.random.key(seed), blocks + 3)
+        self.lift = _linear(channels, width, lift)
+        self.encoder = _linear(width, width, encoder)
         self.blocks = [
             Block(recurrence, width, dropout=dropout, seed=seed + index, key=key)
             for index, key in enumerate(keys)
@@ -90,13 +97,14 @@ class Classifier(eqx.Module):
         key: Array | None = None,
         **solver: Any,
     ) -> tuple[Array, list[Any]]:
-        """Logits (N, classes) of inputs (N, T, channels), and each block's solver info.
+        """Logits (N, classes) of inputs (N, T, channels), and the solver's info of each solve.
 
         With a `key` dropout is on. Other keywords (`method`, `chunks`, ...) go to `parnl.solve`.
         """
-        x = at_every_step(self.encoder)(inputs)
+        lifted = jax.nn.gelu(at_every_step(self.lift)(inputs), approximate=False)
+        x = at_every_step(self.encoder)(lifted)
         infos = []
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self.blocks * self.loops):
             own = None if key is None else jax.random.fold_in(key, index)
             x, info = block(x, lengths, own, **solver)
             infos.append(info)

@@ -42,7 +42,8 @@ class Trainer:
         """One optimizer step on a batch; rows of weight 0 do not count.
 
         inputs: (N, T, channels). lengths, labels, weights: (N,).
-        Returns the mean loss, the number of right answers and the chunks of the solve.
+        Returns the mean loss, the number of right answers and the chunks of the solve (of
+        attention 0).
         """
         self.model.train()
         answer, weight = self._tensor(labels), self._tensor(weights)
@@ -60,7 +61,7 @@ class Trainer:
         self.optimizer.step()
         self.count += 1
         right = (weight * (logits.argmax(dim=1) == answer)).sum()
-        return float(loss.detach()), float(right), infos[0].chunks
+        return float(loss.detach()), float(right), 0 if infos[0] is None else infos[0].chunks
 
     @torch.no_grad()
     def predict(
@@ -118,4 +119,4 @@ class Trainer:
 
 
 def _iterations(infos: list[Any]) -> list[int]:
-    return [int(torch.as_tensor(info.iterations).max()) for info in infos]
+    return [int(torch.as_tensor(info.iterations).max()) for info in infos if info is not None]

@@ -1,0 +1,347 @@
+"""The classification experiments of the LrcSSM paper (arXiv 2505.21717) on UEA time series.
+
+    python benchmarks/uea.py run --data FOLDER [--tasks ...] [--models ...] [--jobs 2]
+    python benchmarks/uea.py show
+
+`run` trains what has no result yet: for each task and model a small grid on the first split, then
+the other splits with the options whose validation was best; at most `--jobs` runs at a time, one
+thread each. A run that was stopped goes on from its last epoch. Each finished run is one JSON file
+in `results/uea`, and `show` makes every table and figure of them.
+
+Tasks are names that aeon knows, pooled and split anew for each seed, or `.npz` files in FOLDER (see
+`parnl.data`), which bring the splits of the paper. Models are cells, or variants of them, in the
+same classifier, of about as many parameters as LrcSSM: the state size is chosen for that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, replace
+from math import inf
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
+
+import numpy as np
+
+from parnl import data, train
+
+RESULTS, RUNS = Path(__file__).parent / "results" / "uea", Path("runs", "uea")
+SEEDS = (2345, 3456, 4567, 5678, 6789)  # of the paper's splits
+WIDTH = STATE = 64
+EPOCHS, PATIENCE = 60, 20
+RATES = (1e-3, 1e-4)
+BLOCKS = (2, 4, 6)
+# The paper's own run of this task reads two of the three channels.
+CHANNELS = {"EthanolConcentration": [1, 2]}
+
+# Every model is a change of the LrcSSM configuration; those with "grid" also choose their depth.
+MODELS: dict[str, dict[str, Any]] = {
+    "lrc": {},
+    "gru": {"cell": "gru"},
+    "lstm": {"cell": "lstm"},
+    "mgu": {"cell": "mgu"},
+    "stc": {"cell": "stc"},
+    "ltc": {"cell": "ltc"},
+    "lru": {"cell": "lru"},
+    "s5": {"cell": "s5"},
+    "s6": {"cell": "s6"},
+    "transformer": {"cell": "attention"},
+    # ablations of the paper, and its follow-up's reshaped inputs and looped blocks (2605.16048)
+    "lrc A(u) b(x,u)": {"options": {"leak_of_state": False}},
+    "lrc A(u) b(u)": {"options": {"leak_of_state": False, "drive_of_state": False}},
+    "lrc complex": {"cell": "lrc_complex"},
+    "lrc 4 steps joined": {"patch": 4},
+    "lrc looped twice": {"loops": 2},
+}
+BASELINES = list(MODELS)[1:10]
+
+# Test accuracy, mean and deviation, as published: Table 1 (LRU, S5, S6, Transformer and LrcSSM with
+# tuned options; deviations there are called standard errors), Tables 2, 8, 10 and 11 (all others:
+# 6 blocks, width and state 64, learning rate 1e-4).
+TASKS = ("EthanolConcentration", "SelfRegulationSCP1", "SelfRegulationSCP2")
+PUBLISHED = {
+    "lrc": ("36.9 ± 5.3", "85.2 ± 2.1", "53.9 ± 7.2"),
+    "gru": ("34.5 ± 1.9", "80.2 ± 4.2", "52.5 ± 3.3"),
+    "lstm": ("32.6 ± 5.6", "78.8 ± 3.1", "51.1 ± 9.5"),
+    "mgu": ("31.1 ± 4.2", "78.3 ± 6.6", "49.6 ± 9.9"),
+    "stc": ("36.8 ± 4.0", "78.8 ± 4.3", "50.4 ± 6.9"),
+    "lru": ("23.8 ± 2.8", "84.5 ± 4.6", "47.4 ± 4.0"),
+    "s5": ("25.6 ± 3.5", "87.1 ± 2.1", "55.1 ± 3.3"),
+    "s6": ("26.4 ± 6.4", "82.8 ± 2.7", "49.9 ± 9.4"),
+    "transformer": ("40.5 ± 6.3", "84.3 ± 6.3", "49.1 ± 2.5"),
+    "lrc A(u) b(x,u)": ("37.6 ± 3.9", "85.0 ± 2.9", "49.6 ± 5.5"),
+    "lrc A(u) b(u)": ("34.2 ± 2.9", "83.1 ± 1.4", "51.4 ± 2.9"),
+    "lrc complex": ("42.1 ± 3.6", "84.8 ± 2.2", "58.6 ± 3.5"),
+}
+
+
+# One run
+
+
+def config_of(task: str, model: str, seed: int, folder: Path | None, **grid: Any) -> train.Config:
+    """The run of a model on a task; `grid` holds the options that are chosen by validation."""
+    file = folder / f"{task}.npz" if folder else None
+    known = file is not None and file.is_file()
+    config = train.Config(
+        data=str(file) if known else task,
+        pooled=not known,
+        channels=CHANNELS.get(task),
+        width=WIDTH,
+        state=STATE,
+        dropout=0.2,
+        epochs=EPOCHS,
+        patience=PATIENCE,
+        batch=4,
+        seed=seed,
+        **grid,
+    )
+    return replace(config, **MODELS[model])
+
+
+def with_matched_state(config: train.Config, channels: int, classes: int) -> train.Config:
+    """The same run with the state size at which the model has as many parameters as LrcSSM."""
+    same = replace(config, cell="lrc", options={}, state=STATE, loops=1)
+    wanted = size_of(same, channels, classes)
+    if config.cell == "attention":  # it has no state
+        return config
+    sizes = {s: size_of(replace(config, state=s), channels, classes) for s in range(16, 513, 16)}
+    return replace(config, state=min(sizes, key=lambda s: (abs(sizes[s] - wanted), s)))
+
+
+def size_of(config: train.Config, channels: int, classes: int) -> int:
+    """The number of trained parameters."""
+    return sum(p.numel() for p in train.build(config, channels, classes).parameters.values())
+
+
+def name_of(task: str, model: str, config: train.Config) -> str:
+    model = "".join(c if c.isalnum() else "-" for c in model)
+    return f"{task}_{model}_b{config.blocks}_lr{config.learning_rate:g}_{config.seed}"
+
+
+def execute(task: str, model: str, config: train.Config) -> Path:
+    """Train, test, and write the result; with a result there, return at once."""
+    name = name_of(task, model, config)
+    path = RESULTS / f"{name}.json"
+    if path.is_file():
+        return path
+    dataset = train.dataset_of(config)
+    shape = dataset.train.inputs.shape[-1], len(dataset.classes)
+    config = with_matched_state(config, *shape)
+    folder = RUNS / name
+    resume = (folder / train.CHECKPOINT).is_file()
+    before = iterations(train.build(config, *shape), dataset.test)
+    result = train.fit(config, dataset, folder, resume=resume)
+    logits, _ = train.evaluate(result.trainer, dataset.test, 16)
+    record = dict(
+        task=task,
+        model=model,
+        config=asdict(replace(config, data=Path(config.data).name)),
+        parameters=size_of(config, *shape),
+        series={p: len(getattr(dataset, p).labels) for p in ("train", "validation", "test")},
+        test=float(np.mean(logits.argmax(axis=1) == dataset.test.labels)),
+        best=result.best,
+        epochs=len(result.history),
+        seconds=sum(epoch["seconds"] for epoch in result.history),
+        iterations=dict(before=before, after=iterations(result.trainer, dataset.test)),
+        validation=[epoch["validation_accuracy"] for epoch in result.history],
+    )
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".new")
+    partial.write_text(json.dumps(record, indent=1))
+    partial.rename(path)
+    return path
+
+
+def iterations(trainer: Any, split: data.Split, count: int = 8) -> dict[str, list[int]]:
+    """Newton iterations of each block over `count` series: one step a chunk, 64 chunks, automatic.
+
+    The automatic number is asked for one series at a time, as in streaming many chunks serve best.
+    """
+    inputs, steps = split.inputs[:count], split.inputs.shape[1]
+    lengths = None if split.lengths is None else split.lengths[:count]
+    found = {}
+    for name, chunks in (("T", steps), ("64", min(64, steps)), ("auto", None)):
+        _, found[name] = trainer.predict(inputs, lengths, method="newton", chunks=chunks)
+    return found
+
+
+# All runs
+
+
+def plan(task: str, model: str, folder: Path | None) -> Iterator[list[train.Config]]:
+    """Stages of runs; the next is asked for when the results of the one before are there."""
+    first, *others = SEEDS
+    # the depth is chosen for LrcSSM, and all others take it
+    blocks = BLOCKS if model == "lrc" else (best_of(task, "lrc").get("blocks", BLOCKS[0]),)
+    grid = [dict(blocks=b, learning_rate=r) for b in blocks for r in RATES]
+    yield [config_of(task, model, first, folder, **point) for point in grid]
+    chosen = best_of(task, model)
+    yield [config_of(task, model, seed, folder, **chosen) for seed in others]
+
+
+def best_of(task: str, model: str) -> dict[str, Any]:
+    """The options with the best validation on the first split, among the results so far."""
+    runs = [r for r in records() if (r["task"], r["model"]) == (task, model)]
+    runs = [r for r in runs if r["config"]["seed"] == SEEDS[0]]
+    if not runs:
+        return {}
+
+    def score(run: dict[str, Any]) -> tuple[float, float]:
+        return run["best"]["validation_accuracy"], -run["best"]["validation_loss"]
+
+    config = max(runs, key=score)["config"]
+    return {name: config[name] for name in ("blocks", "learning_rate")}
+
+
+def records() -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+
+
+def run(tasks: list[str], models: list[str], folder: Path | None, jobs: int) -> None:
+    """All runs that have no result yet."""
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        stages = {(task, model): plan(task, model, folder) for task in tasks for model in models}
+        running: dict[Any, tuple[str, str]] = {}
+        waiting = dict.fromkeys(stages, 0)
+
+        def advance(key: tuple[str, str]) -> None:
+            for config in next(stages[key], []):
+                running[pool.submit(execute, *key, config)] = key
+                waiting[key] += 1
+
+        for key in stages:
+            advance(key)
+        while running:
+            future = next(as_completed(running))
+            key = running.pop(future)
+            try:
+                print(future.result().stem, flush=True)
+            except FloatingPointError as error:  # a learning rate too high is a result, too
+                print(f"{key}: {error}", file=sys.stderr, flush=True)
+            waiting[key] -= 1
+            if not waiting[key]:
+                advance(key)
+
+
+# Tables and figures
+
+
+def show() -> None:
+    """Print the tables; write them and the figure beside the results."""
+    everything = records()
+    names = sorted({r["task"] for r in everything})
+    lines = ["# Test accuracy, %, mean and standard deviation over the splits", ""]
+    lines += accuracy_table(everything, names)
+    lines += ["", "# Newton iterations of each block, first split, the most over 8 series", ""]
+    lines += iteration_table(everything)
+    text = "\n".join(lines) + "\n"
+    print(text)
+    (RESULTS / "tables.md").write_text(text)
+    figure(everything, names)
+
+
+def chosen_runs(everything: list[dict[str, Any]], task: str, model: str) -> list[dict[str, Any]]:
+    """One run of each split, with the options chosen on the first."""
+    best = best_of(task, model)
+    runs = [r for r in everything if (r["task"], r["model"]) == (task, model)]
+    return [r for r in runs if all(r["config"][n] == v for n, v in best.items())]
+
+
+def spread(values: list[float]) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else inf
+    return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
+
+
+def accuracy_table(everything: list[dict[str, Any]], tasks: list[str]) -> Iterator[str]:
+    yield "| task | model | here | published | splits | blocks | rate | state | parameters | s |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    for task in tasks:
+        for model in MODELS:
+            runs = chosen_runs(everything, task, model)
+            if not runs:
+                continue
+            config, published = runs[0]["config"], PUBLISHED.get(model)
+            known = published[TASKS.index(task)] if published and task in TASKS else ""
+            seconds = statistics.mean(r["seconds"] for r in runs)
+            yield (
+                f"| {task} | {model} | {spread([r['test'] for r in runs])} | {known} | {len(runs)} "
+                f"| {config['blocks']} | {config['learning_rate']:g} | {config['state']} "
+                f"| {runs[0]['parameters']} | {seconds:.0f} |"
+            )
+
+
+def iteration_table(everything: list[dict[str, Any]]) -> Iterator[str]:
+    yield "| task | model | chunks | before training | after |"
+    yield "| --- | --- | --- | --- | --- |"
+    for r in everything:
+        best = best_of(r["task"], r["model"])
+        picked = all(r["config"][n] == v for n, v in best.items())
+        if r["config"]["seed"] == SEEDS[0] and picked:
+            for chunks, before in r["iterations"]["before"].items():
+                if before:
+                    after = r["iterations"]["after"][chunks]
+                    row = (
+                        r["task"],
+                        r["model"],
+                        chunks,
+                        *(" ".join(map(str, x)) for x in (before, after)),
+                    )
+                    yield f"| {' | '.join(row)} |"
+
+
+def figure(everything: list[dict[str, Any]], tasks: list[str]) -> None:
+    """Accuracy of every split, and LrcSSM's Newton iterations by block, as one image."""
+    from matplotlib.figure import Figure
+
+    image = Figure(figsize=(4.5 * len(tasks), 7), layout="constrained")
+    for column, (task, (top, bottom)) in enumerate(
+        zip(tasks, image.subplots(2, len(tasks), squeeze=False).T, strict=True)
+    ):
+        models = [m for m in MODELS if chosen_runs(everything, task, m)]
+        for place, model in enumerate(models):
+            values = [100 * r["test"] for r in chosen_runs(everything, task, model)]
+            top.plot(values, [place] * len(values), "o", alpha=0.5, color="C0")
+            top.plot(statistics.mean(values), place, "|", markersize=18, color="C3")
+        top.set_yticks(range(len(models)), models)
+        top.invert_yaxis()
+        top.set(title=task, xlabel="test accuracy, % (bar: mean)")
+        for r in chosen_runs(everything, task, "lrc"):
+            if r["config"]["seed"] == SEEDS[0]:
+                for when, style in (("before", "o--"), ("after", "s-")):
+                    for chunks in ("T", "64"):
+                        counts = r["iterations"][when][chunks]
+                        label = f"{chunks} chunks, {when}"
+                        bottom.plot(range(1, len(counts) + 1), counts, style, label=label)
+        bottom.set(xlabel="block", ylabel="Newton iterations", ylim=(0, None))
+        bottom.set_xticks(range(1, 7))
+        if column == 0:
+            bottom.legend()
+    image.savefig(RESULTS / "figure.png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run", help="train what has no result yet")
+    running.add_argument("--data", type=Path, help="folder of .npz files; without it, aeon's")
+    running.add_argument("--tasks", nargs="+", default=list(TASKS))
+    running.add_argument("--models", nargs="+", default=["lrc"], choices=list(MODELS))
+    running.add_argument("--jobs", type=int, default=os.cpu_count())
+    commands.add_parser("show", help="tables and figures of all results")
+    given = parser.parse_args()
+    if given.command == "run":
+        run(given.tasks, given.models, given.data, given.jobs)
+    show()
+
+
+if __name__ == "__main__":
+    main()
