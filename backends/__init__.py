@@ -57,6 +57,9 @@ class Backend(Kernels, Protocol):
         Operands may be of other dtypes than x0, whose dtype is the one to solve in.
         """
 
+    def matmul(self, rows: Any, matrix: Any) -> Any:
+        """Return rows (N, n) @ matrix (n, hidden); see `parnl.ops.matmul`."""
+
     def input_sum(self, term: Any, inputs: Any, matrices: Sequence[Any]) -> Any:
         """Sum `term` over the input channels; see `parnl.ops.input_sum`."""
 

@@ -95,6 +95,10 @@ class NumpyBackend(CompiledKernels):
             operands = [a.astype(x0[0].dtype, copy=False) for a in operands]
             return newton(self, program, plan, operands, x0)
 
+    def matmul(self, rows: Any, matrix: Any) -> Any:
+        """Return rows @ matrix."""
+        return rows @ matrix
+
     def input_sum(self, term: Callable[..., Any], inputs: Any, matrices: Sequence[Any]) -> Any:
         """Sum `term` over the input channels, one at a time."""
         total: Any = None

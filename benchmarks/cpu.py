@@ -15,44 +15,22 @@ import argparse
 import ctypes
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measure import Run, close, peak_memory, processor, timed
 
 import parnl
 from parnl import ops
 from parnl.params import Values, matrix, vector
 
 B, D = 4, 64
-Run = Callable[[], Any]
-
-
-def timed(runs: dict[str, Run], repeat: int) -> dict[str, float]:
-    """Return the median time of each in milliseconds."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeat):
-        for name, run in runs.items():
-            run()  # not timed: meanwhile idle threads of the one before go to sleep
-            start = time.perf_counter()
-            run()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(t) for name, t in times.items()}
-
-
-def close(found: Any, exact: Any, what: str) -> None:
-    found, exact = np.asarray(found), np.asarray(exact)
-    error = np.abs(found - exact).max() / np.abs(exact).max()
-    assert error < 2e-5, f"{what} differs from the sequential result by {error}"
 
 
 def with_features(cell: parnl.Cell, features: dict[str, Any]) -> parnl.Cell:
@@ -342,24 +320,8 @@ def memory(name: str, steps: int, inputs: int = 64) -> float:
         outputs = parnl.solve(cell, params, u).outputs
         outputs.backward(torch.ones(()).expand_as(outputs))
 
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
     run(u[:, :256])
-    before, peak, done = resident(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.is_set():
-            peak = max(peak, resident())
-            time.sleep(0.001)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    run(u)
-    done.set()
-    watcher.join()
-    return (peak - before) / (4 * B * steps * D)
+    return peak_memory(lambda: run(u)) / (4 * B * steps * D)
 
 
 def peaks() -> dict[str, dict[str, float]]:
@@ -404,7 +366,7 @@ def main() -> None:
     }
     if args.quick:
         parts.pop(peak)
-    tables: dict[str, Any] = {"machine": {"processor": _processor(), "threads": args.threads}}
+    tables: dict[str, Any] = {"machine": {"processor": processor(), "threads": args.threads}}
     for title, measure in parts.items():
         tables[title] = table = measure()
         print(f"\n{title}")
@@ -417,13 +379,6 @@ def main() -> None:
             args.out.write_text(json.dumps(tables, indent=1) + "\n")
     if args.out:
         plot(tables[over_time], args.out.with_suffix(".png"))
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return f"{line.split(':')[1].strip()}, {os.cpu_count()} cores"
-    return platform.processor()
 
 
 if __name__ == "__main__":

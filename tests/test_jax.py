@@ -13,6 +13,7 @@ from jax.test_util import check_grads
 from oracles import CELLS, VARIANTS, assert_bits, assert_close
 
 import parnl
+from parnl import ops
 
 quick = pytest.mark.usefixtures("quick_compile")
 
@@ -323,3 +324,21 @@ def test_eager_solve_is_repeatable():
     first = values(task.cell, *arguments, chunks=5)
     second = values(task.cell, *arguments, chunks=5)
     jax.tree.map(assert_bits, first, second)
+
+
+@pytest.mark.parametrize("inputs", [0, 1, 4, 16, 17])
+def test_matmul_is_the_product_and_so_are_its_derivatives(inputs):
+    rng = np.random.default_rng(inputs)
+    u, m = rng.normal(size=(2, 5, inputs)), rng.normal(size=(inputs, 3))
+    du, dm = rng.normal(size=u.shape), rng.normal(size=m.shape)
+    weights = rng.normal(size=(2, 5, 3))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
+    y, dy = jax.jvp(ops.matmul, tuple(map(jnp.asarray, (u, m))), tuple(map(jnp.asarray, (du, dm))))
+    close(y, u @ m)
+    close(dy, du @ m + u @ dm)
+    loss = jax.grad(lambda u, m: (weights * ops.matmul(u, m)).sum(), argnums=(0, 1))
+    found_u, found_m = loss(jnp.asarray(u), jnp.asarray(m))
+    close(found_u, weights @ m.T)
+    close(found_m, np.einsum("btn,bth->nh", u, weights), rtol=1e-12, atol=1e-12)
+    many = jax.vmap(ops.matmul, in_axes=(None, 0))(jnp.asarray(u), jnp.stack([m, 2 * m]))
+    close(many, np.stack([u @ m, 2 * (u @ m)]))

@@ -139,6 +139,10 @@ class TorchBackend(CompiledKernels):
         operands = [a.to(x0[0].dtype) for a in operands]
         return super().gradients(program, plan, operands, x0, states, grads, wanted)
 
+    def matmul(self, rows: Any, matrix: Any) -> Any:
+        """Return rows @ matrix."""
+        return rows @ matrix
+
     def input_sum(self, term: Callable[..., Any], inputs: Any, matrices: Sequence[Any]) -> Any:
         """Sum `term` over the input channels; each is computed again for its gradient."""
         hidden = torch._C._functorch.maybe_current_level() is not None

@@ -1,0 +1,67 @@
+"""What the benchmarks share: timing in turns, peak memory, comparison before timing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Run = Callable[[], Any]
+
+
+def timed(runs: dict[str, Run], repeat: int) -> dict[str, float]:
+    """Return the median time of each in milliseconds."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeat):
+        for name, run in runs.items():
+            run()  # not timed: meanwhile idle threads of the one before go to sleep
+            start = time.perf_counter()
+            run()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def close(found: Any, exact: Any, what: str) -> None:
+    """Raise unless the two agree to float32 rounding."""
+    found, exact = np.asarray(found), np.asarray(exact)
+    error = np.abs(found - exact).max() / np.abs(exact).max()
+    assert error < 2e-5, f"{what} differs from the sequential result by {error}"
+
+
+def peak_memory(run: Run) -> int:
+    """Return by how many bytes the process grows while `run` runs; ask in a fresh process."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before, peak, done = resident(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.is_set():
+            peak = max(peak, resident())
+            time.sleep(0.001)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        run()
+    finally:
+        done.set()
+        watcher.join()
+    return peak - before
+
+
+def processor() -> str:
+    """The machine's name, for a result's header."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return f"{line.split(':')[1].strip()}, {os.cpu_count()} cores"
+    return platform.processor()
