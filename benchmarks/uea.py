@@ -1,12 +1,13 @@
 """The classification experiments of the LrcSSM paper (arXiv 2505.21717) on UEA time series.
 
-    python benchmarks/uea.py run --data FOLDER [--tasks ...] [--models ...] [--jobs 2]
+    python benchmarks/uea.py run --data FOLDER [--tasks ...] [--models ...] [--patch 8] [--jobs 2]
     python benchmarks/uea.py show
 
 `run` trains what has no result yet: for each task and model a small grid on the first split, then
 the other splits with the options whose validation was best; at most `--jobs` runs at a time, one
 thread each. A run that was stopped goes on from its last epoch. Each finished run is one JSON file
-in `results/uea`, and `show` makes every table and figure of them.
+in `results/uea`, and `show` makes every table and figure of them. `--patch` joins so many steps of
+a series into one (arXiv 2605.16048): memory has to reach less far, and an epoch takes less time.
 
 Tasks are names that aeon knows, pooled and split anew for each seed, or `.npz` files in FOLDER (see
 `parnl.data`), which bring the splits of the paper. Models are cells, or variants of them, in the
@@ -32,12 +33,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
 import numpy as np
 
+import parnl
 from parnl import data, train
 
 RESULTS, RUNS = Path(__file__).parent / "results" / "uea", Path("runs", "uea")
+# Of the dense LRC: until nothing changes, and how many the gradient goes back through (the adjoint
+# of a sweep is a sweep of the adjoint, and converges as fast: by about 10 a sweep at the start).
+SWEEPS, GRADIENT_SWEEPS = 40, 4
 SEEDS = (2345, 3456, 4567, 5678, 6789)  # of the paper's splits
 WIDTH = STATE = 64
-EPOCHS, PATIENCE = 60, 20
+EPOCHS, PATIENCE = 200, 60
 RATES = (1e-3, 1e-4)
 BLOCKS = (2, 4, 6)
 # The paper's own run of this task reads two of the three channels.
@@ -55,11 +60,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "s5": {"cell": "s5"},
     "s6": {"cell": "s6"},
     "transformer": {"cell": "attention"},
-    # ablations of the paper, and its follow-up's reshaped inputs and looped blocks (2605.16048)
+    # ablations of the paper, and its follow-up's looped blocks (2605.16048)
     "lrc A(u) b(x,u)": {"options": {"leak_of_state": False}},
     "lrc A(u) b(u)": {"options": {"leak_of_state": False, "drive_of_state": False}},
     "lrc complex": {"cell": "lrc_complex"},
-    "lrc 4 steps joined": {"patch": 4},
+    "lrc dense": {},
     "lrc looped twice": {"loops": 2},
 }
 BASELINES = list(MODELS)[1:10]
@@ -80,6 +85,7 @@ PUBLISHED = {
     "transformer": ("40.5 ± 6.3", "84.3 ± 6.3", "49.1 ± 2.5"),
     "lrc A(u) b(x,u)": ("37.6 ± 3.9", "85.0 ± 2.9", "49.6 ± 5.5"),
     "lrc A(u) b(u)": ("34.2 ± 2.9", "83.1 ± 1.4", "51.4 ± 2.9"),
+    "lrc dense": ("33.9 ± 1.5", "83.6 ± 1.9", "49.6 ± 5.0"),
     "lrc complex": ("42.1 ± 3.6", "84.8 ± 2.2", "58.6 ± 3.5"),
 }
 
@@ -87,7 +93,9 @@ PUBLISHED = {
 # One run
 
 
-def config_of(task: str, model: str, seed: int, folder: Path | None, **grid: Any) -> train.Config:
+def config_of(
+    task: str, model: str, seed: int, folder: Path | None, patch: int, **grid: Any
+) -> train.Config:
     """The run of a model on a task; `grid` holds the options that are chosen by validation."""
     file = folder / f"{task}.npz" if folder else None
     known = file is not None and file.is_file()
@@ -95,6 +103,7 @@ def config_of(task: str, model: str, seed: int, folder: Path | None, **grid: Any
         data=str(file) if known else task,
         pooled=not known,
         channels=CHANNELS.get(task),
+        patch=patch,
         width=WIDTH,
         state=STATE,
         dropout=0.2,
@@ -119,17 +128,57 @@ def with_matched_state(config: train.Config, channels: int, classes: int) -> tra
 
 def size_of(config: train.Config, channels: int, classes: int) -> int:
     """The number of trained parameters."""
-    return sum(p.numel() for p in train.build(config, channels, classes).parameters.values())
+    return count(train.build(config, channels, classes))
+
+
+def count(trainer: Any) -> int:
+    return sum(p.numel() for p in trainer.parameters.values())
 
 
 def name_of(task: str, model: str, config: train.Config) -> str:
     model = "".join(c if c.isalnum() else "-" for c in model)
-    return f"{task}_{model}_b{config.blocks}_lr{config.learning_rate:g}_{config.seed}"
+    options = f"p{config.patch}_b{config.blocks}_lr{config.learning_rate:g}"
+    return f"{task}_{model}_{options}_{config.seed}"
 
 
-def execute(task: str, model: str, config: train.Config) -> Path:
+def dense_block() -> type:
+    """The classifier's block with the dense LRC: every channel's y = s(sigma (x - mu)) goes to all.
+
+    Solved by sweeps of the diagonal cell, to which the other channels' states of the sweep before
+    are inputs (see `dense.py`), and differentiated through the last sweeps.
+    """
+    import torch
+
+    from parnl.backends.torch.classifier import Block
+
+    class DenseBlock(Block):
+        def __init__(self, cell: Any, width: int, **options: Any) -> None:
+            both = parnl.get_cell("lrc", width + cell.hidden_size, cell.hidden_size)
+            super().__init__(both, width, **options)
+
+        def mix(self, x: Any, lengths: Any, **solver: Any) -> tuple[Any, Any]:
+            before = x.new_zeros(*x.shape[:2], self.cell.hidden_size)
+            with torch.no_grad():
+                for _ in range(SWEEPS):
+                    last, (states, _) = before, self._sweep(x, before, lengths, **solver)
+                    before = states.roll(1, dims=1)
+                    before[:, 0] = 0
+                    if (before - last).abs().max() <= 1e-5:
+                        break
+            for _ in range(GRADIENT_SWEEPS):
+                states, info = self._sweep(x, before, lengths, **solver)
+                before = torch.nn.functional.pad(states, (0, 0, 1, 0))[:, :-1]
+            return states, info
+
+        def _sweep(self, x: Any, before: Any, lengths: Any, **solver: Any) -> tuple[Any, Any]:
+            return super().mix(torch.cat([x, before], -1), lengths, **solver)
+
+    return DenseBlock
+
+
+def execute(task: str, model_name: str, config: train.Config) -> Path:
     """Train, test, and write the result; with a result there, return at once."""
-    name = name_of(task, model, config)
+    name = name_of(task, model_name, config)
     path = RESULTS / f"{name}.json"
     if path.is_file():
         return path
@@ -138,14 +187,16 @@ def execute(task: str, model: str, config: train.Config) -> Path:
     config = with_matched_state(config, *shape)
     folder = RUNS / name
     resume = (folder / train.CHECKPOINT).is_file()
-    before = iterations(train.build(config, *shape), dataset.test)
-    result = train.fit(config, dataset, folder, resume=resume)
+    model = {"block": dense_block()} if model_name == "lrc dense" else {}
+    before = iterations(train.build(config, *shape, **model), dataset.test)
+    trainer = train.build(config, *shape, **model)
+    result = train.fit(config, dataset, folder, resume=resume, trainer=trainer)
     logits, _ = train.evaluate(result.trainer, dataset.test, 16)
     record = dict(
         task=task,
-        model=model,
+        model=model_name,
         config=asdict(replace(config, data=Path(config.data).name)),
-        parameters=size_of(config, *shape),
+        parameters=count(trainer),
         series={p: len(getattr(dataset, p).labels) for p in ("train", "validation", "test")},
         test=float(np.mean(logits.argmax(axis=1) == dataset.test.labels)),
         best=result.best,
@@ -177,20 +228,23 @@ def iterations(trainer: Any, split: data.Split, count: int = 8) -> dict[str, lis
 # All runs
 
 
-def plan(task: str, model: str, folder: Path | None) -> Iterator[list[train.Config]]:
+def plan(
+    task: str, model: str, folder: Path | None, patch: int, blocks: list[int]
+) -> Iterator[list[train.Config]]:
     """Stages of runs; the next is asked for when the results of the one before are there."""
     first, *others = SEEDS
     # the depth is chosen for LrcSSM, and all others take it
-    blocks = BLOCKS if model == "lrc" else (best_of(task, "lrc").get("blocks", BLOCKS[0]),)
+    if model != "lrc":
+        blocks = [best_of(task, "lrc", patch).get("blocks", blocks[0])]
     grid = [dict(blocks=b, learning_rate=r) for b in blocks for r in RATES]
-    yield [config_of(task, model, first, folder, **point) for point in grid]
-    chosen = best_of(task, model)
-    yield [config_of(task, model, seed, folder, **chosen) for seed in others]
+    yield [config_of(task, model, first, folder, patch, **point) for point in grid]
+    chosen = best_of(task, model, patch)
+    yield [config_of(task, model, seed, folder, patch, **chosen) for seed in others]
 
 
-def best_of(task: str, model: str) -> dict[str, Any]:
+def best_of(task: str, model: str, patch: int) -> dict[str, Any]:
     """The options with the best validation on the first split, among the results so far."""
-    runs = [r for r in records() if (r["task"], r["model"]) == (task, model)]
+    runs = [r for r in records() if key_of(r) == (task, model, patch)]
     runs = [r for r in runs if r["config"]["seed"] == SEEDS[0]]
     if not runs:
         return {}
@@ -202,14 +256,18 @@ def best_of(task: str, model: str) -> dict[str, Any]:
     return {name: config[name] for name in ("blocks", "learning_rate")}
 
 
+def key_of(record: dict[str, Any]) -> tuple[str, str, int]:
+    return record["task"], record["model"], record["config"]["patch"]
+
+
 def records() -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
 
 
-def run(tasks: list[str], models: list[str], folder: Path | None, jobs: int) -> None:
-    """All runs that have no result yet."""
+def run(work: list[tuple[str, str, Path | None, int, list[int]]], jobs: int) -> None:
+    """All runs that have no result yet; `work` holds the arguments of `plan`."""
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        stages = {(task, model): plan(task, model, folder) for task in tasks for model in models}
+        stages = {(task, model): plan(task, model, *rest) for task, model, *rest in work}
         running: dict[Any, tuple[str, str]] = {}
         waiting = dict.fromkeys(stages, 0)
 
@@ -238,93 +296,89 @@ def run(tasks: list[str], models: list[str], folder: Path | None, jobs: int) -> 
 def show() -> None:
     """Print the tables; write them and the figure beside the results."""
     everything = records()
-    names = sorted({r["task"] for r in everything})
-    lines = ["# Test accuracy, %, mean and standard deviation over the splits", ""]
-    lines += accuracy_table(everything, names)
-    lines += ["", "# Newton iterations of each block, first split, the most over 8 series", ""]
+    if not everything:
+        return
+    lines = ["Test accuracy, %, mean and standard deviation over the splits:", ""]
+    lines += accuracy_table(everything)
+    lines += ["", "Newton iterations of each block, first split, the most over 8 series:", ""]
     lines += iteration_table(everything)
     text = "\n".join(lines) + "\n"
     print(text)
     (RESULTS / "tables.md").write_text(text)
-    figure(everything, names)
+    figure(everything)
 
 
-def chosen_runs(everything: list[dict[str, Any]], task: str, model: str) -> list[dict[str, Any]]:
-    """One run of each split, with the options chosen on the first."""
-    best = best_of(task, model)
-    runs = [r for r in everything if (r["task"], r["model"]) == (task, model)]
-    return [r for r in runs if all(r["config"][n] == v for n, v in best.items())]
+def grouped(everything: list[dict[str, Any]]) -> dict[tuple[str, str, int], list[dict[str, Any]]]:
+    """By task, model and patch: one run of each split, with the options chosen on the first."""
+    order = list(MODELS)
+    keys = sorted({key_of(r) for r in everything}, key=lambda k: (k[0], k[2], order.index(k[1])))
+    groups = {}
+    for key in keys:
+        best = best_of(*key)
+        runs = [r for r in everything if key_of(r) == key]
+        groups[key] = [r for r in runs if all(r["config"][n] == v for n, v in best.items())]
+    return {key: runs for key, runs in groups.items() if runs}
 
 
 def spread(values: list[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else inf
-    return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
+    deviation = f"{100 * statistics.stdev(values):.1f}" if len(values) > 1 else "?"
+    return f"{100 * statistics.mean(values):.1f} ± {deviation}"
 
 
-def accuracy_table(everything: list[dict[str, Any]], tasks: list[str]) -> Iterator[str]:
-    yield "| task | model | here | published | splits | blocks | rate | state | parameters | s |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-    for task in tasks:
-        for model in MODELS:
-            runs = chosen_runs(everything, task, model)
-            if not runs:
-                continue
-            config, published = runs[0]["config"], PUBLISHED.get(model)
-            known = published[TASKS.index(task)] if published and task in TASKS else ""
-            seconds = statistics.mean(r["seconds"] for r in runs)
-            yield (
-                f"| {task} | {model} | {spread([r['test'] for r in runs])} | {known} | {len(runs)} "
-                f"| {config['blocks']} | {config['learning_rate']:g} | {config['state']} "
-                f"| {runs[0]['parameters']} | {seconds:.0f} |"
-            )
+def accuracy_table(everything: list[dict[str, Any]]) -> Iterator[str]:
+    head = "task, steps joined, model, here, published, splits, blocks, rate, state, parameters"
+    head = [*head.split(", "), "epochs", "minutes"]
+    yield f"| {' | '.join(head)} |"
+    yield "| --- " * len(head) + "|"
+    for (task, model, patch), runs in grouped(everything).items():
+        config, published = runs[0]["config"], PUBLISHED.get(model)
+        row = [task, patch, model, spread([r["test"] for r in runs])]
+        row += [published[TASKS.index(task)] if published and task in TASKS else "", len(runs)]
+        row += [config["blocks"], f"{config['learning_rate']:g}", config["state"]]
+        row += [runs[0]["parameters"], round(statistics.mean(r["epochs"] for r in runs))]
+        row += [f"{statistics.mean(r['seconds'] for r in runs) / 60:.1f}"]
+        yield f"| {' | '.join(map(str, row))} |"
 
 
 def iteration_table(everything: list[dict[str, Any]]) -> Iterator[str]:
-    yield "| task | model | chunks | before training | after |"
-    yield "| --- | --- | --- | --- | --- |"
-    for r in everything:
-        best = best_of(r["task"], r["model"])
-        picked = all(r["config"][n] == v for n, v in best.items())
-        if r["config"]["seed"] == SEEDS[0] and picked:
-            for chunks, before in r["iterations"]["before"].items():
-                if before:
-                    after = r["iterations"]["after"][chunks]
-                    row = (
-                        r["task"],
-                        r["model"],
-                        chunks,
-                        *(" ".join(map(str, x)) for x in (before, after)),
-                    )
-                    yield f"| {' | '.join(row)} |"
+    yield "| task | steps joined | model | chunks | before training | after |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for (task, model, patch), runs in grouped(everything).items():
+        for counts in (r["iterations"] for r in runs if r["config"]["seed"] == SEEDS[0]):
+            for chunks in counts["before"]:
+                found = [" ".join(map(str, counts[when][chunks])) for when in ("before", "after")]
+                if found[0]:  # attention has none
+                    row = (task, patch, model, chunks, *found)
+                    yield f"| {' | '.join(map(str, row))} |"
 
 
-def figure(everything: list[dict[str, Any]], tasks: list[str]) -> None:
+def figure(everything: list[dict[str, Any]]) -> None:
     """Accuracy of every split, and LrcSSM's Newton iterations by block, as one image."""
     from matplotlib.figure import Figure
 
-    image = Figure(figsize=(4.5 * len(tasks), 7), layout="constrained")
-    for column, (task, (top, bottom)) in enumerate(
-        zip(tasks, image.subplots(2, len(tasks), squeeze=False).T, strict=True)
+    groups = grouped(everything)
+    tasks = sorted({task for task, _, _ in groups})
+    image = Figure(figsize=(5 * len(tasks), 8), layout="constrained")
+    for task, (top, bottom) in zip(
+        tasks, image.subplots(2, len(tasks), squeeze=False).T, strict=True
     ):
-        models = [m for m in MODELS if chosen_runs(everything, task, m)]
-        for place, model in enumerate(models):
-            values = [100 * r["test"] for r in chosen_runs(everything, task, model)]
+        mine = {key: runs for key, runs in groups.items() if key[0] == task}
+        for place, runs in enumerate(mine.values()):
+            values = [100 * r["test"] for r in runs]
             top.plot(values, [place] * len(values), "o", alpha=0.5, color="C0")
             top.plot(statistics.mean(values), place, "|", markersize=18, color="C3")
-        top.set_yticks(range(len(models)), models)
+        top.set_yticks(range(len(mine)), [f"{m}, {p} joined" for _, m, p in mine])
         top.invert_yaxis()
         top.set(title=task, xlabel="test accuracy, % (bar: mean)")
-        for r in chosen_runs(everything, task, "lrc"):
-            if r["config"]["seed"] == SEEDS[0]:
+        for (_, model, patch), runs in mine.items():
+            first = [r for r in runs if r["config"]["seed"] == SEEDS[0]]
+            if model == "lrc" and first:
                 for when, style in (("before", "o--"), ("after", "s-")):
-                    for chunks in ("T", "64"):
-                        counts = r["iterations"][when][chunks]
-                        label = f"{chunks} chunks, {when}"
-                        bottom.plot(range(1, len(counts) + 1), counts, style, label=label)
-        bottom.set(xlabel="block", ylabel="Newton iterations", ylim=(0, None))
-        bottom.set_xticks(range(1, 7))
-        if column == 0:
-            bottom.legend()
+                    counts = first[0]["iterations"][when]["T"]
+                    label = f"{patch} joined, {when} training"
+                    bottom.plot(range(1, len(counts) + 1), counts, style, label=label)
+        bottom.set(xlabel="block", ylabel="Newton iterations of LrcSSM, C = T", ylim=(0, None))
+        bottom.legend()
     image.savefig(RESULTS / "figure.png", dpi=110)
 
 
@@ -335,11 +389,15 @@ def main() -> None:
     running.add_argument("--data", type=Path, help="folder of .npz files; without it, aeon's")
     running.add_argument("--tasks", nargs="+", default=list(TASKS))
     running.add_argument("--models", nargs="+", default=["lrc"], choices=list(MODELS))
+    running.add_argument("--patch", type=int, default=1, help="steps joined into one")
+    running.add_argument("--blocks", type=int, nargs="+", default=list(BLOCKS), help="LrcSSM's")
     running.add_argument("--jobs", type=int, default=os.cpu_count())
     commands.add_parser("show", help="tables and figures of all results")
     given = parser.parse_args()
     if given.command == "run":
-        run(given.tasks, given.models, given.data, given.jobs)
+        work = [(task, model, given.data, given.patch, given.blocks)
+                for task in given.tasks for model in given.models]  # fmt: skip
+        run(work, given.jobs)
     show()
 
 

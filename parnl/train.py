@@ -109,17 +109,19 @@ def fit(
     folder: Path,
     *,
     resume: bool = False,
+    trainer: Any = None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> Result:
     """Train for `epochs`, or until `patience` of them have brought no better validation accuracy.
 
+    `trainer` takes the place of `build(config, ...)`, which decides the model by default.
     `folder` gets a checkpoint after every epoch, and at the end the best epoch's model. With
     `resume` the run of the checkpoint there goes on. `on_step(batches done, batches in an epoch)`
     and `on_epoch(record)` report progress.
     """
     channels, classes = dataset.train.inputs.shape[-1], list(dataset.classes)
-    trainer = build(config, channels, len(classes))
+    trainer = trainer or build(config, channels, len(classes))
     history: list[dict[str, Any]] = []
     best = _model_of(trainer.export_state())
     if resume:
@@ -141,8 +143,11 @@ def fit(
     return Result(trainer, history, chosen)
 
 
-def build(config: Config, channels: int, classes: int) -> Any:
-    """A fresh trainer of the backend; `trainer.model` is its classifier."""
+def build(config: Config, channels: int, classes: int, **changes: Any) -> Any:
+    """A fresh trainer of the backend; `trainer.model` is its classifier.
+
+    `changes` are further keywords of the classifier.
+    """
     module = import_module(f"parnl.backends.{config.backend}.trainer")
     model = dict(
         channels=channels,
@@ -154,6 +159,7 @@ def build(config: Config, channels: int, classes: int) -> Any:
         loops=config.loops,
         dropout=config.dropout,
         **config.options,
+        **changes,
     )
     return module.Trainer(
         model,

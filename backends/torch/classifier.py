@@ -36,7 +36,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None, **solver: Any) -> tuple[Tensor, Any]:
         """The block's output and the solve's info, None of attention."""
-        mixed, info = self._mix(self.norm(x), lengths, **solver)
+        mixed, info = self.mix(self.norm(x), lengths, **solver)
         x = x + self.back(mixed)
         hidden = self.activation(self.expand(self.norm(x)))
         # A hidden unit is dropped at all steps or at none (Gal and Ghahramani, 2016): as good, and
@@ -44,7 +44,7 @@ class Block(nn.Module):
         kept = self.dropout(torch.ones_like(hidden[:, :1]))
         return x + self.contract(hidden * kept), info
 
-    def _mix(self, x: Tensor, lengths: Tensor | None, **solver: Any) -> tuple[Tensor, Any]:
+    def mix(self, x: Tensor, lengths: Tensor | None, **solver: Any) -> tuple[Tensor, Any]:
         """What tells one step of the others."""
         if self.cell is not None:
             out = parnl.solve(self.cell, dict(self.recurrence), x, lengths=lengths, **solver)
@@ -64,7 +64,8 @@ class Classifier(nn.Module):
 
     `state` is the hidden size of the cell; further keywords are options of the cell. With `loops`
     all blocks are applied that often, with the same weights (arXiv 2605.16048). The cell
-    "attention" makes a Transformer's encoder of it, with sinusoidal positions.
+    "attention" makes a Transformer's encoder of it, with sinusoidal positions. `block` takes the
+    place of `Block`, for a recurrence of one's own.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Classifier(nn.Module):
         loops: int = 1,
         dropout: float = 0.0,
         seed: int = 0,
+        block: type[Block] = Block,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -93,7 +95,7 @@ class Classifier(nn.Module):
             self.activation = nn.GELU()
             self.encoder = nn.Linear(width, width)
             self.blocks = nn.ModuleList(
-                Block(recurrence, width, dropout=dropout, seed=seed + index)
+                block(recurrence, width, dropout=dropout, seed=seed + index)
                 for index in range(blocks)
             )
             self.head = nn.Linear(width, classes)
