@@ -24,7 +24,6 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
-from math import inf
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
