@@ -83,9 +83,14 @@ class Graph:
         return self._node("constant", (), float(value))
 
     def apply(self, op: str, *args: Any) -> Symbol:
-        """Return the node for `op` of symbols and numbers, simplified where that is exact."""
+        """Return the node for `op` of symbols and numbers, simplified where that is exact.
+
+        But for the sign of a zero: x + 0 is x.
+        """
         nodes = tuple(self._as_node(op, a) for a in args)
         _check_kinds(op, nodes)
+        if op == "pow" and not math.isfinite(nodes[1].value):
+            raise StepError(f"step: **: expected a finite exponent, got {nodes[1].value}")
         simpler = self._simplified(op, nodes)
         return self._node(op, nodes, None) if simpler is None else simpler
 
@@ -97,7 +102,10 @@ class Graph:
         if isinstance(value, bool | np.bool_):
             _refuse(op, f"the truth value {value}")
         if isinstance(value, int | float | np.integer | np.floating):
-            return self.constant(float(value))
+            try:
+                return self.constant(float(value))
+            except OverflowError as error:
+                raise StepError(f"step: {op}: an integer beyond the range of float64") from error
         _refuse(op, f"a value of type {type(value).__name__}")
 
     def _simplified(self, op: str, args: tuple[Symbol, ...]) -> Symbol | None:
