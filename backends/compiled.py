@@ -57,19 +57,22 @@ class CompiledKernels(EagerKernels):
         self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
         """Run the first C - 1 chunks: their ends, and the products of the step Jacobians."""
-        if not self.compiles(starts[0]):
-            return super().advance(program, plan, operands, starts)
-        ends, products = _Call(self, program, plan, "advance", operands, starts).run()
-        return ends, products
+        if self.compiles(starts[0]):
+            call = _Call(self, program, plan, "advance", operands, starts)
+            if call.function is not None:
+                return call.run()
+        return super().advance(program, plan, operands, starts)
 
     def trajectory(
         self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
         """Run all chunks and write every state; also return the ends of the first C - 1."""
-        if not self.compiles(starts[0]):
-            return super().trajectory(program, plan, operands, starts)
-        states, ends = _Call(self, program, plan, "trajectory", operands, starts).run()
-        return states, [x[:, : plan.chunks - 1] for x in ends]
+        if self.compiles(starts[0]):
+            call = _Call(self, program, plan, "trajectory", operands, starts)
+            if call.function is not None:
+                states, ends = call.run()
+                return states, [x[:, : plan.chunks - 1] for x in ends]
+        return super().trajectory(program, plan, operands, starts)
 
     def gradients(
         self,
@@ -80,8 +83,10 @@ class CompiledKernels(EagerKernels):
         states: Sequence[Any],
         grads: Sequence[Any],
         wanted: Sequence[int],
-    ) -> tuple[list[Any], list[Any]]:
+    ) -> tuple[list[Any], list[Any]] | None:
         """Return the gradients of x0, and of the operands `wanted`, before they are summed.
+
+        None if the kernels cannot be had.
 
         `plan` is the backward run's, from the last step of the forward run to its first. The step's
         Jacobian is computed again on the way, which costs less than to store and read it. The one
@@ -95,10 +100,17 @@ class CompiledKernels(EagerKernels):
         def run(kind: str, plan: Plan, starts: Sequence[Any]) -> tuple[list[Any], list[Any]]:
             asked = tuple(wanted) if kind == "backward" else ()
             call = _Call(self, program, plan, kind, operands, starts, asked)
+            if call.function is None:
+                raise cbuild.BuildError
             call.backward(x0, states, grads)
             return call.run()
 
-        return backward(self, run, plan, x0)
+        try:
+            return backward(self, run, plan, x0)
+        except cbuild.BuildError:
+            if cbuild.choice() == "c":
+                raise
+            return None
 
 
 # A run backward over chunks, from the adjoint at their starts (B, C, D). "adjoint", of the first
@@ -168,6 +180,9 @@ class _Call:
         dtype = str(self.like.dtype).removeprefix("torch.")
         lanes = grouped(kind, channels, batch * count, kernels.threads())
         self.kernel = Kernel(program, kind, dtype, self.layouts, lanes, wanted)
+        self.function = program.cached(("c", *self.kernel[1:]), self._load)
+        if self.function is None and cbuild.choice() == "c":
+            self._load()  # raises BuildError
 
     def backward(self, x0: list[Any], states: list[Any], grads: list[Any]) -> None:
         """Add what a backward run reads: x0 and states, contiguous, and the states' gradients.
@@ -198,16 +213,12 @@ class _Call:
             assert len(entries) == size, name
             table += entries
         numbers = np.array(table, np.int64)
-        function = self.kernel.program.cached(("c", *self.kernel[1:]), self._load)
-        function(numbers.ctypes.data)
+        self.function(numbers.ctypes.data)
         first, second = made.values()
         return first, second
 
     def _load(self) -> Any:
-        function = cbuild.load(source(self.kernel))
-        if function is None:
-            raise cbuild.BuildError("the C compiler failed on a kernel; set PARNL_KERNELS=off")
-        return function
+        return cbuild.load(source(self.kernel))
 
 
 def results(

@@ -607,8 +607,8 @@ class _Writer:
 
     def typed(self, constant: Symbol) -> str:
         """A number where no operand beside it tells its type; 0 and 1 are exact in any."""
-        if constant.value in (0.0, 1.0):
-            return repr(abs(constant.value))
+        if repr(constant.value) in ("0.0", "1.0"):
+            return repr(constant.value)
         return f"tl.full([1, 1], {_literal(constant.value)}, {self.real})"
 
     def expression(

@@ -9,6 +9,7 @@
 
 from parnl import ops, params
 from parnl.cell import Cell
+from parnl.checkpoint import load_params, save_params
 from parnl.diagnose import Lyapunov, Report, diagnose, lyapunov
 from parnl.expr import StepError
 from parnl.registry import get_cell, list_cells, register
@@ -30,10 +31,12 @@ __all__ = [
     "diagnose",
     "get_cell",
     "list_cells",
+    "load_params",
     "lyapunov",
     "ops",
     "params",
     "register",
+    "save_params",
     "solve",
     "step",
 ]

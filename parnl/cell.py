@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -58,6 +59,11 @@ class Cell:
         self.chosen = {**self.options, **options}
         self.__dict__.update(self.chosen)
         self.specs: dict[str, Parameter] = dict(self.parameters)
+        for kind, names in (("parameters", self.specs), ("states", self.states)):
+            for name in names:
+                _check_name(kind, name)
+        if not self.states or len(set(self.states)) < len(self.states):
+            raise ValueError(f"states: expected one name or more, each once, got {self.states!r}")
         self.program = self._trace()
         self.masked = self.program.masked  # made here, for torch.compile cannot follow it
 
@@ -151,6 +157,19 @@ class Cell:
         return Program.shared(graph, states, operands, numbers)
 
 
+def _check_name(kind: str, name: Any) -> None:
+    """Raise ValueError unless `p.name` can be written, and is no attribute of Python's own.
+
+    Names stay out of generated code, which numbers its variables; they are keys of files and of
+    `torch.nn.ParameterDict`, and part of messages.
+    """
+    fits = isinstance(name, str) and name.isidentifier() and not name.startswith("_")
+    if not fits or keyword.iskeyword(name):
+        raise ValueError(
+            f"{kind}: expected Python identifiers without a leading underscore, got {name!r}"
+        )
+
+
 class _Parameters:
     """Parameters as a step sees them while it is traced: a symbol for each that is read."""
 
@@ -184,4 +203,5 @@ class _Features:
     def __getattr__(self, name: str) -> Symbol:
         if name.startswith("__"):
             raise AttributeError(name)
+        _check_name("features", name)
         return self._used.setdefault(name, self._graph.leaf("feature", name))

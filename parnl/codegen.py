@@ -6,10 +6,13 @@ and no autodiff machinery at run time, and it runs unchanged under `jax.jit` and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from parnl.expr import INFIX, Symbol, reachable
+
+_SINGLE = 3.4028234663852886e38  # the largest float32
 
 
 def fused_sums(outputs: Sequence[Symbol]) -> dict[int, tuple[Symbol, Symbol]]:
@@ -102,6 +105,8 @@ def _name(node: Symbol, names: Mapping[int, str]) -> str:
     if node.op != "constant":
         return names[node.index]
     text = repr(node.value)  # inf and nan are names of the function's globals
+    if _SINGLE < abs(node.value) < math.inf:
+        return f"number({text}, a0)"  # inf in float32, where PyTorch would refuse it
     return f"({text})" if text.startswith("-") else text
 
 
@@ -119,7 +124,8 @@ def _expression(
         return f"{args[0]} ** {args[1]}"
     if node.op == "where" and all(a.op == "constant" for a in operands[1:]):
         # two numbers have no dtype of their own, and must not be rounded to a default one
-        return f"where({args[0]}, number({args[1]}, a0), {args[2]})"
+        first = args[1] if args[1].startswith("number") else f"number({args[1]}, a0)"
+        return f"where({args[0]}, {first}, {args[2]})"
     return f"{node.op}({', '.join(args)})"
 
 

@@ -44,4 +44,4 @@ def auto_chunks(program: Program, lanes: int, channels: int, steps: int) -> int:
     1
     """
     chunks = min(lanes // max(channels, 1), steps // _SHORTEST)
-    return chunks if chunks >= _GAIN * passes(program) else 1
+    return chunks if chunks > 1 and chunks >= _GAIN * passes(program) else 1

@@ -8,6 +8,8 @@ that order is topological and later passes (`diff`, `codegen`) are plain loops o
 from __future__ import annotations
 
 import math
+import os
+import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -56,6 +58,13 @@ _UFUNCS = {
     np.equal: "eq", np.not_equal: "ne",
 }  # fmt: skip
 
+# One for all graphs, which may thus be copied. A fork waits for it: no child may inherit it taken.
+_lock = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
+
 
 class Graph:
     """A set of expressions over named leaves, each distinct subexpression stored once."""
@@ -67,11 +76,12 @@ class Graph:
     def _node(self, op: str, args: tuple[Symbol, ...], value: Any) -> Symbol:
         # repr tells 0.0 from -0.0 and finds NaN equal to itself, which == does not
         key = (op, tuple(a.index for a in args), repr(value))
-        node = self._known.get(key)
-        if node is None:
-            node = Symbol(self, len(self.nodes), op, args, value)
-            self.nodes.append(node)
-            self._known[key] = node
+        with _lock:  # derivatives join the graph when they are first asked for, in any thread
+            node = self._known.get(key)
+            if node is None:
+                node = Symbol(self, len(self.nodes), op, args, value)
+                self.nodes.append(node)
+                self._known[key] = node
         return node
 
     def leaf(self, kind: str, name: str) -> Symbol:
@@ -83,9 +93,14 @@ class Graph:
         return self._node("constant", (), float(value))
 
     def apply(self, op: str, *args: Any) -> Symbol:
-        """Return the node for `op` of symbols and numbers, simplified where that is exact."""
+        """Return the node for `op` of symbols and numbers, simplified where that is exact.
+
+        But for the sign of a zero: x + 0 is x.
+        """
         nodes = tuple(self._as_node(op, a) for a in args)
         _check_kinds(op, nodes)
+        if op == "pow" and not math.isfinite(nodes[1].value):
+            raise StepError(f"step: **: expected a finite exponent, got {nodes[1].value}")
         simpler = self._simplified(op, nodes)
         return self._node(op, nodes, None) if simpler is None else simpler
 
@@ -97,7 +112,10 @@ class Graph:
         if isinstance(value, bool | np.bool_):
             _refuse(op, f"the truth value {value}")
         if isinstance(value, int | float | np.integer | np.floating):
-            return self.constant(float(value))
+            try:
+                return self.constant(float(value))
+            except OverflowError as error:
+                raise StepError(f"step: {op}: an integer beyond the range of float64") from error
         _refuse(op, f"a value of type {type(value).__name__}")
 
     def _simplified(self, op: str, args: tuple[Symbol, ...]) -> Symbol | None:

@@ -8,8 +8,6 @@ function of its config alone: shuffling and dropout are seeded by epoch and step
 stopped and resumed ends with the same bits as one that was not.
 """
 
-import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from parnl.checkpoint import check_arrays, read_checkpoint, write_checkpoint
 from parnl.data import Dataset, Split, load, patched
 
 CHECKPOINT, MODEL = "checkpoint.safetensors", "model.safetensors"
@@ -279,57 +278,6 @@ def _stalled(history: list[dict[str, Any]]) -> int:
 
 def _model_of(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: value for name, value in state.items() if name.startswith("model.")}
-
-
-# Checkpoints. Config and history travel in the file's own header, as JSON, so that one rename
-# replaces all of them together.
-
-
-def write_checkpoint(path: Path, arrays: dict[str, np.ndarray], **header: Any) -> None:
-    """Write arrays and a JSON header to `path`, which is at no moment half written."""
-    from safetensors.numpy import save
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("wb") as file:
-        contiguous = {name: np.asarray(value, order="C") for name, value in arrays.items()}
-        file.write(save(contiguous, {"parnl": json.dumps(header)}))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and the header that `write_checkpoint` wrote."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint: there is no file {path}")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            header = json.loads(file.metadata()["parnl"])
-    except (SafetensorError, TypeError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"checkpoint: {path} is not a parnl checkpoint ({error})") from error
-    return arrays, header
-
-
-def check_arrays(arrays: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    """Raise ValueError unless the names, shapes and dtypes are those of `expected`."""
-    for problem, names in (
-        ("lacks", sorted(expected.keys() - arrays.keys())),
-        ("has unknown", sorted(arrays.keys() - expected.keys())),
-    ):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ValueError(f"checkpoint: {problem} {', '.join(names[:3])}{more}")
-    for name, value in expected.items():
-        got = arrays[name]
-        if (got.shape, got.dtype) != (value.shape, value.dtype):
-            raise ValueError(
-                f"checkpoint: {name} is {got.dtype} {got.shape}, "
-                f"the model expects {value.dtype} {value.shape}"
-            )
 
 
 def _restore(

@@ -530,7 +530,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError("no space left")
 
-    monkeypatch.setattr(train.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="no space"):
         train.write_checkpoint(path, {"a": np.ones(2)}, epoch=2)
     arrays, header = train.read_checkpoint(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -76,8 +77,16 @@ def _register(kernel: Kernel) -> str:
     return name
 
 
-@cache
+_registering = threading.Lock()  # XLA takes a name once
+
+
 def _registered(name: str, text: str) -> None:
+    with _registering:
+        _register_once(name, text)
+
+
+@cache
+def _register_once(name: str, text: str) -> None:
     handler = cbuild.load(text, "handler", jax.ffi.include_dir(), jaxlib.__version__)
     if handler is None:
         raise cbuild.BuildError("the C compiler failed on a kernel; set PARNL_KERNELS=off")

@@ -8,6 +8,7 @@ from typing import Any
 
 from jax import lax
 
+from parnl.backends import cbuild
 from parnl.backends.jax import ffi, pallas
 from parnl.program import Program
 
@@ -20,9 +21,18 @@ def by_platform(
     `call` is `ffi.call`, or `pallas.call` of the same interface.
     """
     calls = pallas.calls(program, dtype)
-    if "cpu" not in calls and ffi.usable(dtype):
-        calls["cpu"] = ffi.call
-    if not calls:
+    if not calls and not ffi.usable(dtype):
         return composed(*arrays)
     ways = {name: partial(kernels, call) for name, call in calls.items()}
+    if "cpu" not in calls and ffi.usable(dtype):
+        ways["cpu"] = partial(_in_c, kernels, composed)
     return lax.platform_dependent(*arrays, **ways, default=composed)
+
+
+def _in_c(kernels: Callable, composed: Callable, *arrays: list) -> Any:
+    try:
+        return kernels(ffi.call, *arrays)
+    except cbuild.BuildError:  # which has been said
+        if cbuild.choice() == "c":
+            raise
+        return composed(*arrays)

@@ -132,7 +132,7 @@ class TorchBackend(CompiledKernels):
         states: Sequence[Any],
         grads: Sequence[Any],
         wanted: Sequence[int],
-    ) -> tuple[list[Any], list[Any]]:
+    ) -> tuple[list[Any], list[Any]] | None:
         """Return the gradients of x0, and of the operands `wanted`, before they are summed."""
         if tritoncall.serves(states[0], plan.chunks):
             return tritoncall.gradients(program, plan, operands, x0, states, grads, wanted)
