@@ -109,6 +109,11 @@ def gap(a, b):
 
 
 @triton.jit
+def finite(x):
+    return tl.where(tl.abs(x) < float("inf"), tl.abs(x), 0.0)
+
+
+@triton.jit
 def peak(x, where):
     x = tl.where(where, tl.where(x != x, float("inf"), x), 0.0)
     return tl.reduce(tl.reduce(x, 1, larger), 0, larger)
@@ -327,8 +332,7 @@ class _Writer:
     def newton(self) -> list[str]:
         """`newton.newton`; the number of the state, or of the block's entry, follows its names."""
         runs = ("adjoint", "backward") if self.backward else ("advance", "trajectory")
-        body = self.trust()
-        body += self.entries("a{i} = clamped(tl.where(p{i} != p{i}, 0.0, p{i}))")
+        body = self.entries("a{i} = clamped(tl.where(p{i} != p{i}, 0.0, p{i}))")
         body += self.each("change{i} = tl.where(settled, 0.0, gap(end{i}, before{i}))")
         body += self.affine_scan()
         body += self.each("change{i} = earlier(change{i}, 0.0, c, CHUNKS, BLOCK)")
@@ -337,19 +341,18 @@ class _Writer:
             moved = _sum_of_products(self.entries("a{i}")[i * self.k : (i + 1) * self.k], changes)
             body.append(f"after{i} = tl.where(settled, before{i}, end{i} + ({moved}))")
         body += self.each("s{i} = earlier(after{i}, first{i}, c, CHUNKS, BLOCK)")
+        body += self.each("size{i} = tl.associative_scan(finite(after{i}), 0, larger)")
+        body += self.each("size{i} = larger(size{i}, finite(first{i}))")
+        body += self.trust()
         body += self.run(runs[1], products=not self.linear)
-        body += _largest("residual", self.each("tl.abs(gap(end{i}, after{i}))"))
+        body += self.each("left{i} = tl.abs(gap(end{i}, after{i}))")
+        body += _largest("residual", self.each("left{i}"))
         if self.linear:
             body.append("settled = ~inner | all_so_far(settled | (residual == 0.0) | sound)")
         else:
-            finite = "tl.where(tl.abs({0}{{i}}) < float('inf'), tl.abs({0}{{i}}), 0.0)"
-            body += _largest("size", self.each(finite.format("after")))
-            body += _largest("size0", self.each(finite.format("first")))
-            body += [
-                "allowed = tolerance * larger(tl.associative_scan(size, 0, larger), size0)",
-                "small = (residual <= allowed) & tame",
-                "settled = ~inner | all_so_far(settled | (residual == 0.0) | small)",
-            ]
+            small = " & ".join(self.each("(left{i} <= tolerance * size{i})"))
+            body.append(f"small = {small} & tame")
+            body.append("settled = ~inner | all_so_far(settled | (residual == 0.0) | small)")
         body += _largest("update", self.each("tl.abs(gap(after{i}, before{i}))"))
         body += [
             *self.each("before{i} = after{i}"),
@@ -372,9 +375,11 @@ class _Writer:
 
     def trust(self) -> list[str]:
         """`newton._trust`: `tame`, of a linear program `sound`."""
-        lines = _largest("size", self.entries("tl.abs(p{i})"))
-        lines.append("nan = size != size")
+        lines = _largest("steepest", self.entries("tl.abs(p{i})"))
+        lines.append("nan = steepest != steepest")
         lines += self.entries("e{i} = clamped(tl.where(nan, 0.0, p{i}))")
+        if self.k > 1:
+            lines += self.in_proportion()
         power = 1
         while self.k > 1 and power < 4:
             square = _matmul(self.entries("e{i}"), self.entries("e{i}"), self.k)
@@ -389,8 +394,22 @@ class _Writer:
             f"tame = ~inner | (level + least < {newton.GROWTH!r})",
         ]
         if self.linear:
-            return [*lines, f"sound = all_so_far(~inner | (tame & (size < {self.limit})))"]
+            return [*lines, f"sound = all_so_far(~inner | (tame & (steepest < {self.limit})))"]
         return [*lines, "tame = (tl.reduce((~tame).to(tl.int32), 0, larger) == 0)[None, :]"]
+
+    def in_proportion(self) -> list[str]:
+        """`newton._in_proportion` of e."""
+        lines = _largest("largest", self.each("size{i}"))
+        lines += _largest("largest0", self.each("finite(first{i})"))
+        lines += self.each("share{i} = tl.where(size{i} > 0.0, size{i} / largest, 0.0)")
+        first = "tl.where(finite(first{i}) > 0.0, finite(first{i}) / largest0, 0.0)"
+        lines += self.each("share{i}_ = " + first)
+        lines += self.each("share{i}_ = earlier(share{i}, share{i}_, c, CHUNKS, BLOCK)")
+        for e in range(self.k * self.k):
+            i, j = divmod(e, self.k)
+            ratio = f"tl.where(share{i} > 0.0, share{j}_ / share{i}, 0.0)"
+            lines.append(f"e{e} = clamped(e{e} * clamped({ratio}))")
+        return lines
 
     def affine_scan(self) -> list[str]:
         """`scan.affine_scan` of a and change."""

@@ -17,10 +17,11 @@ next change of s_c is an exact zero, and P_c is kept finite: so s_{c+1} becomes 
 bit. Hence each iteration makes at least one more chunk start exact, for any cell whatever.
 
 Every lane (one channel of one sequence) converges by itself, and a chunk start is settled, and
-from then on untouched, once all gaps up to it are small: a value depends on nothing but the earlier
-steps of its own lane, so a NaN can disturb neither other sequences nor earlier steps, not even
-through the number of iterations. One thing looks ahead: whether the lane amplifies what is left at
-a chunk start (see `_trust`), and so whether its starts are right to rounding or to the last bit.
+from then on untouched, once all gaps up to it are small: in each state, compared with that state's
+own size so far, so that units do not matter. A value depends on nothing but the earlier steps of
+its own lane, so a NaN can disturb neither other sequences nor earlier steps, not even through the
+number of iterations. One thing looks ahead: whether the lane amplifies what is left at a chunk
+start (see `_trust`), and so whether its starts are right to rounding or to the last bit.
 
 A linear program needs one update, and its gaps are not looked at, unless it amplifies rounding.
 """
@@ -61,7 +62,9 @@ class Plan(NamedTuple):
 
     @property
     def allowed(self) -> float:
-        """Largest gap accepted at a chunk boundary, relative to the lane's largest state so far.
+        """Largest gap accepted in a state at a chunk boundary, relative to that state's size.
+
+        Its size is its largest magnitude at the lane's chunk starts so far.
 
         0: bit-equal. By default, each of the L steps of a chunk is allowed a rounding error of its
         own. A property, for in a compiled graph L may be unknown until it is run.
@@ -156,8 +159,8 @@ def newton(
         run_ends, products = kernels.advance(program, plan, operands, [s[:, :-1] for s in starts])
         # the trajectory's own ends once there are some: exactness is then in terms of its bits
         ends = [xp.where(iteration == 0, r, e) for r, e in zip(run_ends, ends, strict=True)]
-        trust = _trust(kernels, products, limit, program.linear)
-        products = [xp.clip(xp.where(xp.isnan(p), 0.0, p), -limit, limit) for p in products]
+        raw = products
+        products = [xp.clip(xp.where(xp.isnan(p), 0.0, p), -limit, limit) for p in raw]
 
         gaps = [xp.where(settled, 0.0, _gap(xp, e, s)) for e, s in zip(ends, before, strict=True)]
         change = affine_scan(xp, products, gaps, limit)
@@ -166,11 +169,16 @@ def newton(
         after = [xp.where(settled, s, m) for s, m in zip(before, moved, strict=True)]
         starts = [xp.concat([s[:, :1], a], axis=1) for s, a in zip(starts, after, strict=True)]
 
+        finite = [xp.where(xp.isfinite(s), xp.abs(s), 0.0) for s in starts]
+        sizes = [kernels.running_max(s) for s in finite]
+        trust = _trust(kernels, raw, sizes, limit, program.linear)
         states, ends = kernels.trajectory(program, plan, operands, starts)
-        gap = _largest(xp, [_gap(xp, e, a) for e, a in zip(ends, after, strict=True)])
-        size = _largest(xp, [xp.where(xp.isfinite(s), s, 0.0) for s in starts])
-        allowed = plan.allowed * kernels.running_max(size)[:, 1:]
-        settled = _all_so_far(kernels, settled | trust(gap <= allowed, gap == 0))
+        gaps = [xp.abs(_gap(xp, e, a)) for e, a in zip(ends, after, strict=True)]
+        gap = _largest(xp, gaps)
+        small = gap == gap
+        for g, s in zip(gaps, sizes, strict=True):
+            small = small & (g <= plan.allowed * s[:, 1:])
+        settled = _all_so_far(kernels, settled | trust(small, gap == 0))
         update = _largest(xp, [_gap(xp, a, s) for a, s in zip(after, before, strict=True)])
         stats = (_peak(xp, update), _peak(xp, gap))
         return iteration + 1, starts, states, ends, settled, stats
@@ -215,18 +223,24 @@ def _all_so_far(kernels: Kernels, ok: Any) -> Any:
 
 
 def _trust(
-    kernels: Kernels, products: Sequence[Any], limit: float, linear: bool
+    kernels: Kernels,
+    products: Sequence[Any],
+    sizes: Sequence[Any],
+    limit: float,
+    linear: bool,
 ) -> Callable[[Any, Any], Any]:
     """Return the rule that turns (gap is small, gap is zero) into (chunk start may be settled).
 
     Nonlinear: small gaps do, unless the lane amplifies them further on. Linear: one update is the
     answer, whatever the gaps say, until rounding has been amplified; from there on only a zero gap
-    tells.
+    tells. `sizes`: of each state at the chunk starts, (B, C, D), never falling along the lane.
     """
-    xp, k = kernels.xp, math.isqrt(len(products))
+    xp, k = kernels.xp, len(sizes)
     size = _largest(xp, products)
     nan = xp.isnan(size)
     entries = [xp.clip(xp.where(nan, 0.0, p), -limit, limit) for p in products]
+    if k > 1:
+        entries = _in_proportion(xp, entries, sizes, limit)
     power = 1
     while k > 1 and power < 4:  # the norm of a power nears the spectral radius, which is what grows
         entries = [xp.clip(p, -limit, limit) for p in blocks.matmul(entries, entries, k)]
@@ -241,3 +255,23 @@ def _trust(
         return lambda small, zero: zero | sound
     tame = xp.all(tame, axis=1, keepdims=True)
     return lambda small, zero: zero | (small & tame)
+
+
+def _in_proportion(
+    xp: Any, products: Sequence[Any], sizes: Sequence[Any], limit: float
+) -> list[Any]:
+    """Return blocks (B, C - 1, D) for states each in units of its own size, whatever they are in.
+
+    Only proportions between states count: where all of them grow, what was left grows too. A state
+    that has been 0 all along has no size; its gaps must be 0, so there is nothing to amplify.
+    """
+    largest = _largest(xp, sizes)
+    share = [xp.where(s > 0, s / largest, 0.0) for s in sizes]
+    scaled = []
+    for i in range(len(sizes)):
+        for j in range(len(sizes)):
+            after = share[i][:, 1:]
+            ratio = xp.where(after > 0, share[j][:, :-1] / after, 0.0)
+            entry = products[len(scaled)] * xp.clip(ratio, 0.0, limit)
+            scaled.append(xp.clip(entry, -limit, limit))
+    return scaled
