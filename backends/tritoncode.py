@@ -61,8 +61,8 @@ class Kernel(NamedTuple):
         return self.layouts[i] in (CHANNEL, SCALAR)
 
 
-SIZES = ("T", "L", "C", "D", "reverse", "tolerance", "max_iterations")
-STATS = ("iterations", "largest_update", "largest_residual", "converged")
+SIZES = ("T", "L", "C", "D", "reverse", "tolerance", "max_iterations", "gives_up")
+STATS = ("iterations", "largest_update", "largest_residual", "converged", "sequential")
 
 
 def parameters(kernel: Kernel) -> list[str]:
@@ -371,10 +371,30 @@ class _Writer:
             "unfinished = max_iterations > 0",
             "while unfinished:",
             *_indented(body),
+            *self.give_up(runs[1]),
         ]
 
+    def give_up(self, kind: str) -> list[str]:
+        """Lanes that are not settled go on by themselves from their last settled chunk start."""
+        results = ", ".join([*self.each("rest{i}"), *(self.entries("_{i}") * (not self.linear))])
+        lines = [
+            "front = tl.reduce((settled & inner).to(tl.int32), 0, added)[None, :]",
+            "undone = (front < C - 1) & channel & (gives_up > 0)",
+            "final = tl.where(undone, front, C - 1)",
+        ]
+        body = ["left = tl.where(undone & (c == front), T - c * L, 0)", "tl.debug_barrier()"]
+        for s, i in enumerate(self.kernel.wanted):
+            if self.kernel.summed(i):
+                after = "undone & (c > front) & (c < C)"
+                body.append(f"tl.store(o{s} + sums, residual * 0.0, mask={after})")
+        given = {"steps": "left", "due": "left", "L": "T"}
+        arguments = ", ".join([*self.each("s{i}"), *(given.get(n, n) for n in self.given())])
+        body.append(f"{results} = {kind}({arguments}, CHUNKS, BLOCK)")
+        body += self.each("end{i} = tl.where(left > 0, rest{i}, end{i})")
+        return [*lines, "if some(undone):", *_indented(body)]
+
     def trust(self) -> list[str]:
-        """`newton._trust`: `tame`, of a linear program `sound`."""
+        """`newton._tame`, and what `newton.newton` makes of it: `tame` of the lane, or `sound`."""
         lines = _largest("steepest", self.entries("tl.abs(p{i})"))
         lines.append("nan = steepest != steepest")
         lines += self.entries("e{i} = clamped(tl.where(nan, 0.0, p{i}))")
@@ -433,7 +453,8 @@ class _Writer:
     def epilogue(self) -> list[str]:
         """What the whole solve gives beside the states: statistics, or the gradient of x0."""
         if self.backward:
-            last = "mask=(c == C - 1) & channel"
+            row = "final" if self.kernel.parallel else "C - 1"
+            last = f"mask=(c == {row}) & channel"
             return self.each("tl.store(initial{i} + b * D + d + c * 0, end{i}, " + last + ")")
         if not self.kernel.parallel:
             return [
@@ -442,6 +463,7 @@ class _Writer:
                 "    tl.store(largest_update, 0.0)",
                 "    tl.store(largest_residual, 0.0)",
                 "    tl.store(converged, 1)",
+                "    tl.store(sequential, tl.num_programs(0) // blocks * D)",
             ]
         bits = "tl.int32" if self.kernel.dtype == "float32" else "tl.int64"
         return [
@@ -450,9 +472,11 @@ class _Writer:
             # single precision. The last instance to come finds everyone's results in `shared`.
             "last = peak(update, inner).to(tl.float32).to(tl.int32, bitcast=True).to(tl.int64)",
             "tl.atomic_max(shared, (iteration.to(tl.int64) << 32) + last)",
-            f"left = peak(residual, inner).to({bits}, bitcast=True).to(tl.int64)",
+            f"left = peak(residual, inner & ~undone).to({bits}, bitcast=True).to(tl.int64)",
             "tl.atomic_max(shared + 1, left)",
-            "tl.atomic_max(shared + 2, some(~settled).to(tl.int64))",
+            "tl.atomic_max(shared + 2, some(~settled & ~undone).to(tl.int64))",
+            "undone = undone.to(tl.int64)",
+            "tl.atomic_add(shared + 4, tl.reduce(tl.reduce(undone, 1, added), 0, added))",
             "if tl.atomic_add(shared + 3, 1) == tl.num_programs(0) - 1:",
             "    last = tl.atomic_max(shared, 0)",
             "    tl.store(iterations, (last >> 32).to(tl.int32))",
@@ -460,6 +484,7 @@ class _Writer:
             "    left = tl.atomic_max(shared + 1, 0)",
             f"    tl.store(largest_residual, left.to({bits}).to({self.real}, bitcast=True))",
             "    tl.store(converged, tl.atomic_max(shared + 2, 0) == 0)",
+            "    tl.store(sequential, tl.atomic_add(shared + 4, 0).to(tl.int32))",
         ]
 
     # -- a run over all chunks ------------------------------------------------------------------

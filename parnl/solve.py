@@ -36,7 +36,9 @@ class Info(NamedTuple):
 
     iterations: Newton updates made, 0 if sequential; chunks: C; update: largest change of a chunk
     start in the last of them; residual: largest gap left between the end of a chunk and the next
-    start; converged: whether all gaps are small enough. Arrays of the backend, but for `chunks`.
+    start; converged: whether all gaps are small enough; sequential: how many lanes (channels of
+    sequences) the plain loop has run: all with one chunk, else those that Newton was given up on.
+    Arrays of the backend, but for `chunks`.
     """
 
     iterations: Any
@@ -44,6 +46,7 @@ class Info(NamedTuple):
     update: Any
     residual: Any
     converged: Any
+    sequential: Any
 
 
 class Solution(NamedTuple):
@@ -93,8 +96,10 @@ def solve(
         tolerance: largest gap accepted between the end of a chunk and the start of the next,
             relative to the size of the state. None: rounding level. 0: chunk starts equal the
             sequential run to the last bit.
-        max_iterations: stop after so many Newton updates, converged or not. None: as many as it
-            takes; at most `chunks` are needed.
+        max_iterations: stop after so many Newton updates, converged or not; `chunks` are always
+            enough. None: as many as are worth it; channels that have not converged by then are
+            run by the plain loop, so that a cell on which Newton makes no progress costs at most
+            about 2.5 times the loop, by the model of `parnl.cost`. `info.sequential` tells.
 
     Gradients (JAX, PyTorch) are exact, from the implicit function theorem: O(T D) memory, no
     matter how many iterations. Half precision is solved in float32 and returned as it came.
@@ -258,16 +263,21 @@ def _run(
         raise ValueError(f"tolerance: expected a number of at least 0, got {tolerance!r}")
     if max_iterations is not None and max_iterations < 1:
         raise ValueError(f"max_iterations: expected at least 1, got {max_iterations!r}")
-    automatic = auto_chunks(program, backend.lanes(x0[0]), rows * channels, steps)
+    automatic = auto_chunks(program, backend.device(x0[0]), rows * channels, steps)
     count = _chunks(automatic, steps, method, chunks)
     if steps == 0:
         empty = [xp.broadcast_to(x[:, None, :], (rows, 0, channels)) for x in x0]
-        return empty, Info(0, 1, 0.0, 0.0, True)
+        return empty, Info(0, 1, 0.0, 0.0, True, 0)
     epsilon = float(xp.finfo(x0[0].dtype).eps)
     plan = Plan.make(steps, count if rows else 1, epsilon, tolerance, max_iterations, reverse)
     states, stats = backend.solve(program, plan, operands, x0)
     return states, Info(
-        stats.iterations, plan.chunks, stats.update, stats.residual, stats.converged
+        stats.iterations,
+        plan.chunks,
+        stats.update,
+        stats.residual,
+        stats.converged,
+        stats.sequential,
     )
 
 

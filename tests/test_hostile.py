@@ -6,6 +6,7 @@ from oracles import BACKENDS, assert_bits, assert_close, numpy_of, to
 
 import parnl
 from parnl import ops
+from parnl.backends import get_backend
 from parnl.params import matrix, vector
 
 # -- states in any units ---------------------------------------------------------------------------
@@ -89,3 +90,115 @@ def test_a_state_that_is_zero_has_no_size(backend):
     assert bool(out.info.converged)
     assert_close(out.outputs, expected, 1e-12)
     assert (numpy_of(out.outputs)[[0, 2]] == 0).all()
+
+
+# -- Newton makes no progress ----------------------------------------------------------------------
+
+
+class Logistic(parnl.Cell):
+    """x' = a x (1 - x), chaotic at a = 4."""
+
+    parameters = dict(W=matrix("input", "hidden"), a=vector("hidden"))
+
+    def features(self, p, u):
+        return dict(f=u @ p.W)
+
+    def step(self, p, x, f):
+        return p.a * x * (1.0 - x) + 0.0 * f.f
+
+
+class Steep(parnl.Cell):
+    """Jacobians of 1e4, in a state that stays in [-1, 1]."""
+
+    parameters = dict(W=matrix("input", "hidden"))
+
+    def features(self, p, u):
+        return dict(f=u @ p.W)
+
+    def step(self, p, x, f):
+        return ops.sin(1e4 * x + f.f)
+
+
+class Switch(parnl.Cell):
+    """Contracts everywhere but at a jump that the state keeps crossing."""
+
+    parameters = dict(W=matrix("input", "hidden"))
+
+    def features(self, p, u):
+        return dict(f=u @ p.W)
+
+    def step(self, p, x, f):
+        return 0.999 * ops.where(x > f.f, x - 1.0, x + 0.7)
+
+
+# Saturated gates, drawn at random: Lyapunov exponents of 0.14 and 0.035 a step.
+EDGE = {
+    "gru": {
+        "W_r": -1.6, "b_r": 1.0, "a_r": -0.6, "W_z": 1.5, "b_z": -1.4, "a_z": -5.3,
+        "W_n": 0.8, "b_n": -1.2, "a_n": -2.9, "c_n": 1.7,
+    },
+    "lstm": {
+        "W_i": -7.0, "b_i": -1.3, "a_i": -18.0, "W_f": 0.9, "b_f": 2.4, "a_f": 8.5,
+        "W_o": 3.6, "b_o": 5.1, "a_o": 12.8, "W_g": 3.2, "b_g": 0.7, "a_g": -2.2,
+    },
+}  # fmt: skip
+
+
+def hostile(name, backend, steps, dtype="float64"):
+    """Return (cell, params, inputs, initial state), one sequence of one channel."""
+    kinds = {"logistic": Logistic, "steep": Steep, "switch": Switch}
+    cell = kinds[name](1, 1) if name in kinds else parnl.get_cell(name, 1, 1)
+    params = {k: np.ones(v.shape) for k, v in cell.init(0, "numpy").items()}
+    if name == "logistic":
+        params["a"] = 4.0 * params["a"]
+    if name in EDGE:
+        params = {k: v * EDGE[name][k] for k, v in params.items()}
+    inputs = np.random.default_rng(1).normal(size=(steps, 1))
+    state = tuple(np.full(1, 0.2) for _ in cell.states)
+    params = {k: to(backend, v.astype(dtype)) for k, v in params.items()}
+    state = tuple(to(backend, s.astype(dtype)) for s in state)
+    return cell, params, to(backend, inputs.astype(dtype)), state
+
+
+HOSTILE = ("logistic", "gru", "steep", "switch", "lstm")
+
+
+class Work:
+    """Operations that a solve has to do one after the other, counted as its runs are made."""
+
+    def __init__(self, monkeypatch, backend):
+        self.done = self.updates = 0
+        kind = type(get_backend(backend))
+        for name, derived in (("advance", "step_jacobian"), ("trajectory", "step")):
+            monkeypatch.setattr(kind, name, self.counted(getattr(kind, name), derived))
+
+    def counted(self, run, derived):
+        def counting(kernels, program, plan, operands, starts):
+            self.done += plan.length * program.costs(derived)
+            self.updates += derived == "step_jacobian"
+            return run(kernels, program, plan, operands, starts)
+
+        return counting
+
+
+@pytest.mark.parametrize("chunks", [None, 64, "T"])
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_the_loop_takes_over(monkeypatch, backend, name, chunks):
+    """The sequential bits, at no more than 2.5 times the sequential work."""
+    monkeypatch.setenv("PARNL_KERNELS", "off")
+    steps = 1024 if chunks == "T" else 4096
+    arguments = hostile(name, backend, steps)
+    expected = numpy_of(parnl.solve(*arguments, method="sequential").outputs)
+    work = Work(monkeypatch, backend)
+    out = parnl.solve(*arguments, chunks=steps if chunks == "T" else chunks)
+    assert out.info.chunks > 1
+    assert work.updates == int(out.info.iterations)
+    assert work.done <= 2.5 * steps * arguments[0].program.cost
+    assert bool(out.info.converged)
+    if name == "switch":  # contracts between its jumps: right to rounding
+        assert_close(out.outputs, expected, 1e-12)
+    else:
+        assert_bits(out.outputs, expected)
+        assert_bits(out.final_state[-1], expected[-1])
+        assert int(out.info.sequential) == 1

@@ -108,7 +108,7 @@ def implicit_gradients(
     wanted: Sequence[int],
 ) -> tuple[list[Tensor], dict[int, Tensor]]:
     """Return the gradients of x0 and of the operands `wanted`, in their shapes and dtypes."""
-    back = plan._replace(reverse=not plan.reverse, max_iterations=plan.chunks)
+    back = plan.backward()
     if not torch.is_grad_enabled() and kernels.writes_gradients(states[0], plan):
         of_x0, parts = kernels.gradients(program, back, operands, x0, states, grads, wanted)
         found = {i: _reduced(g, operands[i]) for i, g in zip(wanted, parts, strict=True)}
