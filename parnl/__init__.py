@@ -9,6 +9,7 @@
 
 from parnl import ops, params
 from parnl.cell import Cell
+from parnl.check import SolveError
 from parnl.diagnose import Lyapunov, Report, diagnose, lyapunov
 from parnl.expr import StepError
 from parnl.registry import get_cell, list_cells, register
@@ -24,6 +25,7 @@ __all__ = [
     "Lyapunov",
     "Report",
     "Solution",
+    "SolveError",
     "StepError",
     "affine_scan",
     "certify",

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from parnl.cell import Cell
+from parnl.check import check_finite, check_parameters, check_residuals, require_values
 from parnl.cost import auto_chunks
 from parnl.inputs import (
     batched,
@@ -74,6 +75,7 @@ def solve(
     chunks: int | str | None = None,
     tolerance: float | None = None,
     max_iterations: int | None = None,
+    check: bool = False,
 ) -> Solution:
     """Run `cell` over whole sequences, in parallel over time, with the sequential answer.
 
@@ -101,6 +103,11 @@ def solve(
             run by the plain loop, so that a cell on which Newton makes no progress costs at most
             about 2.5 times the loop, by the model of `parnl.cost`. `info.sequential` tells.
 
+        check: look at the answer, and raise `parnl.SolveError` that names what is wrong first:
+            parameter, input, feature or state that is not finite, a state that is no step from
+            the one before; with its sequence, step and channel, and what to try. Costs about one
+            step over all T in the framework's own operations; not under jit, vmap or grad.
+
     Gradients (JAX, PyTorch) are exact, from the implicit function theorem: O(T D) memory, no
     matter how many iterations. Half precision is solved in float32 and returned as it came.
 
@@ -117,6 +124,9 @@ def solve(
     backend = check_params(cell, params, inputs)
     xp = backend.xp
     *batch, steps, _ = inputs.shape
+    if check:
+        require_values(backend, [("inputs", inputs), *params.items()])
+        check_parameters(backend, params)
     mask = None if lengths is None else mask_of(backend, lengths, inputs)
     if mask is not None:
         # what stands in the padding, NaN for instance, must not reach a gradient either
@@ -142,8 +152,16 @@ def solve(
         backend, program, operands, x0, steps, reverse, method, chunks, tolerance, max_iterations
     )
 
-    last = 0 if reverse else -1
     whole = [xp.reshape(s, (*batch, steps, cell.hidden_size)) for s in states]
+    if check and steps:
+        given = [("inputs", inputs), *([] if dt is None else [("dt", dt[..., None])])]
+        given += [(f"feature {n}", v) for n, v in vars(features).items() if n != "_kind"]
+        first = [xp.reshape(x, (*batch, cell.hidden_size)) for x in x0]
+        check_finite(backend, given, cell.states, first, whole, mask, reverse)
+        check_residuals(
+            backend, program, operands, x0, states, batch, reverse, info, tolerance, max_iterations
+        )
+    last = 0 if reverse else -1
     ends = [s[:, last] for s in states] if steps else x0
     ends = [xp.reshape(x, (*batch, cell.hidden_size)) for x in ends]
     outputs = _outputs(xp, cell, p, whole, features, result_dtype)
