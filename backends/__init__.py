@@ -37,9 +37,6 @@ class Backend(Kernels, Protocol):
     functions: elementwise operation -> callable over arrays and numbers.
     """
 
-    def lanes(self, array: Any) -> int:
-        """Return how many elements an operation on the array's device wants, to be worth it."""
-
     def asarray(self, value: Any, dtype: str, device: Any = None) -> Any:
         """Return `value` (anything NumPy reads) as an array of the framework."""
 

@@ -17,6 +17,10 @@ from parnl import blocks
 from parnl.newton import Plan
 from parnl.program import Program
 
+# What asking for an operation costs, in operations of a step as `Program.cost` counts them: a step
+# that counts as 60 is some 15 requests.
+COMPOSED = 4.0
+
 
 class EagerKernels(ABC):
     """The kernels of `parnl.newton`; subclasses add `xp`, `name`, `functions`, `running_max`."""

@@ -9,7 +9,9 @@ from typing import Any
 import array_api_compat.numpy as xp
 import numpy as np
 
-from parnl.backends.compiled import CompiledKernels, compiled_lanes
+from parnl.backends.compiled import CompiledKernels, compiled_device
+from parnl.backends.eager import COMPOSED
+from parnl.cost import Device
 from parnl.newton import Plan, Stats, newton
 from parnl.program import Program
 
@@ -59,9 +61,11 @@ class NumpyBackend(CompiledKernels):
         """Return the array."""
         return np.asarray(array)
 
-    def lanes(self, array: Any) -> int:
+    def device(self, array: Any) -> Device:
         """Return the measured number of elements at which an operation's fixed cost is small."""
-        return compiled_lanes(self.threads()) if self.compiles(array) else 1 << 15
+        if self.compiles(array):
+            return compiled_device(self.threads(), price=1500.0)
+        return Device(1 << 15, COMPOSED)
 
     def address(self, array: np.ndarray) -> int:
         """Return the address of the first element."""

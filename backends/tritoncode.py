@@ -61,8 +61,8 @@ class Kernel(NamedTuple):
         return self.layouts[i] in (CHANNEL, SCALAR)
 
 
-SIZES = ("T", "L", "C", "D", "reverse", "tolerance", "max_iterations")
-STATS = ("iterations", "largest_update", "largest_residual", "converged")
+SIZES = ("T", "L", "C", "D", "reverse", "tolerance", "max_iterations", "gives_up")
+STATS = ("iterations", "largest_update", "largest_residual", "converged", "sequential")
 
 
 def parameters(kernel: Kernel) -> list[str]:
@@ -106,6 +106,11 @@ def clamped(x):
 def gap(a, b):
     # an exact 0 where both are the same inf or both NaN
     return tl.where((a == b) | ((a != a) & (b != b)), 0.0, a - b)
+
+
+@triton.jit
+def finite(x):
+    return tl.where(tl.abs(x) < float("inf"), tl.abs(x), 0.0)
 
 
 @triton.jit
@@ -327,8 +332,7 @@ class _Writer:
     def newton(self) -> list[str]:
         """`newton.newton`; the number of the state, or of the block's entry, follows its names."""
         runs = ("adjoint", "backward") if self.backward else ("advance", "trajectory")
-        body = self.trust()
-        body += self.entries("a{i} = clamped(tl.where(p{i} != p{i}, 0.0, p{i}))")
+        body = self.entries("a{i} = clamped(tl.where(p{i} != p{i}, 0.0, p{i}))")
         body += self.each("change{i} = tl.where(settled, 0.0, gap(end{i}, before{i}))")
         body += self.affine_scan()
         body += self.each("change{i} = earlier(change{i}, 0.0, c, CHUNKS, BLOCK)")
@@ -337,19 +341,18 @@ class _Writer:
             moved = _sum_of_products(self.entries("a{i}")[i * self.k : (i + 1) * self.k], changes)
             body.append(f"after{i} = tl.where(settled, before{i}, end{i} + ({moved}))")
         body += self.each("s{i} = earlier(after{i}, first{i}, c, CHUNKS, BLOCK)")
+        body += self.each("size{i} = tl.associative_scan(finite(after{i}), 0, larger)")
+        body += self.each("size{i} = larger(size{i}, finite(first{i}))")
+        body += self.trust()
         body += self.run(runs[1], products=not self.linear)
-        body += _largest("residual", self.each("tl.abs(gap(end{i}, after{i}))"))
+        body += self.each("left{i} = tl.abs(gap(end{i}, after{i}))")
+        body += _largest("residual", self.each("left{i}"))
         if self.linear:
             body.append("settled = ~inner | all_so_far(settled | (residual == 0.0) | sound)")
         else:
-            finite = "tl.where(tl.abs({0}{{i}}) < float('inf'), tl.abs({0}{{i}}), 0.0)"
-            body += _largest("size", self.each(finite.format("after")))
-            body += _largest("size0", self.each(finite.format("first")))
-            body += [
-                "allowed = tolerance * larger(tl.associative_scan(size, 0, larger), size0)",
-                "small = (residual <= allowed) & tame",
-                "settled = ~inner | all_so_far(settled | (residual == 0.0) | small)",
-            ]
+            small = " & ".join(self.each("(left{i} <= tolerance * size{i})"))
+            body.append(f"small = {small} & tame")
+            body.append("settled = ~inner | all_so_far(settled | (residual == 0.0) | small)")
         body += _largest("update", self.each("tl.abs(gap(after{i}, before{i}))"))
         body += [
             *self.each("before{i} = after{i}"),
@@ -368,13 +371,35 @@ class _Writer:
             "unfinished = max_iterations > 0",
             "while unfinished:",
             *_indented(body),
+            *self.give_up(runs[1]),
         ]
 
+    def give_up(self, kind: str) -> list[str]:
+        """Lanes that are not settled go on by themselves from their last settled chunk start."""
+        results = ", ".join([*self.each("rest{i}"), *(self.entries("_{i}") * (not self.linear))])
+        lines = [
+            "front = tl.reduce((settled & inner).to(tl.int32), 0, added)[None, :]",
+            "undone = (front < C - 1) & channel & (gives_up > 0)",
+            "final = tl.where(undone, front, C - 1)",
+        ]
+        body = ["left = tl.where(undone & (c == front), T - c * L, 0)", "tl.debug_barrier()"]
+        for s, i in enumerate(self.kernel.wanted):
+            if self.kernel.summed(i):
+                after = "undone & (c > front) & (c < C)"
+                body.append(f"tl.store(o{s} + sums, residual * 0.0, mask={after})")
+        given = {"steps": "left", "due": "left", "L": "T"}
+        arguments = ", ".join([*self.each("s{i}"), *(given.get(n, n) for n in self.given())])
+        body.append(f"{results} = {kind}({arguments}, CHUNKS, BLOCK)")
+        body += self.each("end{i} = tl.where(left > 0, rest{i}, end{i})")
+        return [*lines, "if some(undone):", *_indented(body)]
+
     def trust(self) -> list[str]:
-        """`newton._trust`: `tame`, of a linear program `sound`."""
-        lines = _largest("size", self.entries("tl.abs(p{i})"))
-        lines.append("nan = size != size")
+        """`newton._tame`, and what `newton.newton` makes of it: `tame` of the lane, or `sound`."""
+        lines = _largest("steepest", self.entries("tl.abs(p{i})"))
+        lines.append("nan = steepest != steepest")
         lines += self.entries("e{i} = clamped(tl.where(nan, 0.0, p{i}))")
+        if self.k > 1:
+            lines += self.in_proportion()
         power = 1
         while self.k > 1 and power < 4:
             square = _matmul(self.entries("e{i}"), self.entries("e{i}"), self.k)
@@ -389,8 +414,22 @@ class _Writer:
             f"tame = ~inner | (level + least < {newton.GROWTH!r})",
         ]
         if self.linear:
-            return [*lines, f"sound = all_so_far(~inner | (tame & (size < {self.limit})))"]
+            return [*lines, f"sound = all_so_far(~inner | (tame & (steepest < {self.limit})))"]
         return [*lines, "tame = (tl.reduce((~tame).to(tl.int32), 0, larger) == 0)[None, :]"]
+
+    def in_proportion(self) -> list[str]:
+        """`newton._in_proportion` of e."""
+        lines = _largest("largest", self.each("size{i}"))
+        lines += _largest("largest0", self.each("finite(first{i})"))
+        lines += self.each("share{i} = tl.where(size{i} > 0.0, size{i} / largest, 0.0)")
+        first = "tl.where(finite(first{i}) > 0.0, finite(first{i}) / largest0, 0.0)"
+        lines += self.each("share{i}_ = " + first)
+        lines += self.each("share{i}_ = earlier(share{i}, share{i}_, c, CHUNKS, BLOCK)")
+        for e in range(self.k * self.k):
+            i, j = divmod(e, self.k)
+            ratio = f"tl.where(share{i} > 0.0, share{j}_ / share{i}, 0.0)"
+            lines.append(f"e{e} = clamped(e{e} * clamped({ratio}))")
+        return lines
 
     def affine_scan(self) -> list[str]:
         """`scan.affine_scan` of a and change."""
@@ -414,7 +453,8 @@ class _Writer:
     def epilogue(self) -> list[str]:
         """What the whole solve gives beside the states: statistics, or the gradient of x0."""
         if self.backward:
-            last = "mask=(c == C - 1) & channel"
+            row = "final" if self.kernel.parallel else "C - 1"
+            last = f"mask=(c == {row}) & channel"
             return self.each("tl.store(initial{i} + b * D + d + c * 0, end{i}, " + last + ")")
         if not self.kernel.parallel:
             return [
@@ -423,6 +463,7 @@ class _Writer:
                 "    tl.store(largest_update, 0.0)",
                 "    tl.store(largest_residual, 0.0)",
                 "    tl.store(converged, 1)",
+                "    tl.store(sequential, tl.num_programs(0) // blocks * D)",
             ]
         bits = "tl.int32" if self.kernel.dtype == "float32" else "tl.int64"
         return [
@@ -431,9 +472,11 @@ class _Writer:
             # single precision. The last instance to come finds everyone's results in `shared`.
             "last = peak(update, inner).to(tl.float32).to(tl.int32, bitcast=True).to(tl.int64)",
             "tl.atomic_max(shared, (iteration.to(tl.int64) << 32) + last)",
-            f"left = peak(residual, inner).to({bits}, bitcast=True).to(tl.int64)",
+            f"left = peak(residual, inner & ~undone).to({bits}, bitcast=True).to(tl.int64)",
             "tl.atomic_max(shared + 1, left)",
-            "tl.atomic_max(shared + 2, some(~settled).to(tl.int64))",
+            "tl.atomic_max(shared + 2, some(~settled & ~undone).to(tl.int64))",
+            "undone = undone.to(tl.int64)",
+            "tl.atomic_add(shared + 4, tl.reduce(tl.reduce(undone, 1, added), 0, added))",
             "if tl.atomic_add(shared + 3, 1) == tl.num_programs(0) - 1:",
             "    last = tl.atomic_max(shared, 0)",
             "    tl.store(iterations, (last >> 32).to(tl.int32))",
@@ -441,6 +484,7 @@ class _Writer:
             "    left = tl.atomic_max(shared + 1, 0)",
             f"    tl.store(largest_residual, left.to({bits}).to({self.real}, bitcast=True))",
             "    tl.store(converged, tl.atomic_max(shared + 2, 0) == 0)",
+            "    tl.store(sequential, tl.atomic_add(shared + 4, 0).to(tl.int32))",
         ]
 
     # -- a run over all chunks ------------------------------------------------------------------

@@ -9,6 +9,7 @@
 
 from parnl import ops, params
 from parnl.cell import Cell
+from parnl.check import SolveError
 from parnl.checkpoint import load_params, save_params
 from parnl.diagnose import Lyapunov, Report, diagnose, lyapunov
 from parnl.expr import StepError
@@ -25,6 +26,7 @@ __all__ = [
     "Lyapunov",
     "Report",
     "Solution",
+    "SolveError",
     "StepError",
     "affine_scan",
     "certify",

@@ -1,18 +1,21 @@
-"""How many chunks: a model of what a solve costs.
+"""How many chunks, and how many updates: a model of what a solve costs.
 
 A run over all chunks takes L = T / C steps one after the other. A step takes as long as its
 operations on an idle device, however few lanes there are (one channel of one chunk of one sequence
 each); from a number of lanes on that fills the device, it takes longer in proportion:
 
-    time(C) = passes(C) * L * cost * max(lanes that fill the device, B * D * C)
+    time of a run(C) = L * cost * max(1, B * D * C / lanes that fill the device)
 
-C = 1 is one pass of the step. More chunks need a pass of the step with its Jacobian and one of the
-step for each Newton update. So the best C is the one that just fills the device, if it is worth its
-passes, and 1 if not. The one measured constant is how many lanes fill a device: see the backends'
-`lanes`.
+C = 1 is one run of the step. More chunks need, for each Newton update, a run of the step with its
+Jacobian, one of the step, and some array operations on the chunk starts between them, whose price
+is that of asking for them. So the best C is the one that just fills the device, if it is worth its
+updates, and 1 if not. Measured constants are how many lanes fill a device, and the price: see the
+backends' `device`.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from parnl.program import Program
 
@@ -25,23 +28,69 @@ _UPDATES = 1.5
 _GAIN = 2.0
 # A chunk shorter than this has forgotten little of its start, and more updates are needed.
 _SHORTEST = 16
+# Updates and a plain loop after them may cost as much as so many plain loops, but a few updates are
+# made in any case: who asks for chunks on a full device gets them.
+_MOST = 2.5
+_FEWEST = 3
+# Array operations of an update that are not products of blocks, for each state.
+_OPERATIONS = 150
 
 
-def passes(program: Program) -> float:
-    """Return the cost of a solve in chunks, in runs of the plain step over all chunks."""
-    updates = 1.0 if program.linear else _UPDATES
-    return updates * (program.costs("step_jacobian") + program.cost) / max(1, program.cost)
+class Device(NamedTuple):
+    """What decides the time of a run.
+
+    lanes: elements that an operation on arrays wants, to be worth it; price: of one array operation
+    on few elements, however cheap it is, counted in operations of a step on as few.
+    """
+
+    lanes: int
+    price: float
 
 
-def auto_chunks(program: Program, lanes: int, channels: int, steps: int) -> int:
-    """Return the number of chunks of least cost; lanes: how many fill the device; channels: B * D.
+def loop_cost(program: Program, device: Device, channels: int, steps: int) -> float:
+    """Return what the plain loop costs; channels: B * D."""
+    return steps * program.cost * max(1.0, channels / device.lanes)
+
+
+def update_cost(program: Program, device: Device, channels: int, steps: int, chunks: int) -> float:
+    """Return what a Newton update costs, in the same unit."""
+    length, k = -(-steps // chunks), len(program.states)
+    filled = max(1.0, channels * chunks / device.lanes)
+    runs = length * (program.costs("step_jacobian") + program.cost) * filled
+    # of a scan over the chunks, some six levels; of the rest, three products of k x k blocks
+    between = _OPERATIONS * k + 9 * k * k * (2 * k - 1)
+    return runs + device.price * between
+
+
+def auto_chunks(program: Program, device: Device, channels: int, steps: int) -> int:
+    """Return the number of chunks of least cost; channels: B * D.
 
     >>> import parnl
     >>> program = parnl.get_cell("gru", input_size=1, hidden_size=1).program
-    >>> auto_chunks(program, lanes=1024, channels=64, steps=10_000)
+    >>> device = Device(lanes=1024, price=4.0)
+    >>> auto_chunks(program, device, channels=64, steps=10_000)
     16
-    >>> auto_chunks(program, lanes=1024, channels=512, steps=10_000)
+    >>> auto_chunks(program, device, channels=512, steps=10_000)
     1
     """
-    chunks = min(lanes // max(channels, 1), steps // _SHORTEST)
-    return chunks if chunks > 1 and chunks >= _GAIN * passes(program) else 1
+    chunks = min(device.lanes // max(channels, 1), steps // _SHORTEST)
+    if chunks < 2:
+        return 1
+    updates = 1.0 if program.linear else _UPDATES
+    parallel = updates * update_cost(program, device, channels, steps, chunks)
+    return chunks if loop_cost(program, device, channels, steps) >= _GAIN * parallel else 1
+
+
+def updates_worth(program: Program, device: Device, channels: int, steps: int, chunks: int) -> int:
+    """Return after how many updates it is time to give up and run the plain loop.
+
+    Then all of it has cost at most 2.5 times the plain loop, for chunks that `auto_chunks` chose.
+
+    >>> import parnl
+    >>> program = parnl.get_cell("gru", input_size=1, hidden_size=1).program
+    >>> updates_worth(program, Device(lanes=1024, price=4.0), 64, 10_000, chunks=16)
+    9
+    """
+    loop = loop_cost(program, device, channels, steps)
+    worth = (_MOST - 1) * loop / update_cost(program, device, channels, steps, chunks)
+    return min(chunks, max(_FEWEST, int(worth)))

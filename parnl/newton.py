@@ -17,10 +17,15 @@ next change of s_c is an exact zero, and P_c is kept finite: so s_{c+1} becomes 
 bit. Hence each iteration makes at least one more chunk start exact, for any cell whatever.
 
 Every lane (one channel of one sequence) converges by itself, and a chunk start is settled, and
-from then on untouched, once all gaps up to it are small: a value depends on nothing but the earlier
-steps of its own lane, so a NaN can disturb neither other sequences nor earlier steps, not even
-through the number of iterations. One thing looks ahead: whether the lane amplifies what is left at
-a chunk start (see `_trust`), and so whether its starts are right to rounding or to the last bit.
+from then on untouched, once all gaps up to it are small: in each state, compared with that state's
+own size so far, so that units do not matter. A value depends on nothing but the earlier steps of
+its own lane, so a NaN can disturb neither other sequences nor earlier steps, not even through the
+number of iterations. One thing looks ahead: whether the lane amplifies what is left at a chunk
+start (see `_tame`), and so whether its starts are right to rounding or to the last bit.
+
+Nor does it take long: where Newton makes little of its updates, on a chaotic, expanding or
+discontinuous cell, it is stopped while they and a plain loop together are still worth at most 2.5
+plain loops (see `parnl.cost`), and the lanes that are not settled are run by that loop.
 
 A linear program needs one update, and its gaps are not looked at, unless it amplifies rounding.
 """
@@ -32,6 +37,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from parnl import blocks
+from parnl.cost import Device, updates_worth
 from parnl.program import Functions, Program
 from parnl.scan import affine_scan
 
@@ -44,14 +50,15 @@ class Plan(NamedTuple):
     """How to solve: all that is fixed before the arrays are looked at.
 
     steps: T; chunks: C; epsilon: the machine epsilon of the arrays' dtype; tolerance: as given, see
-    `allowed`; reverse: run from the last step to the first.
+    `allowed`; max_iterations: as given, None for as many updates as are worth it; reverse: run from
+    the last step to the first.
     """
 
     steps: int
     chunks: int
     epsilon: float
-    tolerance: float | None
-    max_iterations: int
+    tolerance: float | None = None
+    max_iterations: int | None = None
     reverse: bool = False
 
     @property
@@ -61,7 +68,9 @@ class Plan(NamedTuple):
 
     @property
     def allowed(self) -> float:
-        """Largest gap accepted at a chunk boundary, relative to the lane's largest state so far.
+        """Largest gap accepted in a state at a chunk boundary, relative to that state's size.
+
+        Its size is its largest magnitude at the lane's chunk starts so far.
 
         0: bit-equal. By default, each of the L steps of a chunk is allowed a rounding error of its
         own. A property, for in a compiled graph L may be unknown until it is run.
@@ -80,22 +89,25 @@ class Plan(NamedTuple):
         max_iterations: int | None = None,
         reverse: bool = False,
     ) -> Plan:
-        """Fill in defaults.
-
-        C becomes the number of chunks of ceil(T / C) steps that T steps really fill.
-        """
+        """Return the plan with the number of chunks of ceil(T / C) steps that T steps fill."""
         length = -(-steps // chunks)
-        chunks = -(-steps // length)
-        return cls(steps, chunks, epsilon, tolerance, max_iterations or chunks, reverse)
+        return cls(steps, -(-steps // length), epsilon, tolerance, max_iterations, reverse)
+
+    def backward(self) -> Plan:
+        """Return the plan of the adjoint: exact, however far the solve itself has come."""
+        return self._replace(reverse=not self.reverse, max_iterations=None)
 
 
 class Stats(NamedTuple):
-    """Scalars: Newton updates, largest change of a chunk start in the last, largest gap left."""
+    """Scalars: Newton updates, largest change of a chunk start in the last, largest gap left,
+    whether all gaps are small enough, and how many lanes the plain loop has run.
+    """
 
     iterations: Any
     update: Any
     residual: Any
     converged: Any
+    sequential: Any
 
 
 class Kernels(Functions, Protocol):
@@ -107,6 +119,9 @@ class Kernels(Functions, Protocol):
     @property
     def xp(self) -> Any:
         """The arrays' namespace, as the array API names its functions."""
+
+    def device(self, array: Any) -> Device:
+        """Return what the device of `array` can do at once, and what it costs to ask it."""
 
     def advance(
         self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
@@ -143,21 +158,25 @@ def newton(
     batch, channels = x0[0].shape
     starts = [xp.broadcast_to(x[:, None, :], (batch, chunks, channels)) for x in x0]
     zero = xp.sum(xp.zeros_like(x0[0]))
+    none = xp.astype(zero, xp.int32)
     if chunks == 1:
         states, _ = kernels.trajectory(program, plan, operands, starts)
-        return states, Stats(xp.astype(zero, xp.int32), zero, zero, zero == 0)
+        return states, Stats(none, zero, zero, zero == 0, none + batch * channels)
 
     info = xp.finfo(x0[0].dtype)
     limit = math.sqrt(float(info.max)) / 100
+    most = plan.max_iterations
+    if most is None:
+        device = kernels.device(x0[0])
+        most = updates_worth(program, device, batch * channels, plan.steps, chunks)
 
     def body(carry: tuple) -> tuple:
-        iteration, starts, _, ends, settled, _ = carry
+        iteration, starts, _, ends, settled, *_ = carry
         before = [s[:, 1:] for s in starts]
-        run_ends, products = kernels.advance(program, plan, operands, [s[:, :-1] for s in starts])
+        run_ends, raw = kernels.advance(program, plan, operands, [s[:, :-1] for s in starts])
         # the trajectory's own ends once there are some: exactness is then in terms of its bits
         ends = [xp.where(iteration == 0, r, e) for r, e in zip(run_ends, ends, strict=True)]
-        trust = _trust(kernels, products, limit, program.linear)
-        products = [xp.clip(xp.where(xp.isnan(p), 0.0, p), -limit, limit) for p in products]
+        products = [xp.clip(xp.where(xp.isnan(p), 0.0, p), -limit, limit) for p in raw]
 
         gaps = [xp.where(settled, 0.0, _gap(xp, e, s)) for e, s in zip(ends, before, strict=True)]
         change = affine_scan(xp, products, gaps, limit)
@@ -166,28 +185,75 @@ def newton(
         after = [xp.where(settled, s, m) for s, m in zip(before, moved, strict=True)]
         starts = [xp.concat([s[:, :1], a], axis=1) for s, a in zip(starts, after, strict=True)]
 
+        finite = [xp.where(xp.isfinite(s), xp.abs(s), 0.0) for s in starts]
+        sizes = [kernels.running_max(s) for s in finite]
+        tame = _tame(kernels, raw, sizes, limit)
+        lane_tame = xp.all(tame, axis=1, keepdims=True)
         states, ends = kernels.trajectory(program, plan, operands, starts)
-        gap = _largest(xp, [_gap(xp, e, a) for e, a in zip(ends, after, strict=True)])
-        size = _largest(xp, [xp.where(xp.isfinite(s), s, 0.0) for s in starts])
-        allowed = plan.allowed * kernels.running_max(size)[:, 1:]
-        settled = _all_so_far(kernels, settled | trust(gap <= allowed, gap == 0))
+        gaps = [xp.abs(_gap(xp, e, a)) for e, a in zip(ends, after, strict=True)]
+        gap = _largest(xp, gaps)
+        if program.linear:
+            enough = _all_so_far(kernels, tame & (_largest(xp, raw) < limit))  # False where NaN
+        else:
+            enough = lane_tame
+            for g, s in zip(gaps, sizes, strict=True):
+                enough = enough & (g <= plan.allowed * s[:, 1:])
+        settled = _all_so_far(kernels, settled | enough | (gap == 0))
         update = _largest(xp, [_gap(xp, a, s) for a, s in zip(after, before, strict=True)])
-        stats = (_peak(xp, update), _peak(xp, gap))
-        return iteration + 1, starts, states, ends, settled, stats
+        stats = (_peak(xp, update), gap)
+        return iteration + 1, starts, states, ends, settled, lane_tame, stats
 
     def unfinished(carry: tuple) -> Any:
-        return (carry[0] < plan.max_iterations) & ~xp.all(carry[4])
+        return (carry[0] < most) & ~xp.all(carry[4])
 
     first = [s[:, 1:] for s in starts]
     unwritten = kernels.unwritten(lambda: kernels.trajectory(program, plan, operands, starts)[0])
-    carry = (
-        xp.astype(zero, xp.int32), starts, unwritten, first,
-        xp.zeros_like(first[0]) > 0, (zero, zero),
-    )  # fmt: skip
-    iterations, _, states, _, settled, (update, residual) = kernels.while_loop(
+    flat = xp.zeros_like(first[0])
+    carry = (none, starts, unwritten, first, flat > 0, flat[:, :1] == 0, (zero, flat))
+    iterations, _, states, _, settled, tame, (update, gap) = kernels.while_loop(
         unfinished, body, carry
     )
-    return states, Stats(iterations, update, residual, xp.all(settled))
+    if plan.max_iterations is not None or most >= chunks:
+        return states, Stats(iterations, update, _peak(xp, gap), xp.all(settled), none)
+
+    done = settled[:, -1:]
+
+    def give_up(carry: tuple) -> tuple:
+        states, finished = carry
+        alone = [x[:, None, :] for x in x0]
+        loop, _ = kernels.trajectory(program, plan._replace(chunks=1), operands, alone)
+        # The framework may round differently over one chunk: so a lane that amplifies what differs
+        # is taken from the loop from its first step on.
+        kept = settled & (done | tame)
+        return _spliced(xp, plan, kept, done, states, loop), finished == finished
+
+    states, _ = kernels.while_loop(lambda carry: ~xp.all(carry[1]), give_up, (states, done))
+    residual = _peak(xp, xp.where(done, gap, 0.0))
+    taken = xp.sum(xp.astype(~done, xp.int32), dtype=xp.int32)
+    return states, Stats(iterations, update, residual, zero == 0, taken)
+
+
+def _spliced(
+    xp: Any, plan: Plan, kept: Any, done: Any, chunked: Sequence[Any], loop: Sequence[Any]
+) -> list[Any]:
+    """Return the results of the chunks to be kept, and of the loop after them.
+
+    kept: (B, C - 1, D), whether the chunk's start is; done: (B, 1, D), whether all are.
+    """
+    batch, count, channels = kept.shape
+    shape = (batch, count + 1, plan.length, channels)
+    kept = xp.concat([done | kept[:, :1], kept], axis=1)
+    kept = xp.reshape(xp.broadcast_to(kept[:, :, None, :], shape), (batch, -1, channels))
+    kept = kept[:, : plan.steps]
+    kept = xp.flip(kept, axis=1) if plan.reverse else kept
+    results = []
+    for a, b in zip(chunked, loop, strict=True):
+        if b.shape[1] == 1:  # a gradient: of x0, or a sum over all time in place of one a chunk
+            rest = xp.zeros_like(a[:, 1:])
+            results.append(xp.where(done, a, xp.concat([b, rest], axis=1)))
+        else:
+            results.append(xp.where(kept, a, b))
+    return results
 
 
 def _gap(xp: Any, a: Any, b: Any) -> Any:
@@ -214,19 +280,18 @@ def _all_so_far(kernels: Kernels, ok: Any) -> Any:
     return kernels.running_max(xp.astype(~ok, xp.float32)) == 0
 
 
-def _trust(
-    kernels: Kernels, products: Sequence[Any], limit: float, linear: bool
-) -> Callable[[Any, Any], Any]:
-    """Return the rule that turns (gap is small, gap is zero) into (chunk start may be settled).
+def _tame(kernels: Kernels, products: Sequence[Any], sizes: Sequence[Any], limit: float) -> Any:
+    """Return where the lane has not, up to this chunk, amplified what was left at a chunk start.
 
-    Nonlinear: small gaps do, unless the lane amplifies them further on. Linear: one update is the
-    answer, whatever the gaps say, until rounding has been amplified; from there on only a zero gap
-    tells.
+    Nonlinear: small gaps settle a chunk start, if the lane stays tame further on. Linear: one
+    update is the answer, whatever the gaps say, until rounding has been amplified. From there on
+    only a zero gap tells. `sizes`: of each state at the chunk starts, (B, C, D), never falling.
     """
-    xp, k = kernels.xp, math.isqrt(len(products))
-    size = _largest(xp, products)
-    nan = xp.isnan(size)
+    xp, k = kernels.xp, len(sizes)
+    nan = xp.isnan(_largest(xp, products))
     entries = [xp.clip(xp.where(nan, 0.0, p), -limit, limit) for p in products]
+    if k > 1:
+        entries = _in_proportion(xp, entries, sizes, limit)
     power = 1
     while k > 1 and power < 4:  # the norm of a power nears the spectral radius, which is what grows
         entries = [xp.clip(p, -limit, limit) for p in blocks.matmul(entries, entries, k)]
@@ -235,9 +300,24 @@ def _trust(
     growth = xp.log(xp.clip(_largest(xp, entries), 1e-30, None)) / power
     level = xp.cumulative_sum(xp.where(nan, 0.0, growth), axis=1)
     grown = level + kernels.running_max(xp.clip(-level, 0.0, None))
-    tame = grown < GROWTH
-    if linear:
-        sound = _all_so_far(kernels, tame & (size < limit))  # False where NaN
-        return lambda small, zero: zero | sound
-    tame = xp.all(tame, axis=1, keepdims=True)
-    return lambda small, zero: zero | (small & tame)
+    return grown < GROWTH
+
+
+def _in_proportion(
+    xp: Any, products: Sequence[Any], sizes: Sequence[Any], limit: float
+) -> list[Any]:
+    """Return blocks (B, C - 1, D) for states each in units of its own size, whatever they are in.
+
+    Only proportions between states count: where all of them grow, what was left grows too. A state
+    that has been 0 all along has no size; its gaps must be 0, so there is nothing to amplify.
+    """
+    largest = _largest(xp, sizes)
+    share = [xp.where(s > 0, s / largest, 0.0) for s in sizes]
+    scaled = []
+    for i in range(len(sizes)):
+        for j in range(len(sizes)):
+            after = share[i][:, 1:]
+            ratio = xp.where(after > 0, share[j][:, :-1] / after, 0.0)
+            entry = products[len(scaled)] * xp.clip(ratio, 0.0, limit)
+            scaled.append(xp.clip(entry, -limit, limit))
+    return scaled

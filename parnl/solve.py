@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from parnl.cell import Cell
+from parnl.check import check_finite, check_parameters, check_residuals, require_values
 from parnl.cost import auto_chunks
 from parnl.inputs import (
     batched,
@@ -36,7 +37,9 @@ class Info(NamedTuple):
 
     iterations: Newton updates made, 0 if sequential; chunks: C; update: largest change of a chunk
     start in the last of them; residual: largest gap left between the end of a chunk and the next
-    start; converged: whether all gaps are small enough. Arrays of the backend, but for `chunks`.
+    start; converged: whether all gaps are small enough; sequential: how many lanes (channels of
+    sequences) the plain loop has run: all with one chunk, else those that Newton was given up on.
+    Arrays of the backend, but for `chunks`.
     """
 
     iterations: Any
@@ -44,6 +47,7 @@ class Info(NamedTuple):
     update: Any
     residual: Any
     converged: Any
+    sequential: Any
 
 
 class Solution(NamedTuple):
@@ -71,6 +75,7 @@ def solve(
     chunks: int | str | None = None,
     tolerance: float | None = None,
     max_iterations: int | None = None,
+    check: bool = False,
 ) -> Solution:
     """Run `cell` over whole sequences, in parallel over time, with the sequential answer.
 
@@ -93,8 +98,15 @@ def solve(
         tolerance: largest gap accepted between the end of a chunk and the start of the next,
             relative to the size of the state. None: rounding level. 0: chunk starts equal the
             sequential run to the last bit.
-        max_iterations: stop after so many Newton updates, converged or not. None: as many as it
-            takes; at most `chunks` are needed.
+        max_iterations: stop after so many Newton updates, converged or not; `chunks` are always
+            enough. None: as many as are worth it; channels that have not converged by then are
+            run by the plain loop, so that a cell on which Newton makes no progress costs at most
+            about 2.5 times the loop, by the model of `parnl.cost`. `info.sequential` tells.
+
+        check: look at the answer, and raise `parnl.SolveError` that names what is wrong first:
+            parameter, input, feature or state that is not finite, a state that is no step from
+            the one before; with its sequence, step and channel, and what to try. Costs about one
+            step over all T in the framework's own operations; not under jit, vmap or grad.
 
     Gradients (JAX, PyTorch) are exact, from the implicit function theorem: O(T D) memory, no
     matter how many iterations. Half precision is solved in float32 and returned as it came.
@@ -112,6 +124,9 @@ def solve(
     backend = check_params(cell, params, inputs)
     xp = backend.xp
     *batch, steps, _ = inputs.shape
+    if check:
+        require_values(backend, [("inputs", inputs), *params.items()])
+        check_parameters(backend, params)
     mask = None if lengths is None else mask_of(backend, lengths, inputs)
     if mask is not None:
         # what stands in the padding, NaN for instance, must not reach a gradient either
@@ -137,8 +152,16 @@ def solve(
         backend, program, operands, x0, steps, reverse, method, chunks, tolerance, max_iterations
     )
 
-    last = 0 if reverse else -1
     whole = [xp.reshape(s, (*batch, steps, cell.hidden_size)) for s in states]
+    if check and steps:
+        given = [("inputs", inputs), *([] if dt is None else [("dt", dt[..., None])])]
+        given += [(f"feature {n}", v) for n, v in vars(features).items() if n != "_kind"]
+        first = [xp.reshape(x, (*batch, cell.hidden_size)) for x in x0]
+        check_finite(backend, given, cell.states, first, whole, mask, reverse)
+        check_residuals(
+            backend, program, operands, x0, states, batch, reverse, info, tolerance, max_iterations
+        )
+    last = 0 if reverse else -1
     ends = [s[:, last] for s in states] if steps else x0
     ends = [xp.reshape(x, (*batch, cell.hidden_size)) for x in ends]
     outputs = _outputs(xp, cell, p, whole, features, result_dtype)
@@ -258,16 +281,21 @@ def _run(
         raise ValueError(f"tolerance: expected a number of at least 0, got {tolerance!r}")
     if max_iterations is not None and max_iterations < 1:
         raise ValueError(f"max_iterations: expected at least 1, got {max_iterations!r}")
-    automatic = auto_chunks(program, backend.lanes(x0[0]), rows * channels, steps)
+    automatic = auto_chunks(program, backend.device(x0[0]), rows * channels, steps)
     count = _chunks(automatic, steps, method, chunks)
     if steps == 0:
         empty = [xp.broadcast_to(x[:, None, :], (rows, 0, channels)) for x in x0]
-        return empty, Info(0, 1, 0.0, 0.0, True)
+        return empty, Info(0, 1, 0.0, 0.0, True, 0)
     epsilon = float(xp.finfo(x0[0].dtype).eps)
     plan = Plan.make(steps, count if rows else 1, epsilon, tolerance, max_iterations, reverse)
     states, stats = backend.solve(program, plan, operands, x0)
     return states, Info(
-        stats.iterations, plan.chunks, stats.update, stats.residual, stats.converged
+        stats.iterations,
+        plan.chunks,
+        stats.update,
+        stats.residual,
+        stats.converged,
+        stats.sequential,
     )
 
 

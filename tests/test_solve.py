@@ -716,7 +716,14 @@ def test_info_of_a_stopped_solve(backend):
     assert float(whole.info.residual) <= 1e-9 < float(stopped.info.residual)
     assert float(whole.info.update) <= float(stopped.info.update)
     assert stopped._fields == ("outputs", "final_state", "info")
-    assert stopped.info._fields == ("iterations", "chunks", "update", "residual", "converged")
+    assert stopped.info._fields == (
+        "iterations",
+        "chunks",
+        "update",
+        "residual",
+        "converged",
+        "sequential",
+    )
 
 
 def test_looser_tolerance_takes_fewer_iterations():

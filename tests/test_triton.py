@@ -129,6 +129,7 @@ def test_statistics_are_those_of_the_algorithm(monkeypatch, name, chunks):
             torch.testing.assert_close(f, e, rtol=0, atol=1e-13 if most is None else 1e-12)
         assert int(found.iterations) == int(expected.iterations)
         assert bool(found.converged) == bool(expected.converged)
+        assert int(found.sequential) == int(expected.sequential)
         assert found.converged.dtype == torch.bool
         # an update at rounding level may be any; it is kept in single precision
         for f, e in ((found.update, expected.update), (found.residual, expected.residual)):
@@ -385,11 +386,11 @@ def resources(kernel, chunks, channels, capability):
     target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
     real = {"float32": "*fp32", "float64": "*fp64"}[kernel.dtype]
     types = {"iterations": "*i32", "converged": "*i1", "shared": "*i64", "tolerance": "fp32"}
+    types["sequential"] = "*i32"
     signature, constants, attributes = {}, {}, {}
     for i, name in enumerate(parameters(kernel)):
-        number = name in ("T", "L", "C", "D", "reverse", "max_iterations") or name.endswith(
-            ("_b", "_t", "_d")
-        )
+        sizes = ("T", "L", "C", "D", "reverse", "max_iterations", "gives_up")
+        number = name in sizes or name.endswith(("_b", "_t", "_d"))
         signature[name] = types.get(name, "i32" if number else real)
         if name.endswith("_d"):  # channels are neighbours
             signature[name], constants[name] = "constexpr", 1

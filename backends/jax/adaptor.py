@@ -13,10 +13,11 @@ import numpy as np
 from jax import lax
 
 from parnl import blocks
-from parnl.backends.compiled import compiled_lanes, processors
+from parnl.backends.compiled import compiled_device, processors
 from parnl.backends.jax import ffi
 from parnl.backends.jax.implicit import implicit_solve
 from parnl.backends.jax.kernels import by_platform
+from parnl.cost import Device
 from parnl.newton import Plan, Stats
 from parnl.program import Program
 
@@ -54,15 +55,17 @@ class JaxBackend:
         """Return the array's values."""
         return np.asarray(array)
 
-    def lanes(self, array: Any) -> int:
+    def device(self, array: Any) -> Device:
         """Return how many lanes fill the device: a vector register of a CPU, all of a GPU.
 
-        A step on a CPU, compiled by XLA, has next to no fixed cost: there only a channel or two
-        gain from chunks.
+        Without C kernels a CPU gains nothing from chunks: XLA's loop over one channel has next to
+        no fixed cost (50 ns a step), and one with a Jacobian is no longer a single loop.
         """
         if jax.default_backend() != "cpu":
-            return 1 << 18
-        return compiled_lanes(processors()) if ffi.usable(array.dtype) else 32
+            return Device(1 << 18, 4.0)
+        if ffi.usable(array.dtype):
+            return compiled_device(processors(), price=150.0)
+        return Device(1, 150.0)
 
     def concrete(self, array: jax.Array) -> np.ndarray | None:
         """Return the values, None under a transformation."""

@@ -83,6 +83,7 @@ def _solve_jvp(problem: Problem, primals: tuple, tangents: tuple) -> tuple:
         jnp.zeros_like(stats.update),
         jnp.zeros_like(stats.residual),
         np.zeros((), jax.dtypes.float0),
+        np.zeros((), jax.dtypes.float0),
     )
     return (states, stats), (states_dot, nothing)
 
@@ -128,7 +129,7 @@ def _previous(states: Any, first: Any, reverse: bool) -> Any:
 def _solve_bidiagonal(backend: Any, plan: Plan, jacobian: list, forcing: list) -> list:
     """Return x with x_t - J_t x_{t-1} = forcing_t, transposable and differentiable again."""
     k, zero = len(forcing), jnp.zeros_like(forcing[0][:, 0])
-    plan = plan._replace(max_iterations=plan.chunks)
+    plan = plan._replace(max_iterations=None)
 
     # All states are one array here: JAX transposes a linear solve only if every array of its right
     # side is linear, and a state that no differentiated input drives would have one of zeros.
@@ -188,7 +189,7 @@ def _fused(problem: Problem, call: Callable, arrays: list, grads: list) -> list:
             found = call(program, plan, kind, operands, starts, asked, fixed)
             return found[:k], found[k:]
 
-        back = plan._replace(reverse=not plan.reverse, max_iterations=plan.chunks)
+        back = plan.backward()
         of_x0, found = backward(problem.backend, over_chunks, back, x0)
         return [*of_x0, *found], ()
 

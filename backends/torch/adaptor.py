@@ -10,10 +10,12 @@ import array_api_compat.torch as xp
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from parnl.backends.compiled import CompiledKernels, compiled_lanes
+from parnl.backends.compiled import CompiledKernels, compiled_device
+from parnl.backends.eager import COMPOSED
 from parnl.backends.torch import tritoncall
 from parnl.backends.torch.implicit import implicit_solve
 from parnl.backends.torch.operators import operator_solve
+from parnl.cost import Device
 from parnl.newton import Plan, Stats, newton
 from parnl.program import Program
 
@@ -31,10 +33,10 @@ def _with_numbers(function: Callable[..., Any], name: str) -> Callable[[Any, Any
 
 
 @torch.compiler.assume_constant_result
-def _lanes(device: torch.device, dtype: torch.dtype) -> int:
+def _device(device: torch.device, dtype: torch.dtype) -> tuple[int, float]:
     if backend.compiles(torch.empty(0, device=device, dtype=dtype)):
-        return compiled_lanes(backend.threads())
-    return 1 << 16 if device.type == "cpu" else 1 << 20
+        return tuple(compiled_device(backend.threads(), price=2500.0))
+    return (1 << 16 if device.type == "cpu" else 1 << 20), COMPOSED
 
 
 class TorchBackend(CompiledKernels):
@@ -66,11 +68,11 @@ class TorchBackend(CompiledKernels):
         """Return the tensor's values, on the CPU and without gradient."""
         return array.detach().cpu().numpy()
 
-    def lanes(self, array: torch.Tensor) -> int:
+    def device(self, array: torch.Tensor) -> Device:
         """Return the measured number of elements at which an operation's fixed cost is small."""
         if tritoncall.serves(array):
-            return tritoncall.lanes(array)
-        return _lanes(array.device, array.dtype)
+            return tritoncall.device(array)
+        return Device(*_device(array.device, array.dtype))
 
     def address(self, array: torch.Tensor) -> int:
         """Return the address of the first element."""

@@ -108,7 +108,7 @@ def implicit_gradients(
     wanted: Sequence[int],
 ) -> tuple[list[Tensor], dict[int, Tensor]]:
     """Return the gradients of x0 and of the operands `wanted`, in their shapes and dtypes."""
-    back = plan._replace(reverse=not plan.reverse, max_iterations=plan.chunks)
+    back = plan.backward()
     written = None
     if not torch.is_grad_enabled() and kernels.writes_gradients(states[0], plan):
         written = kernels.gradients(program, back, operands, x0, states, grads, wanted)

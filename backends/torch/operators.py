@@ -32,12 +32,12 @@ def solve_operator(
     chunks: int,
     epsilon: float,
     tolerance: float | None,
-    max_iterations: int,
+    max_iterations: int | None,
     reverse: bool,
     x0: Sequence[Tensor],
     operands: Sequence[Tensor],
 ) -> list[Tensor]:
-    """Return the k states (B, T, D), then the four statistics."""
+    """Return the k states (B, T, D), then the statistics."""
     kernels = _backend()
     plan = Plan(steps, chunks, epsilon, tolerance, max_iterations, reverse)
     states, stats = kernels.run(Program.of_key(program), plan, operands, x0)
@@ -51,7 +51,7 @@ def _(
     chunks: int,
     epsilon: float,
     tolerance: float | None,
-    max_iterations: int,
+    max_iterations: int | None,
     reverse: bool,
     x0: Sequence[Tensor],
     operands: Sequence[Tensor],
@@ -59,7 +59,7 @@ def _(
     like = x0[0]
     batch, channels = like.shape
     states = [like.new_empty(batch, steps, channels) for _ in x0]
-    types = (torch.int32, like.dtype, like.dtype, torch.bool)
+    types = (torch.int32, like.dtype, like.dtype, torch.bool, torch.int32)
     return [*states, *(like.new_empty((), dtype=t) for t in types)]
 
 
@@ -70,7 +70,7 @@ def gradients_operator(
     chunks: int,
     epsilon: float,
     tolerance: float | None,
-    max_iterations: int,
+    max_iterations: int | None,
     reverse: bool,
     x0: Sequence[Tensor],
     operands: Sequence[Tensor],
@@ -95,7 +95,7 @@ def _(
     chunks: int,
     epsilon: float,
     tolerance: float | None,
-    max_iterations: int,
+    max_iterations: int | None,
     reverse: bool,
     x0: Sequence[Tensor],
     operands: Sequence[Tensor],

@@ -18,12 +18,14 @@ from torch import Tensor
 from parnl.backends import cbuild
 from parnl.backends.compiled import layout
 from parnl.backends.tritoncode import STATS, Kernel, parameters, source
+from parnl.cost import Device, updates_worth
 from parnl.newton import Plan, Stats
-from parnl.program import Program
+from parnl.program import Program, adjoint_program
 
 LANES = 512  # that keep one multiprocessor busy
 CHUNKS = 2048  # the most that a program instance holds, several of them in a thread
 REGISTERS = 65536  # of a multiprocessor
+PRICE = 4.0  # of an operation between runs, next to one of a step: both are in one launch
 
 
 def serves(array: Tensor, chunks: int = 1) -> bool:
@@ -56,9 +58,9 @@ def _chosen(device: str) -> bool:
     return choice == "" and device == "cuda" and bool(torch.version.cuda) and _available()
 
 
-def lanes(array: Tensor) -> int:
+def device(array: Tensor) -> Device:
     """Return how many lanes fill the device of `array` (rows, channels), in at most 256 chunks."""
-    return min(LANES * _multiprocessors(array.device), 256 * array.numel())
+    return Device(min(LANES * _multiprocessors(array.device), 256 * array.numel()), PRICE)
 
 
 def solve(
@@ -70,14 +72,15 @@ def solve(
     states = [like.new_empty(batch, plan.steps, channels) for _ in x0]
     if like.numel() == 0:
         nothing = like.new_zeros(())
-        return states, Stats(nothing.to(torch.int32), nothing, nothing, nothing == 0)
-    types = (torch.int32, like.dtype, like.dtype, torch.bool)
+        none = nothing.to(torch.int32)
+        return states, Stats(none, nothing, nothing, nothing == 0, none)
+    types = (torch.int32, like.dtype, like.dtype, torch.bool, torch.int32)
     stats = [torch.empty((), dtype=t, device=like.device) for t in types]
     arrays = {f"start{i}": x.contiguous() for i, x in enumerate(x0)}
     arrays |= {f"out{i}": s for i, s in enumerate(states)}
     arrays |= dict(zip(STATS, stats, strict=True))
     # one chunk needs no place to compare results in
-    arrays["shared"] = like.new_zeros(4, dtype=torch.int64) if plan.chunks > 1 else stats[0]
+    arrays["shared"] = like.new_zeros(5, dtype=torch.int64) if plan.chunks > 1 else stats[0]
     _launch("solve", program, plan, operands, like, arrays)
     return states, Stats(*stats)
 
@@ -132,7 +135,11 @@ def _launch(
             arrays[f"op{i}_{name}"] = operand.stride(axis) if operand.shape[axis] > 1 else 0
     batch, channels = like.shape
     arrays |= dict(T=plan.steps, L=plan.length, C=plan.chunks, D=channels)
-    arrays |= dict(reverse=int(plan.reverse), max_iterations=plan.max_iterations)
+    most, gives_up = plan.max_iterations, plan.max_iterations is None
+    if most is None:
+        asked = program if kind == "solve" else adjoint_program(len(program.states))
+        most = updates_worth(asked, device(like), batch * channels, plan.steps, plan.chunks)
+    arrays |= dict(reverse=int(plan.reverse), max_iterations=most, gives_up=int(gives_up))
     arrays["tolerance"] = plan.allowed  # single precision is enough of it
     wide = plan.steps * channels >= 1 << 31 or any(map(_wide, [*operands, *grads]))
     layouts = "".join(layout(a) for a in operands)

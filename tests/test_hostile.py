@@ -1,0 +1,204 @@
+"""Cells that Newton's method is bad at: the right answer all the same, and a bound on the cost."""
+
+import numpy as np
+import pytest
+from oracles import BACKENDS, assert_bits, assert_close, numpy_of, to
+
+import parnl
+from parnl import ops
+from parnl.backends import get_backend
+from parnl.params import matrix, vector
+
+# -- states in any units ---------------------------------------------------------------------------
+
+
+class Oscillator(parnl.Cell):
+    """A driven pendulum whose velocity is kept in units of 1 / `unit`, a power of two."""
+
+    parameters = dict(W=matrix("input", "hidden"), a=vector("hidden"))
+    states = ("z", "y")
+    options = dict(unit=1.0)
+
+    def features(self, p, u):
+        return dict(f=u @ p.W)
+
+    def step(self, p, z, y, f):
+        z = z - (0.05 * self.unit) * (ops.tanh(f.f + p.a * y) + y)
+        return z, y + (0.05 / self.unit) * z
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_units_of_a_state_change_nothing(backend):
+    """Scaled by powers of two, all arithmetic is the same: so must be every decision."""
+    u = np.random.default_rng(0).normal(size=(2, 2048, 3))
+    found = {}
+    for unit in (1.0, 2.0**20, 2.0**-20):
+        cell = Oscillator(3, 8, unit=unit)
+        params = {k: to(backend, v) for k, v in cell.init(0, "numpy", "float64").items()}
+        out = parnl.solve(cell, params, to(backend, u), chunks=64)
+        found[unit] = (int(out.info.iterations), numpy_of(out.outputs))
+    iterations, outputs = found[1.0]
+    assert 1 < iterations < 12
+    for unit in (2.0**20, 2.0**-20):
+        assert found[unit][0] == iterations
+        assert_bits(found[unit][1], outputs)
+
+
+@pytest.mark.parametrize(("name", "most"), [("slstm", 6), ("unicornn", 9), ("cornn", 3)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_several_states_take_a_handful_of_updates(name, most, dtype):
+    """Products whose entries are large only because one state is counted in hundreds."""
+    cell = parnl.get_cell(name, input_size=6, hidden_size=16)
+    params = cell.init(seed=0, backend="numpy", dtype=dtype)
+    if name == "slstm":
+        params["b_f"][:] = 5.0
+    u = np.random.default_rng(0).normal(size=(2, 4096, 6)).astype(dtype)
+    out = parnl.solve(cell, params, u, chunks=64)
+    assert bool(out.info.converged)
+    assert int(out.info.iterations) <= most
+    expected = parnl.solve(cell, params, u, method="sequential").outputs
+    assert_close(out.outputs, expected, {"float32": 5e-5, "float64": 5e-14}[dtype])
+
+
+class Idle(parnl.Cell):
+    """Two states, of which one stays 0 for a while, or for good where the input is 0."""
+
+    parameters = dict(W=matrix("input", "hidden"))
+    states = ("x", "y")
+
+    def features(self, p, u):
+        return dict(f=u @ p.W)
+
+    def step(self, p, x, y, f):
+        return ops.tanh(0.9 * x + f.f), 0.5 * ops.sin(y) + 0.25 * ops.relu(x)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_state_that_is_zero_has_no_size(backend):
+    cell = Idle(1, 2)
+    u = np.zeros((3, 96, 1))
+    u[1, 50:] = 1.0  # sequence 0 never moves, 1 moves late, in 2 only x does
+    u[2] = -1.0
+    params = {"W": to(backend, np.ones((1, 2)))}
+    out = parnl.solve(cell, params, to(backend, u), chunks=12)
+    x = y = np.zeros((3, 2))
+    expected = np.empty((3, 96, 2))
+    for t in range(96):
+        x, y = np.tanh(0.9 * x + u[:, t]), 0.5 * np.sin(y) + 0.25 * np.maximum(x, 0)
+        expected[:, t] = y
+    assert int(out.info.iterations) <= 5
+    assert bool(out.info.converged)
+    assert_close(out.outputs, expected, 1e-12)
+    assert (numpy_of(out.outputs)[[0, 2]] == 0).all()
+
+
+# -- Newton makes no progress ----------------------------------------------------------------------
+
+
+class Logistic(parnl.Cell):
+    """x' = a x (1 - x), chaotic at a = 4."""
+
+    parameters = dict(W=matrix("input", "hidden"), a=vector("hidden"))
+
+    def features(self, p, u):
+        return dict(f=u @ p.W)
+
+    def step(self, p, x, f):
+        return p.a * x * (1.0 - x) + 0.0 * f.f
+
+
+class Steep(parnl.Cell):
+    """Jacobians of 1e4, in a state that stays in [-1, 1]."""
+
+    parameters = dict(W=matrix("input", "hidden"))
+
+    def features(self, p, u):
+        return dict(f=u @ p.W)
+
+    def step(self, p, x, f):
+        return ops.sin(1e4 * x + f.f)
+
+
+class Switch(parnl.Cell):
+    """Contracts everywhere but at a jump that the state keeps crossing."""
+
+    parameters = dict(W=matrix("input", "hidden"))
+
+    def features(self, p, u):
+        return dict(f=u @ p.W)
+
+    def step(self, p, x, f):
+        return 0.999 * ops.where(x > f.f, x - 1.0, x + 0.7)
+
+
+# Saturated gates, drawn at random: Lyapunov exponents of 0.14 and 0.035 a step.
+EDGE = {
+    "gru": {
+        "W_r": -1.6, "b_r": 1.0, "a_r": -0.6, "W_z": 1.5, "b_z": -1.4, "a_z": -5.3,
+        "W_n": 0.8, "b_n": -1.2, "a_n": -2.9, "c_n": 1.7,
+    },
+    "lstm": {
+        "W_i": -7.0, "b_i": -1.3, "a_i": -18.0, "W_f": 0.9, "b_f": 2.4, "a_f": 8.5,
+        "W_o": 3.6, "b_o": 5.1, "a_o": 12.8, "W_g": 3.2, "b_g": 0.7, "a_g": -2.2,
+    },
+}  # fmt: skip
+
+
+def hostile(name, backend, steps, dtype="float64"):
+    """Return (cell, params, inputs, initial state), one sequence of one channel."""
+    kinds = {"logistic": Logistic, "steep": Steep, "switch": Switch}
+    cell = kinds[name](1, 1) if name in kinds else parnl.get_cell(name, 1, 1)
+    params = {k: np.ones(v.shape) for k, v in cell.init(0, "numpy").items()}
+    if name == "logistic":
+        params["a"] = 4.0 * params["a"]
+    if name in EDGE:
+        params = {k: v * EDGE[name][k] for k, v in params.items()}
+    inputs = np.random.default_rng(1).normal(size=(steps, 1))
+    state = tuple(np.full(1, 0.2) for _ in cell.states)
+    params = {k: to(backend, v.astype(dtype)) for k, v in params.items()}
+    state = tuple(to(backend, s.astype(dtype)) for s in state)
+    return cell, params, to(backend, inputs.astype(dtype)), state
+
+
+HOSTILE = ("logistic", "gru", "steep", "switch", "lstm")
+
+
+class Work:
+    """Operations that a solve has to do one after the other, counted as its runs are made."""
+
+    def __init__(self, monkeypatch, backend):
+        self.done = self.updates = 0
+        kind = type(get_backend(backend))
+        for name, derived in (("advance", "step_jacobian"), ("trajectory", "step")):
+            monkeypatch.setattr(kind, name, self.counted(getattr(kind, name), derived))
+
+    def counted(self, run, derived):
+        def counting(kernels, program, plan, operands, starts):
+            self.done += plan.length * program.costs(derived)
+            self.updates += derived == "step_jacobian"
+            return run(kernels, program, plan, operands, starts)
+
+        return counting
+
+
+@pytest.mark.parametrize("chunks", [None, 64, "T"])
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_the_loop_takes_over(monkeypatch, backend, name, chunks):
+    """The sequential bits, at no more than 2.5 times the sequential work."""
+    monkeypatch.setenv("PARNL_KERNELS", "off")
+    steps = 1024 if chunks == "T" else 4096
+    arguments = hostile(name, backend, steps)
+    expected = numpy_of(parnl.solve(*arguments, method="sequential").outputs)
+    work = Work(monkeypatch, backend)
+    out = parnl.solve(*arguments, chunks=steps if chunks == "T" else chunks)
+    assert out.info.chunks > 1
+    assert work.updates == int(out.info.iterations)
+    assert work.done <= 2.5 * steps * arguments[0].program.cost
+    assert bool(out.info.converged)
+    if name == "switch":  # contracts between its jumps: right to rounding
+        assert_close(out.outputs, expected, 1e-12)
+    else:
+        assert_bits(out.outputs, expected)
+        assert_bits(out.final_state[-1], expected[-1])
+        assert int(out.info.sequential) == 1
