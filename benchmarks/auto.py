@@ -56,7 +56,7 @@ def measure(name: str, lanes: int, steps: int, repeat: int) -> dict[str, Any]:
 
     cell, operands, x0 = problem(name, lanes, steps)
     backend, epsilon = get_backend("torch"), float(torch.finfo(torch.float32).eps)
-    chosen = auto_chunks(cell.program, backend.lanes(x0[0]), lanes, steps)
+    chosen = auto_chunks(cell.program, backend.device(x0[0]), lanes, steps)
     # what auto takes is timed once, even where it is one of the fixed numbers
     plans = {str(c): Plan.make(steps, c, epsilon) for c in sorted({*FIXED, chosen})}
 

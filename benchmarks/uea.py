@@ -242,14 +242,18 @@ def plan(
 
 
 def best_of(task: str, model: str, patch: int) -> dict[str, Any]:
-    """The options with the best validation on the first split, among the results so far."""
+    """The options with the best validation on the first split, among the results so far.
+
+    Of equal accuracies, that of the fewest blocks, then that of the lowest loss.
+    """
     runs = [r for r in records() if key_of(r) == (task, model, patch)]
     runs = [r for r in runs if r["config"]["seed"] == SEEDS[0]]
     if not runs:
         return {}
 
-    def score(run: dict[str, Any]) -> tuple[float, float]:
-        return run["best"]["validation_accuracy"], -run["best"]["validation_loss"]
+    def score(run: dict[str, Any]) -> tuple[float, int, float]:
+        best = run["best"]
+        return best["validation_accuracy"], -run["config"]["blocks"], -best["validation_loss"]
 
     config = max(runs, key=score)["config"]
     return {name: config[name] for name in ("blocks", "learning_rate")}

@@ -4,6 +4,7 @@ The T steps are cut into C chunks of L steps. The unknowns are the chunk-start s
 is the state after running chunk c from s, P_c the product of the step Jacobians on the way. The
 iteration solves s_{c+1} = F_c(s_c):
 
+    all chunks in parallel:  guess s_{c+1} from the last steps of chunk c alone
     all chunks in parallel:  P_c along the run from s_c                                   (advance)
     over the chunks:         s_{c+1} <- F_c(s_c) + P_c (change of s_c)                 (affine scan)
     all chunks in parallel:  run from s_c, writing every state, ending in F_c(s_c)     (trajectory)
@@ -27,6 +28,10 @@ Nor does it take long: where Newton makes little of its updates, on a chaotic, e
 discontinuous cell, it is stopped while they and a plain loop together are still worth at most 2.5
 plain loops (see `parnl.cost`), and the lanes that are not settled are run by that loop.
 
+The guess is often all there is to do: where two short runs from different states meet in the same
+bits, the cell has forgotten its start, and where running the chunks then meets the guesses, to the
+last bit, it is the plain loop's own answer and there is nothing left to update (see `_guess`).
+
 A linear program needs one update, and its gaps are not looked at, unless it amplifies rounding.
 """
 
@@ -37,7 +42,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from parnl import blocks
-from parnl.cost import Device, updates_worth
+from parnl.cost import GUESSED_FROM, Device, guesses, updates_worth
 from parnl.program import Functions, Program
 from parnl.scan import affine_scan
 
@@ -156,7 +161,8 @@ def newton(
     xp = kernels.xp
     chunks = plan.chunks
     batch, channels = x0[0].shape
-    starts = [xp.broadcast_to(x[:, None, :], (batch, chunks, channels)) for x in x0]
+    shape = (batch, chunks, channels)
+    starts = [xp.broadcast_to(x[:, None, :], shape) for x in x0]
     zero = xp.sum(xp.zeros_like(x0[0]))
     none = xp.astype(zero, xp.int32)
     if chunks == 1:
@@ -206,10 +212,24 @@ def newton(
     def unfinished(carry: tuple) -> Any:
         return (carry[0] < most) & ~xp.all(carry[4])
 
+    flat = xp.zeros_like(starts[0][:, 1:])
+    states = kernels.unwritten(lambda: kernels.trajectory(program, plan, operands, starts)[0])
+    settled = flat > 0
+    if guesses(program, plan.length):
+        starts, forgotten = _guess(kernels, program, plan, operands, x0)
+
+        def verify(carry: tuple) -> tuple:
+            states, ends = kernels.trajectory(program, plan, operands, starts)
+            gaps = [_gap(xp, e, s[:, 1:]) for e, s in zip(ends, starts, strict=True)]
+            met = forgotten & (_largest(xp, gaps) == 0)
+            return carry[0] & False, states, _all_so_far(kernels, met)
+
+        # Any lane that seems to have forgotten its start calls for it, so none depends on another.
+        _, states, settled = kernels.while_loop(
+            lambda carry: carry[0], verify, (xp.any(forgotten[:, 0]), states, settled)
+        )
     first = [s[:, 1:] for s in starts]
-    unwritten = kernels.unwritten(lambda: kernels.trajectory(program, plan, operands, starts)[0])
-    flat = xp.zeros_like(first[0])
-    carry = (none, starts, unwritten, first, flat > 0, flat[:, :1] == 0, (zero, flat))
+    carry = (none, starts, states, first, settled, flat[:, :1] == 0, (zero, flat))
     iterations, _, states, _, settled, tame, (update, gap) = kernels.while_loop(
         unfinished, body, carry
     )
@@ -231,6 +251,49 @@ def newton(
     residual = _peak(xp, xp.where(done, gap, 0.0))
     taken = xp.sum(xp.astype(~done, xp.int32), dtype=xp.int32)
     return states, Stats(iterations, update, residual, zero == 0, taken)
+
+
+def _guess(
+    kernels: Kernels, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
+) -> tuple[list[Any], Any]:
+    """Return guessed chunk starts (B, C, D), and where the cell has forgotten what was before.
+
+    The last steps before each chunk are run twice, from x0 and from x0 + 1, all chunks and both
+    runs side by side as sequences of their own. forgotten: (B, C - 1, D), whether both end in the
+    same bits: from there on they would be the same for ever.
+    """
+    xp, count = kernels.xp, plan.chunks - 1
+    batch, channels = x0[0].shape
+    several = (2, batch, count)
+
+    def last_steps(operand: Any) -> Any:
+        rows, steps, width = operand.shape
+        if steps == 1:
+            chunked = operand[:, None]
+            if rows == 1:
+                return operand
+        elif plan.reverse:
+            chunked = operand[:, plan.steps - count * plan.length :]
+            chunked = xp.reshape(chunked, (rows, count, plan.length, width))[:, :, :GUESSED_FROM]
+            chunked = xp.flip(chunked, axis=1)
+        else:
+            chunked = xp.reshape(
+                operand[:, : count * plan.length], (rows, count, plan.length, width)
+            )
+            chunked = chunked[:, :, -GUESSED_FROM:]
+        wide = xp.broadcast_to(chunked[None], (*several, *chunked.shape[2:]))
+        return xp.reshape(wide, (2 * batch * count, *chunked.shape[2:]))
+
+    begin = [xp.stack([x, x + 1.0]) for x in x0]
+    begin = [xp.broadcast_to(x[:, :, None], (*several, channels)) for x in begin]
+    begin = [xp.reshape(x, (2 * batch * count, 1, channels)) for x in begin]
+    short = plan._replace(steps=GUESSED_FROM, chunks=1)
+    states, _ = kernels.trajectory(program, short, [last_steps(a) for a in operands], begin)
+    ends = [xp.reshape(x[:, 0 if plan.reverse else -1], (*several, channels)) for x in states]
+    forgotten = _largest(xp, [_gap(xp, e[0], e[1]) for e in ends]) == 0
+    guesses = [xp.where(xp.isfinite(e[0]), e[0], x[:, None]) for e, x in zip(ends, x0, strict=True)]
+    starts = [xp.concat([x[:, None], g], axis=1) for x, g in zip(x0, guesses, strict=True)]
+    return starts, forgotten
 
 
 def _spliced(
