@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test fuzz lint typecheck clean
+.PHONY: demo test fuzz mutations lint typecheck clean
 
 demo: $(READY)
 	$(BIN)/parnl train
@@ -12,9 +12,15 @@ demo: $(READY)
 test: $(READY) lint typecheck
 	$(BIN)/pytest -n auto --durations 15
 
-# Random cells through every kernel; PARNL_FUZZ sets how many.
+# Random cells through every kernel; PARNL_FUZZ sets how many, PARNL_FUZZ_SEED which. What the C
+# compiler makes of them is of no use afterwards.
 fuzz: $(READY)
-	PARNL_FUZZ=$${PARNL_FUZZ:-10000} $(BIN)/pytest tests/test_fuzz.py
+	PARNL_CACHE=$$(mktemp -d) && export PARNL_CACHE && trap 'rm -rf "$$PARNL_CACHE"' EXIT && \
+	PARNL_FUZZ=$${PARNL_FUZZ:-10000} $(BIN)/pytest -n auto tests/test_fuzz.py
+
+# Faults planted in a copy of parnl: parnl.testing must catch each of them.
+mutations: $(READY)
+	$(BIN)/python tests/mutations.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

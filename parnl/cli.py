@@ -1,7 +1,5 @@
 """The command `parnl`: list the cells, train one, check one of your own, diagnose one."""
 
-import importlib
-import importlib.util
 import inspect
 import json
 import os
@@ -91,9 +89,14 @@ def build() -> Any:
 
     @app.command()
     def check(
-        target: Annotated[str, typer.Argument(metavar="MODULE:CELL", help="Or FILE.py:CELL.")],
+        target: Annotated[
+            str,
+            typer.Argument(
+                metavar="MODULE:CELL", help="Or FILE.py:CELL; CELL(dt=0.1) sets options."
+            ),
+        ],
     ) -> None:
-        """Test a cell of your own: parallel against sequential, gradients, Jacobian, streaming."""
+        """Test a cell of your own: parallel against sequential, gradients, and other properties."""
         run_check(target)
 
     @app.command()
@@ -292,7 +295,7 @@ def run_check(target: str) -> None:
     """`parnl check`: put the cell that `target` names through `parnl.testing.check_cell`."""
     os.environ.setdefault("JAX_ENABLE_X64", "1")  # float64 tells a mistake from rounding
     from parnl import StepError
-    from parnl.testing import check_cell
+    from parnl.testing import check_cell, find
 
     try:
         with plain_errors():
@@ -301,28 +304,3 @@ def run_check(target: str) -> None:
     except (AssertionError, NotImplementedError, StepError) as error:
         sys.exit(f"parnl: {target} fails: {error}")
     print(f"{target} passes")
-
-
-def find(target: str) -> Any:
-    """The cell that `package.module:Name` or `path/to/file.py:Name` stands for."""
-    from parnl import Cell
-
-    source, _, name = target.rpartition(":")
-    if not source or not name:
-        raise ValueError(f"target: got {target!r}, expected MODULE:CELL or FILE.py:CELL")
-    if source.endswith(".py"):
-        path = Path(source)
-        if not path.is_file():
-            raise FileNotFoundError(f"target: there is no file {source}")
-        # Its own folder is importable, as if the file were run as a script.
-        sys.path.insert(0, str(path.resolve().parent))
-        source = path.stem
-    else:
-        sys.path.insert(0, str(Path.cwd()))
-        if importlib.util.find_spec(source.partition(".")[0]) is None:
-            raise ValueError(f"target: there is no module {source!r}")
-    module = importlib.import_module(source)
-    cell = getattr(module, name, None)
-    if isinstance(cell, Cell) or (isinstance(cell, type) and issubclass(cell, Cell)):
-        return cell
-    raise ValueError(f"target: expected a parnl.Cell named {name!r} in {source!r}, got {cell!r}")

@@ -36,3 +36,17 @@ def quick_compile():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say how many random cells tests/test_fuzz.py has drawn, by the path that was tested."""
+    drawn: dict[str, int] = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, value in report.user_properties:
+                if name == "cells":
+                    way, count = value.split()
+                    drawn[way] = drawn.get(way, 0) + int(count)
+    if drawn:
+        counts = ", ".join(f"{way} {count}" for way, count in drawn.items())
+        terminalreporter.write_line(f"random cells drawn: {counts}")

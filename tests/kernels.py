@@ -6,9 +6,8 @@ import oracles  # noqa: F401, registers test-everything
 import torch
 
 import parnl
-from parnl import ops
-from parnl.expr import Symbol
-from parnl.params import matrix, vector
+from parnl.testing import cells
+from parnl.testing.expressions import trees, value  # noqa: F401, for tests of expressions
 
 # batch, steps, chunks, reverse, lengths
 PROBLEMS = [
@@ -45,91 +44,16 @@ def answer(monkeypatch, kernels, cell, problem, dtype="float64"):
 
 # -- random cells ----------------------------------------------------------------------------------
 
-UNARY = {
-    "neg": lambda x: -x,
-    "abs": abs,
-    "exp": lambda x: ops.exp(-x * x),
-    "expm1": lambda x: ops.expm1(-abs(x)),
-    "log": lambda x: ops.log(1.5 + x * x),
-    "log1p": lambda x: ops.log1p(abs(x)),
-    "sqrt": lambda x: ops.sqrt(0.5 + abs(x)),
-    "square": lambda x: x**2,
-    "cube": lambda x: ops.tanh(x) ** 3,
-    "inverse": lambda x: (1.0 + abs(x)) ** -1,
-    "root": lambda x: (1.0 + x * x) ** 0.3,
-    **{
-        name: getattr(ops, name)
-        for name in "sin cos tanh sigmoid softplus logsigmoid relu silu gelu erf sign".split()
-    },
-}
-BINARY = {
-    "add": lambda x, y: x + y,
-    "sub": lambda x, y: x - y,
-    "mul": lambda x, y: x * y,
-    "div": lambda x, y: x / (1.0 + y * y),
-    "minimum": ops.minimum,
-    "maximum": ops.maximum,
-    "clip": lambda x, y: ops.clip(x, -0.5, 0.7) * y,
-    "less": lambda x, y: ops.where(x < y, x, 0.3 * y),
-    "both": lambda x, y: ops.where((x > 0.1) & ~(y >= 0.2), x, 0.5),
-    "either": lambda x, y: ops.where((x <= -0.2) | (y != y), 1.0, y),
-}
-
-
-def trees(leaves):
-    def grow(children):
-        return st.one_of(
-            st.tuples(st.sampled_from(sorted(UNARY)), children),
-            st.tuples(st.sampled_from(sorted(BINARY)), children, children),
-        )
-
-    numbers = st.floats(-2, 2).map(lambda x: round(x, 3))
-    return st.recursive(st.one_of(st.sampled_from(leaves), numbers), grow, max_leaves=8)
-
-
-def value(tree, leaves):
-    if isinstance(tree, float):
-        return tree
-    if isinstance(tree, str):
-        return leaves[tree]
-    name, *children = tree
-    children = [value(c, leaves) for c in children]
-    if name in ("less", "both", "either"):  # two numbers compare to a truth value, no condition
-        children = [c if isinstance(c, Symbol) else c + 0.0 * leaves["b"] for c in children]
-    return (UNARY[name] if len(children) == 1 else BINARY[name])(*children)
-
 
 @st.composite
 def problems(draw, channels=(1, 3, 16, 17, 64, 70), steps=40):
-    """(cell, batch, steps, seed, reverse, the expressions of its step)."""
-    states = ("x", "y", "z", "w")[: draw(st.integers(1, 4))]
-    leaves = [*states, "a", "b", "f", "g", "dt"]
-    expressions = [draw(trees(leaves)) for _ in states]
-
-    class Random(parnl.Cell):
-        parameters = dict(W=matrix("input", "hidden"), a=vector("hidden"), b=vector("hidden"))
-
-        def features(self, p, u):
-            f = u @ p.W
-            return dict(f=f, g=f[..., :1])
-
-        def step(self, p, *arguments):
-            *x, f, dt = arguments
-            leaves = dict(zip(states, x, strict=True), a=p.a, b=p.b, f=f.f, g=f.g, dt=dt)
-            new = [ops.tanh(value(e, leaves)) for e in expressions]
-            return tuple(0.4 * old + 0.5 * n for old, n in zip(x, new, strict=True))
-
-    # the names of a cell's states and whether it reads dt are those of its step's signature
-    Random.states = states
-    names = ", ".join(["self", "p", *states, "f", "dt"])
-    scope = {"inner": Random.step}
-    exec(f"def step({names}):\n    return inner({names})", scope)
-    Random.step = scope["step"]
+    """(cell, batch, steps, seed, reverse, the source of the cell)."""
+    cell = draw(cells(channels))
     return (
-        Random(2, draw(st.sampled_from(channels))),
+        cell,
         draw(st.integers(1, 3)),
         draw(st.integers(1, steps)),
         draw(st.integers(0, 2**31)),
         draw(st.booleans()),
-        expressions,
+        cell.source,
     )
