@@ -6,8 +6,8 @@ cells    every registered cell as it starts (input 8, hidden 16, standard normal
          the proved bound rho on |df/dx| over the ranges on the trajectory, what some point of them
          attains, what the trajectory meets, the Lyapunov exponent, and Newton iterations.
 region   the LRC cell, fresh and of a model trained on JapaneseVowels by `parnl train`'s defaults:
-         for which factors of the recurrent weights (e_w, w_f, w_g) and which time steps dt the step
-         is proved to contract, over the features that occur. (1, 1) is the model itself.
+         for which factors of the recurrent weights (e_w, w_f, w_g) and of the range of its features
+         the step is proved to contract. (1, 1) is the model itself over the features that occur.
 
 Prints tables, and saves JSON and a plot beside it; --redraw prints and draws what is saved.
 """
@@ -59,9 +59,19 @@ def cell_row(name: str, budget: int) -> dict[str, Any]:
 # -- the region of LRC ----------------------------------------------------------------------------
 
 
-def proof(cell: Any, params: Params, ranges: Ranges, budget: int, factor: float, dt: float) -> Any:
-    params = {n: p * factor if n in RECURRENT else p for n, p in params.items()}
-    return parnl.certify(cell, params, feature_ranges=ranges, dt=dt, budget=budget)
+def scaled(params: Params, ranges: Ranges, weights: float, width: float) -> tuple[Params, Ranges]:
+    """Multiply the recurrent weights, and the width of each feature's range about its middle."""
+    params = {n: p * weights if n in RECURRENT else p for n, p in params.items()}
+    wider = {}
+    for name, (low, high) in ranges.items():
+        middle, half = (low + high) / 2, (high - low) / 2
+        wider[name] = middle - width * half, middle + width * half
+    return params, wider
+
+
+def proof(cell: Any, params: Params, ranges: Ranges, budget: int, *at: float) -> Any:
+    params, ranges = scaled(params, ranges, *at)
+    return parnl.certify(cell, params, feature_ranges=ranges, budget=budget)
 
 
 def edge(cell: Any, params: Params, ranges: Ranges, budget: int) -> float:
@@ -86,14 +96,14 @@ def region(
     params: Params,
     ranges: Ranges,
     weights: list[float],
-    dts: list[float],
+    widths: list[float],
     budget: int,
 ) -> dict[str, Any]:
-    rows = [[proof(cell, params, ranges, budget, w, r) for w in weights] for r in dts]
+    rows = [[proof(cell, params, ranges, budget, w, r) for w in weights] for r in widths]
     here = proof(cell, params, ranges, 4 * budget, 1.0, 1.0)
     return {
         "weights": weights,
-        "dts": dts,
+        "widths": widths,
         "certified": [[c.bound for c in row] for row in rows],
         "attained": [[float(np.max(c.attained)) for c in row] for row in rows],
         "here": {
@@ -150,18 +160,18 @@ def trained(epochs: int | None) -> tuple[list[tuple[Any, Params, list[np.ndarray
 def regions(quick: bool) -> dict[str, Any]:
     budget = 50 if quick else 200
     weights = [2.0**e for e in (range(-2, 7, 2) if quick else np.arange(-2, 6.5, 0.75))]
-    dts = [2.0**e for e in ([-1, 0, 2] if quick else np.arange(-2, 4.5, 0.5))]
+    widths = [0.0, 1.0, 2.0] if quick else [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0]
     blocks, record = trained(2 if quick else None)
     found: dict[str, Any] = {"training": record}
     cell = parnl.get_cell("lrc", 64, 64)
     u = np.random.default_rng(0).normal(size=(STEPS, 64))
     params = as_float64(cell.init(0))
     found["as it starts"] = region(
-        cell, params, feature_ranges(cell, params, u), weights, dts, budget
+        cell, params, feature_ranges(cell, params, u), weights, widths, budget
     )
     for number, (cell, params, series) in enumerate(blocks, start=1):
         ranges = feature_ranges(cell, params, np.concatenate(series))
-        part = region(cell, params, ranges, weights, dts, budget)
+        part = region(cell, params, ranges, weights, widths, budget)
         along = [parnl.lyapunov(cell, params, u.astype(np.float64)) for u in series[:64]]
         part["here"]["measured"] = max(float(np.max(a.rho)) for a in along)
         part["here"]["lyapunov"] = max(a.largest for a in along)
@@ -210,15 +220,15 @@ def draw(results: dict[str, Any], path: Path) -> None:
     for axis, (name, part) in zip(axes, parts.items(), strict=True):
         bound, attained = (np.array(part[k], float) for k in ("certified", "attained"))
         shown = np.where(np.isfinite(bound), np.clip(bound, 0.5, 1.5), 1.5)
-        grid = part["weights"], part["dts"]
+        grid = part["weights"], part["widths"]
         image = axis.contourf(*grid, shown, np.linspace(0.5, 1.5, 21), cmap="RdBu_r")
         for values, style in ((bound, "-"), (attained, "--")):
             finite = np.where(np.isfinite(values), values, 1e3)
             if finite.min() < 1 < finite.max():
                 axis.contour(*grid, finite, [1.0], colors="black", linestyles=style)
         axis.plot(1, 1, "*", color="gold", markeredgecolor="black", markersize=14)
-        axis.set(title=f"LRC, {name}", xlabel="factor of e_w, w_f, w_g", xscale="log", yscale="log")
-    axes[0].set_ylabel("time step dt")
+        axis.set(title=f"LRC, {name}", xlabel="factor of e_w, w_f, w_g", xscale="log")
+    axes[0].set_ylabel("factor of the features' range")
     label = "proved rho; contours of 1: proved -, attained --"
     figure.colorbar(image, ax=axes, label=label)
     figure.savefig(path, dpi=110)
