@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import torch
 
 import parnl
 from parnl.backends import cbuild, get_backend
+from parnl.expr import Graph
 from parnl.newton import Plan
 
 # -- threads of a kernel --------------------------------------------------------------------------
@@ -177,6 +179,30 @@ for cell, one in zip(cells, found):
     assert all(torch.equal(a, b) for a, b in zip(one, again))
 print("done")
 """
+
+
+def test_a_graph_that_grows_in_several_threads():
+    """Threads that ask for nodes at once must not get one number for different ones."""
+    before, graph = sys.getswitchinterval(), Graph()
+    x, start = graph.leaf("state", "x"), threading.Barrier(8)
+
+    def grow(own):
+        start.wait()
+        y = x
+        for i in range(1000):
+            y = graph.apply("tanh", y * float(i) + own)
+
+    threads = [threading.Thread(target=grow, args=(0.5 * i,)) for i in range(1, 9)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert [node.index for node in graph.nodes] == list(range(len(graph.nodes)))
+    assert all(a.index < node.index for node in graph.nodes for a in node.args)
 
 
 @pytest.mark.parametrize("kernels", ["c", "off"])
