@@ -379,7 +379,7 @@ class _Writer:
         results = ", ".join([*self.each("rest{i}"), *(self.entries("_{i}") * (not self.linear))])
         lines = [
             "front = tl.reduce((settled & inner).to(tl.int32), 0, added)[None, :]",
-            "undone = (front < C - 1) & channel & (gives_up > 0)",
+            "undone = (front < (C - 1) * gives_up) & channel",
             "final = tl.where(undone, front, C - 1)",
         ]
         body = ["left = tl.where(undone & (c == front), T - c * L, 0)", "tl.debug_barrier()"]
