@@ -64,7 +64,7 @@ class NumpyBackend(CompiledKernels):
     def device(self, array: Any) -> Device:
         """Return the measured number of elements at which an operation's fixed cost is small."""
         if self.compiles(array):
-            return compiled_device(self.threads(), price=1500.0)
+            return compiled_device(array.dtype, self.threads(), price=1500.0)
         return Device(1 << 15, COMPOSED)
 
     def address(self, array: np.ndarray) -> int:

@@ -9,7 +9,8 @@ sequences and channels: run by one instance it needs neither a look of the host 
 second launch. Order and names are those of `newton.newton`, to be read side by side. What differs:
 values that belong to a gap between chunks (`before`, `after`, `settled`) stand in the row of the
 chunk that ends there, and a nonlinear program's trajectory brings the products along, so that the
-next update needs no run of its own. What is below the last gap is settled from the start.
+next update needs no run of its own. What is below the last gap is settled from the start. Lanes
+that are given up on go on in the same launch, each from its own last settled chunk start.
 """
 
 from __future__ import annotations
@@ -379,7 +380,7 @@ class _Writer:
         results = ", ".join([*self.each("rest{i}"), *(self.entries("_{i}") * (not self.linear))])
         lines = [
             "front = tl.reduce((settled & inner).to(tl.int32), 0, added)[None, :]",
-            "undone = (front < C - 1) & channel & (gives_up > 0)",
+            "undone = (front < (C - 1) * gives_up) & channel",
             "final = tl.where(undone, front, C - 1)",
         ]
         body = ["left = tl.where(undone & (c == front), T - c * L, 0)", "tl.debug_barrier()"]

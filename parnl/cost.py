@@ -29,10 +29,14 @@ _UPDATES = 1.5
 _GAIN = 2.0
 # A chunk shorter than this has forgotten little of its start, and more updates are needed.
 _SHORTEST = 16
-# Updates and a plain loop after them may cost as much as so many plain loops, but a few updates are
-# made in any case: who asks for chunks on a full device gets them.
-_MOST = 2.5
-_FEWEST = 3
+# A step of chunks takes longer than its operations say, next to one of the plain loop: chunks lie
+# apart in memory, and the operations of a Jacobian are cheap but many. Measured: 1.5 to 3 times.
+_APART = 2.0
+# Updates may cost as much as one plain loop before it is run after all. By the model, that is; by
+# the clock it is to stay within 2.5 loops. Two updates are made in any case: who asks for chunks on
+# a full device gets them.
+_BUDGET = 1.0
+_FEWEST = 2
 # A chunk start is guessed from so many steps before it, if a chunk is this many times as long.
 # Measured on ten cells at their initial scale: eight have forgotten their start, to the last bit,
 # after 128 steps, some after 32.
@@ -71,7 +75,7 @@ def update_cost(program: Program, device: Device, channels: int, steps: int, chu
     runs = length * (program.costs("step_jacobian") + program.cost) * filled
     # of a scan over the chunks, some six levels; of the rest, three products of k x k blocks
     between = _OPERATIONS * k + 9 * k * k * (2 * k - 1)
-    return runs + device.price * between
+    return _APART * runs + device.price * between
 
 
 def auto_chunks(program: Program, device: Device, channels: int, steps: int) -> int:
@@ -99,13 +103,11 @@ def auto_chunks(program: Program, device: Device, channels: int, steps: int) -> 
 def updates_worth(program: Program, device: Device, channels: int, steps: int, chunks: int) -> int:
     """Return after how many updates it is time to give up and run the plain loop.
 
-    Then all of it has cost at most 2.5 times the plain loop, for chunks that `auto_chunks` chose.
-
     >>> import parnl
     >>> program = parnl.get_cell("gru", input_size=1, hidden_size=1).program
     >>> updates_worth(program, Device(lanes=1024, price=4.0), 64, 10_000, chunks=16)
-    9
+    3
     """
     loop = loop_cost(program, device, channels, steps)
-    worth = (_MOST - 1) * loop / update_cost(program, device, channels, steps, chunks)
+    worth = _BUDGET * loop / update_cost(program, device, channels, steps, chunks)
     return min(chunks, max(_FEWEST, int(worth)))

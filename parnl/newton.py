@@ -24,9 +24,11 @@ its own lane, so a NaN can disturb neither other sequences nor earlier steps, no
 number of iterations. One thing looks ahead: whether the lane amplifies what is left at a chunk
 start (see `_tame`), and so whether its starts are right to rounding or to the last bit.
 
-Nor does it take long: where Newton makes little of its updates, on a chaotic, expanding or
-discontinuous cell, it is stopped while they and a plain loop together are still worth at most 2.5
-plain loops (see `parnl.cost`), and the lanes that are not settled are run by that loop.
+Nor does it take long. Where Newton makes little of its updates, on a chaotic, expanding or
+discontinuous cell, it is given up once they have cost about a plain loop (see `parnl.cost`), and
+that loop runs the lanes that are not settled, from their own operands: no lane sees another's.
+Damping does not pay there: with products clamped to anything from 100 down to 0, the cells of
+`benchmarks/hostile.py` took as many updates, one for each chunk, or at best a tenth fewer.
 
 The guess is often all there is to do: where two short runs from different states meet in the same
 bits, the cell has forgotten its start, and where running the chunks then meets the guesses, to the

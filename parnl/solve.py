@@ -100,8 +100,9 @@ def solve(
             sequential run to the last bit.
         max_iterations: stop after so many Newton updates, converged or not; `chunks` are always
             enough. None: as many as are worth it; channels that have not converged by then are
-            run by the plain loop, so that a cell on which Newton makes no progress costs at most
-            about 2.5 times the loop, by the model of `parnl.cost`. `info.sequential` tells.
+            run by the plain loop, whatever the method, so that with automatic chunks a cell on
+            which Newton makes no progress is to cost at most 2.5 times the loop, by the model
+            of `parnl.cost`. `info.sequential` tells.
 
         check: look at the answer, and raise `parnl.SolveError` that names what is wrong first:
             parameter, input, feature or state that is not finite, a state that is no step from

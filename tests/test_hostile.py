@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from oracles import BACKENDS, assert_bits, assert_close, numpy_of, to
 
 import parnl
@@ -202,3 +203,113 @@ def test_the_loop_takes_over(monkeypatch, backend, name, chunks):
         assert_bits(out.outputs, expected)
         assert_bits(out.final_state[-1], expected[-1])
         assert int(out.info.sequential) == 1
+
+
+def work_of(info, cell, steps):
+    """The same work by the solve's own statistics, where its runs cannot be counted."""
+    length = -(-steps // info.chunks)
+    both = cell.program.costs("step_jacobian") + cell.program.cost
+    loop = steps * cell.program.cost if int(info.sequential) else 0
+    return int(info.iterations) * length * both + loop
+
+
+@pytest.mark.parametrize("kernels", ["c", "off"])
+@pytest.mark.parametrize("name", ["logistic", "switch"])
+def test_the_loop_takes_over_under_jit(monkeypatch, name, kernels):
+    import jax
+
+    monkeypatch.setenv("PARNL_KERNELS", kernels)
+    cell, params, u, state = hostile(name, "jax", 4096)
+    out = jax.jit(lambda *a: parnl.solve(cell, *a, chunks=64))(params, u, state)
+    assert work_of(out.info, cell, 4096) <= 2.5 * 4096 * cell.program.cost
+    assert int(out.info.sequential) == 1
+    assert bool(out.info.converged)
+    x = np.concatenate([[0.2], numpy_of(out.outputs)[:, 0]])
+    # XLA may round differently in each program: a step is a step of the map, at every place
+    before, after, f = x[:-1], x[1:], numpy_of(u)[:, 0]
+    step = 4 * before * (1 - before)
+    if name == "switch":
+        step = 0.999 * np.where(before > f, before - 1, before + 0.7)
+    assert_close(after, step, 1e-14)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_c_kernels_give_the_sequential_bits_too(backend):
+    for name in HOSTILE:
+        arguments = hostile(name, backend, 8192)
+        expected = numpy_of(parnl.solve(*arguments, method="sequential").outputs)
+        out = parnl.solve(*arguments, chunks=64)
+        assert work_of(out.info, arguments[0], 8192) <= 2.5 * 8192 * arguments[0].program.cost
+        assert_close(out.outputs, expected, 1e-12)
+        if name != "switch":
+            assert int(out.info.sequential) == 1
+            assert_bits(out.outputs, expected)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_tame_lanes_keep_what_they_have(backend):
+    """Chaos in one lane changes no bit of another; one that settles late keeps its early chunks."""
+    cell = Logistic(1, 3)
+    a = np.array([[4.0, 2.5, 0.5]])[0]
+    u, x0 = np.zeros((2, 4096, 1)), np.full((2, 3), 0.2)
+    params = {"W": to(backend, np.ones((1, 3))), "a": to(backend, a)}
+    out = parnl.solve(cell, params, to(backend, u), (to(backend, x0),), chunks=64)
+    assert int(out.info.sequential) == 2  # the first channel, of two sequences
+    calm = {"W": to(backend, np.ones((1, 2))), "a": to(backend, a[1:])}
+    alone = parnl.solve(Logistic(1, 2), calm, to(backend, u), (to(backend, x0[:, 1:]),), chunks=64)
+    assert int(alone.info.sequential) == 0
+    assert_bits(numpy_of(out.outputs)[..., 1:], numpy_of(alone.outputs))
+
+
+def test_max_iterations_is_obeyed():
+    arguments = hostile("logistic", "numpy", 4096)
+    expected = parnl.solve(*arguments, method="sequential").outputs
+    stopped = parnl.solve(*arguments, chunks=64, max_iterations=5)
+    assert int(stopped.info.iterations) == 5
+    assert not bool(stopped.info.converged)
+    assert int(stopped.info.sequential) == 0
+    whole = parnl.solve(*arguments, chunks=64, max_iterations=64)
+    assert int(whole.info.iterations) == 63
+    assert bool(whole.info.converged)
+    assert int(whole.info.sequential) == 0
+    assert_bits(whole.outputs, expected)
+
+
+@pytest.mark.parametrize("kernels", ["off", "c", "triton", "jax"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_an_expanding_adjoint_is_taken_over_too(monkeypatch, kernels, reverse):
+    """Gradients that grow by 1e6 over the sequence, against autograd through a plain loop."""
+    if kernels == "jax":
+        import jax
+    else:
+        monkeypatch.setenv("PARNL_KERNELS", kernels)
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    steps = 36
+    rng = np.random.default_rng(0)
+    given = [np.array([3.9, 3.7]), np.full((1, 2), 1e-3), rng.normal(size=(3, steps, 1))]
+    given.append(rng.uniform(0.2, 0.8, (3, 2)))
+    a, w, u, x0 = (torch.from_numpy(v).requires_grad_() for v in given)
+
+    class Driven(Logistic):
+        def step(self, p, x, f):
+            return p.a * x * (1.0 - x) + f.f
+
+    x, rows = x0, [None] * steps
+    for t in reversed(range(steps)) if reverse else range(steps):
+        x = rows[t] = a * x * (1.0 - x) + (u[:, t] @ w)
+    expected = torch.autograd.grad((torch.stack(rows, 1) ** 2).sum(), (a, w, u, x0))
+    assert float(expected[3].abs().max()) > 1e5
+    cell = Driven(1, 2)
+
+    def loss(a, w, u, x0):
+        how = {"chunks": 12, "reverse": reverse}
+        return (parnl.solve(cell, {"W": w, "a": a}, u, (x0,), **how).outputs ** 2).sum()
+
+    if kernels == "jax":
+        found = jax.grad(loss, (0, 1, 2, 3))(*(to("jax", v) for v in given))
+    else:
+        found = torch.autograd.grad(loss(a, w, u, x0), (a, w, u, x0))
+    for f, e in zip(found, expected, strict=True):
+        f, e = numpy_of(f), e.numpy()
+        scale = np.abs(e).max(axis=tuple(range(1, e.ndim)), keepdims=True)
+        assert (np.abs(f - e) <= 1e-5 * scale).all()
