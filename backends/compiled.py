@@ -26,6 +26,10 @@ class CompiledKernels(EagerKernels):
     """`EagerKernels` with C in their place where it serves; subclasses add `address`, `threads`."""
 
     @abstractmethod
+    def device(self, array: Any) -> Device:
+        """See `newton.Kernels`."""
+
+    @abstractmethod
     def address(self, array: Any) -> int:
         """Return the address of the first element."""
 

@@ -18,8 +18,8 @@ from parnl.newton import Plan
 from parnl.program import Program
 
 # What asking for an operation costs, in operations of a step as `Program.cost` counts them: a step
-# that counts as 60 is some 15 requests.
-COMPOSED = 4.0
+# that counts as 60 is some 15 requests, and those on chunks are of larger arrays.
+COMPOSED = 12.0
 
 
 class EagerKernels(ABC):

@@ -172,7 +172,7 @@ def _previous(xp: Any, first: Any, states: Any, reverse: bool) -> Any:
     return xp.concat([first[:, None], states[:, :-1]], axis=1)
 
 
-def _place(sequence: Sequence[int], step: int | None, channel: int) -> str:
+def _place(sequence: Iterable[Any], step: Any, channel: Any) -> str:
     numbers = [int(i) for i in sequence]
     parts = []
     if numbers:

@@ -378,7 +378,7 @@ def _in_proportion(
     """
     largest = _largest(xp, sizes)
     share = [xp.where(s > 0, s / largest, 0.0) for s in sizes]
-    scaled = []
+    scaled: list[Any] = []
     for i in range(len(sizes)):
         for j in range(len(sizes)):
             after = share[i][:, 1:]

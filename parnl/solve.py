@@ -137,7 +137,7 @@ def solve(
     features = Values("feature", cell.features(p, inputs))
     dtype, result_dtype = working_dtype(xp, features, inputs)
     dt = time_step(backend, cell, dt, inputs)
-    if mask is not None and dt is not None and dt.shape[-1] > 1:
+    if mask is not None and dt is not None and tuple(dt.shape) != (1,):  # that is one number
         dt = xp.where(mask, dt, xp.ones_like(dt))
     operands = feature_operands(backend, cell, p, features, dt, inputs)
     program = cell.program

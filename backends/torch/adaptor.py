@@ -35,7 +35,8 @@ def _with_numbers(function: Callable[..., Any], name: str) -> Callable[[Any, Any
 @torch.compiler.assume_constant_result
 def _device(device: torch.device, dtype: torch.dtype) -> tuple[int, float, int]:
     if backend.compiles(torch.empty(0, device=device, dtype=dtype)):
-        return tuple(compiled_device(dtype, backend.threads(), price=2500.0))
+        lanes, price, crowd = compiled_device(dtype, backend.threads(), price=2500.0)
+        return lanes, price, crowd
     return (1 << 16 if device.type == "cpu" else 1 << 20), COMPOSED, 0
 
 

@@ -245,7 +245,7 @@ def padding(problem: Problem) -> None:
     rubbish = rng.choice([np.nan, np.inf, -np.inf, 1e30], problem.inputs.shape)
     inputs = np.where(past[..., None], rubbish, problem.inputs)
     dt = problem.dt
-    if dt is not None and problem.steps > 1:  # a dt of one step is taken as one for all steps
+    if dt is not None and problem.inputs.shape[:-1] != (1,):  # that would be one for all steps
         dt = np.where(past, rubbish[..., 0], dt)
     hostile = problem._replace(inputs=inputs, dt=dt)
 

@@ -100,6 +100,8 @@ def solution(problem: Problem, **how: Any) -> Any:
     """Return what `parnl.solve` returns."""
     p, u, x, dt, n = arrays(problem, problem.dtype)
     how = {"chunks": problem.chunks, **how}
+    if how["chunks"] is not None:  # Newton is to do all of it, however many updates it takes
+        how.setdefault("max_iterations", how["chunks"])
     with np.errstate(all="ignore"), no_gradient(problem):
         return solve(problem.cell, p, u, x, dt=dt, lengths=n, reverse=problem.reverse, **how)
 
@@ -171,8 +173,9 @@ Solver = Callable[..., tuple[Any, Sequence[Any]]]
 
 def _by_solve(problem: Problem, p: Any, u: Any, x: Any, dt: Any, n: Any) -> tuple:
     out = solve(
-        problem.cell, p, u, x, dt=dt, lengths=n, reverse=problem.reverse, chunks=problem.chunks
-    )
+        problem.cell, p, u, x, dt=dt, lengths=n, reverse=problem.reverse,
+        chunks=problem.chunks, max_iterations=problem.chunks,
+    )  # fmt: skip
     return out.outputs, out.final_state
 
 
