@@ -89,8 +89,8 @@ def auto_chunks(program: Program, device: Device, channels: int, steps: int) -> 
     >>> auto_chunks(program, device, channels=512, steps=10_000)
     1
     """
-    chunks = min(device.crowd // max(channels, 1), steps // (2 * _WORTH * GUESSED_FROM))
-    if chunks > 1 and guesses(program, steps // chunks):
+    chunks = min(device.crowd // max(channels, 1), steps // (_WORTH * GUESSED_FROM))
+    if chunks > 1 and not program.linear:
         return chunks
     chunks = min(device.lanes // max(channels, 1), steps // _SHORTEST)
     if chunks < 2:

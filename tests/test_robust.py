@@ -119,7 +119,7 @@ def test_the_number_of_chunks_is_all_that_auto_takes_from_the_number_of_threads(
     """More threads, more chunks, other last bits: whoever wants the same bits gives `chunks`."""
     monkeypatch.setenv("PARNL_KERNELS", "c")
     cell = parnl.get_cell("gru", 3, 2)
-    params, u = cell.init(0), np.random.default_rng(0).normal(size=(1, 4096, 3))
+    params, u = cell.init(0), np.random.default_rng(0).normal(size=(1, 1 << 18, 3))
     counts = set()
     for threads in (1, 4):
         monkeypatch.setenv("OMP_NUM_THREADS", str(threads))

@@ -328,6 +328,10 @@ def test_dt_padding_may_hold_nan(backend):
     task.dt[0, 5:] = np.nan
     how: dict[str, Any] = {"chunks": 3, "gradients": backend in DIFFERENTIABLE}
     assert_same(oracles.answer(task, backend, **how), expected, 1e-10)
+    short = oracles.problem("lrc", steps=1, batch=(2,), lengths=[1, 0], times="own")
+    expected = oracles.reference(short)
+    short.dt[1] = np.nan  # one step for each sequence, not one for all
+    assert_same(oracles.answer(short, backend, **(how | {"chunks": 1})), expected, 1e-10)
 
 
 @quick
