@@ -146,7 +146,7 @@ def trained(epochs: int | None) -> tuple[list[tuple[Any, Params, list[np.ndarray
     split = dataset.test
     lengths = torch.from_numpy(split.lengths)
     with torch.no_grad():
-        x = model.encoder(torch.from_numpy(split.inputs))
+        x = model.encoder(model.activation(model.lift(torch.from_numpy(split.inputs))))
         for block in model.blocks:
             u = block.norm(x).numpy()
             series = [row[:n] for row, n in zip(u, split.lengths, strict=True)]

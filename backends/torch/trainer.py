@@ -26,7 +26,7 @@ class Trainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = Classifier(**model, seed=seed).to(self.device)
         self.parameters = dict(self.model.named_parameters())
-        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=learning_rate)
+        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=learning_rate, fused=True)
         self.clip, self.seed, self.chunks = clip, seed, chunks
         self.count = 0
         moments = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
