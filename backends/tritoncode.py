@@ -399,7 +399,7 @@ class _Writer:
         lines = _largest("steepest", self.entries("tl.abs(p{i})"))
         lines.append("nan = steepest != steepest")
         lines += self.entries("e{i} = clamped(tl.where(nan, 0.0, p{i}))")
-        if self.k > 1:
+        if self.k > 1 and not self.linear:
             lines += self.in_proportion()
         power = 1
         while self.k > 1 and power < 4:
@@ -420,15 +420,10 @@ class _Writer:
 
     def in_proportion(self) -> list[str]:
         """`newton._in_proportion` of e."""
-        lines = _largest("largest", self.each("size{i}"))
-        lines += _largest("largest0", self.each("finite(first{i})"))
-        lines += self.each("share{i} = tl.where(size{i} > 0.0, size{i} / largest, 0.0)")
-        first = "tl.where(finite(first{i}) > 0.0, finite(first{i}) / largest0, 0.0)"
-        lines += self.each("share{i}_ = " + first)
-        lines += self.each("share{i}_ = earlier(share{i}, share{i}_, c, CHUNKS, BLOCK)")
+        lines = self.each("unit{i} = tl.reduce(size{i}, 0, larger)[None, :]")
         for e in range(self.k * self.k):
             i, j = divmod(e, self.k)
-            ratio = f"tl.where(share{i} > 0.0, share{j}_ / share{i}, 0.0)"
+            ratio = f"tl.where(unit{i} > 0.0, unit{j} / unit{i}, 0.0)"
             lines.append(f"e{e} = clamped(e{e} * clamped({ratio}))")
         return lines
 

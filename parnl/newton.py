@@ -195,7 +195,7 @@ def newton(
 
         finite = [xp.where(xp.isfinite(s), xp.abs(s), 0.0) for s in starts]
         sizes = [kernels.running_max(s) for s in finite]
-        tame = _tame(kernels, raw, sizes, limit)
+        tame = _tame(kernels, raw, None if program.linear else sizes, limit)
         lane_tame = xp.all(tame, axis=1, keepdims=True)
         states, ends = kernels.trajectory(program, plan, operands, starts)
         gaps = [xp.abs(_gap(xp, e, a)) for e, a in zip(ends, after, strict=True)]
@@ -345,18 +345,21 @@ def _all_so_far(kernels: Kernels, ok: Any) -> Any:
     return kernels.running_max(xp.astype(~ok, xp.float32)) == 0
 
 
-def _tame(kernels: Kernels, products: Sequence[Any], sizes: Sequence[Any], limit: float) -> Any:
+def _tame(
+    kernels: Kernels, products: Sequence[Any], sizes: Sequence[Any] | None, limit: float
+) -> Any:
     """Return where the lane has not, up to this chunk, amplified what was left at a chunk start.
 
     Nonlinear: small gaps settle a chunk start, if the lane stays tame further on. Linear: one
     update is the answer, whatever the gaps say, until rounding has been amplified. From there on
-    only a zero gap tells. `sizes`: of each state at the chunk starts, (B, C, D), never falling.
+    only a zero gap tells. `sizes`: of each state at the chunk starts, (B, C, D), never falling; the
+    last ones are the units that growth is measured in, None for the units that states come in.
     """
-    xp, k = kernels.xp, len(sizes)
+    xp, k = kernels.xp, math.isqrt(len(products))
     nan = xp.isnan(_largest(xp, products))
     entries = [xp.clip(xp.where(nan, 0.0, p), -limit, limit) for p in products]
-    if k > 1:
-        entries = _in_proportion(xp, entries, sizes, limit)
+    if k > 1 and sizes is not None:
+        entries = _in_proportion(xp, entries, [s[:, -1:] for s in sizes], limit)
     power = 1
     while k > 1 and power < 4:  # the norm of a power nears the spectral radius, which is what grows
         entries = [xp.clip(p, -limit, limit) for p in blocks.matmul(entries, entries, k)]
@@ -371,18 +374,14 @@ def _tame(kernels: Kernels, products: Sequence[Any], sizes: Sequence[Any], limit
 def _in_proportion(
     xp: Any, products: Sequence[Any], sizes: Sequence[Any], limit: float
 ) -> list[Any]:
-    """Return blocks (B, C - 1, D) for states each in units of its own size, whatever they are in.
+    """Return blocks (B, C - 1, D) for states each in units of its own size (B, 1, D).
 
-    Only proportions between states count: where all of them grow, what was left grows too. A state
-    that has been 0 all along has no size; its gaps must be 0, so there is nothing to amplify.
+    One similarity for all chunks, so that growth is that of their product. A state that is 0 all
+    along has no size; its gaps must be 0, so there is nothing to amplify.
     """
-    largest = _largest(xp, sizes)
-    share = [xp.where(s > 0, s / largest, 0.0) for s in sizes]
     scaled: list[Any] = []
-    for i in range(len(sizes)):
-        for j in range(len(sizes)):
-            after = share[i][:, 1:]
-            ratio = xp.where(after > 0, share[j][:, :-1] / after, 0.0)
-            entry = products[len(scaled)] * xp.clip(ratio, 0.0, limit)
-            scaled.append(xp.clip(entry, -limit, limit))
+    for i in sizes:
+        for j in sizes:
+            ratio = xp.clip(xp.where(i > 0, j / i, 0.0), 0.0, limit)
+            scaled.append(xp.clip(products[len(scaled)] * ratio, -limit, limit))
     return scaled

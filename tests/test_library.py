@@ -421,3 +421,14 @@ def test_output_maps_take_half_precision(name, dtype):
     assert_close(found.float(), parnl.solve(cell, params, u).outputs, 0.05)
     row, _ = parnl.step(cell, half, u[:, 0].to(dtype))
     assert_close(row.float(), found[:, 0].float(), 0.02)
+
+
+@pytest.mark.parametrize("name", ["s5", "lru"])
+@pytest.mark.parametrize("chunks", [7, 64, 1024])
+def test_rotations_take_one_update(name, chunks):
+    """Linear, and their states trade sizes without end: nothing is amplified by that."""
+    cell = parnl.get_cell(name, 8, 16)
+    u = np.random.default_rng(0).normal(size=(1, 1024, 8)).astype(np.float32)
+    for seed in range(3):
+        info = parnl.solve(cell, cell.init(seed), u, chunks=chunks, max_iterations=chunks).info
+        assert (int(info.iterations), bool(info.converged)) == (1, True)
