@@ -242,16 +242,16 @@ def results(
 
 
 def compiled_device(dtype: Any, threads: int, price: float) -> Device:
-    """Return what keeps the processor busy: one vector of 64 bytes for each thread, better four.
+    """Return what keeps the processor busy: one vector of 64 bytes for each thread, better two.
 
     Measured on one thread: an element of a row of 8, 16, 32 channels takes 4.8, 2.7, 1.9 ns. On two
-    threads, a GRU of one sequence and 2, 8, 16, 32, 64 channels in 64, 16, 8, 4, 2 chunks takes
-    0.2, 0.43, 0.62, 0.6, 0.63 of the plain loop's time. On so few, an operation of a step takes 1.1
+    threads, a GRU of one sequence and 2, 8, 16, 32 channels in 32, 8, 4, 2 guessed chunks takes
+    0.2, 0.43, 0.62, 0.6 of the plain loop's time. On so few, an operation of a step takes 1.1
     to 1.8 ns; `price` tells how many of them a small array's operation takes in the framework:
     NumPy 1.5 to 3 us, PyTorch 4 to 6 us, compiled by XLA 0.2 us.
     """
     width = 8 if "64" in str(dtype) else 16
-    return Device(width * threads, price, crowd=4 * width * threads)
+    return Device(width * threads, price, crowd=2 * width * threads)
 
 
 def processors() -> int:

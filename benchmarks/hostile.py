@@ -191,7 +191,9 @@ def main() -> None:
                 rows.append(row)
                 print(line(row), flush=True)
     machine = {"machine": platform.processor() or platform.machine(), "threads": 1}
-    RESULTS.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    RESULTS.write_text(
+        json.dumps({"machine": machine, "rows": rows}, indent=1, default=float) + "\n"
+    )
 
 
 if __name__ == "__main__":
