@@ -89,15 +89,20 @@ def auto_chunks(program: Program, device: Device, channels: int, steps: int) -> 
     >>> auto_chunks(program, device, channels=512, steps=10_000)
     1
     """
+    loop = loop_cost(program, device, channels, steps)
     chunks = min(device.crowd // max(channels, 1), steps // (_WORTH * GUESSED_FROM))
     if chunks > 1 and not program.linear:
-        return chunks
+        # the run and the short one before it, and what stands between them at its price, doubled:
+        # of a loop below a millisecond nothing is to be gained (measured)
+        asked = _GAIN * device.price * _OPERATIONS * len(program.states)
+        if loop >= 1.2 * loop / chunks + asked:
+            return chunks
     chunks = min(device.lanes // max(channels, 1), steps // _SHORTEST)
     if chunks < 2:
         return 1
     updates = 1.0 if program.linear else _UPDATES
     parallel = updates * update_cost(program, device, channels, steps, chunks)
-    return chunks if loop_cost(program, device, channels, steps) >= _GAIN * parallel else 1
+    return chunks if loop >= _GAIN * parallel else 1
 
 
 def updates_worth(program: Program, device: Device, channels: int, steps: int, chunks: int) -> int:
