@@ -209,7 +209,8 @@ static int64_t count(const int64_t *a) {{
 
 def _large(kernel: Kernel) -> list[int]:
     """Return where in the argument array the results are that hold a number for every step."""
-    positions, at = [], len(SIZES)
+    at = len(SIZES)
+    positions: list[int] = []
     for name, size in fields(kernel):
         if name == "out":
             positions += range(at, at + size)
