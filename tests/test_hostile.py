@@ -1,5 +1,8 @@
 """Cells that Newton's method is bad at: the right answer all the same, and a bound on the cost."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -95,73 +98,27 @@ def test_a_state_that_is_zero_has_no_size(backend):
 
 # -- Newton makes no progress ----------------------------------------------------------------------
 
-
-class Logistic(parnl.Cell):
-    """x' = a x (1 - x), chaotic at a = 4."""
-
-    parameters = dict(W=matrix("input", "hidden"), a=vector("hidden"))
-
-    def features(self, p, u):
-        return dict(f=u @ p.W)
-
-    def step(self, p, x, f):
-        return p.a * x * (1.0 - x) + 0.0 * f.f
-
-
-class Steep(parnl.Cell):
-    """Jacobians of 1e4, in a state that stays in [-1, 1]."""
-
-    parameters = dict(W=matrix("input", "hidden"))
-
-    def features(self, p, u):
-        return dict(f=u @ p.W)
-
-    def step(self, p, x, f):
-        return ops.sin(1e4 * x + f.f)
-
-
-class Switch(parnl.Cell):
-    """Contracts everywhere but at a jump that the state keeps crossing."""
-
-    parameters = dict(W=matrix("input", "hidden"))
-
-    def features(self, p, u):
-        return dict(f=u @ p.W)
-
-    def step(self, p, x, f):
-        return 0.999 * ops.where(x > f.f, x - 1.0, x + 0.7)
-
-
-# Saturated gates, drawn at random: Lyapunov exponents of 0.14 and 0.035 a step.
-EDGE = {
-    "gru": {
-        "W_r": -1.6, "b_r": 1.0, "a_r": -0.6, "W_z": 1.5, "b_z": -1.4, "a_z": -5.3,
-        "W_n": 0.8, "b_n": -1.2, "a_n": -2.9, "c_n": 1.7,
-    },
-    "lstm": {
-        "W_i": -7.0, "b_i": -1.3, "a_i": -18.0, "W_f": 0.9, "b_f": 2.4, "a_f": 8.5,
-        "W_o": 3.6, "b_o": 5.1, "a_o": 12.8, "W_g": 3.2, "b_g": 0.7, "a_g": -2.2,
-    },
-}  # fmt: skip
+# the cells of benchmarks/hostile.py, under short names
+_spec = importlib.util.spec_from_file_location(
+    "hostile", Path(__file__).parents[1] / "benchmarks" / "hostile.py"
+)
+_benchmark = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_benchmark)
+Logistic = _benchmark.Logistic
+HOSTILE = dict(
+    zip(("logistic", "gru", "steep", "switch", "lstm"), _benchmark.CELLS.values(), strict=False)
+)
 
 
 def hostile(name, backend, steps, dtype="float64"):
     """Return (cell, params, inputs, initial state), one sequence of one channel."""
-    kinds = {"logistic": Logistic, "steep": Steep, "switch": Switch}
-    cell = kinds[name](1, 1) if name in kinds else parnl.get_cell(name, 1, 1)
-    params = {k: np.ones(v.shape) for k, v in cell.init(0, "numpy").items()}
-    if name == "logistic":
-        params["a"] = 4.0 * params["a"]
-    if name in EDGE:
-        params = {k: v * EDGE[name][k] for k, v in params.items()}
+    cell, values = HOSTILE[name]
+    params = {k: np.full(v.shape, values[k]) for k, v in cell.init(0, "numpy").items()}
     inputs = np.random.default_rng(1).normal(size=(steps, 1))
     state = tuple(np.full(1, 0.2) for _ in cell.states)
     params = {k: to(backend, v.astype(dtype)) for k, v in params.items()}
     state = tuple(to(backend, s.astype(dtype)) for s in state)
     return cell, params, to(backend, inputs.astype(dtype)), state
-
-
-HOSTILE = ("logistic", "gru", "steep", "switch", "lstm")
 
 
 class Work:
