@@ -60,7 +60,8 @@ def _chosen(device: str) -> bool:
 
 def device(array: Tensor) -> Device:
     """Return how many lanes fill the device of `array` (rows, channels), in at most 256 chunks."""
-    return Device(min(LANES * _multiprocessors(array.device), 256 * array.numel()), PRICE)
+    most = max(1, 256 * array.numel())
+    return Device(min(LANES * _multiprocessors(array.device), most), PRICE)
 
 
 def solve(
