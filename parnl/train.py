@@ -177,11 +177,23 @@ def load_model(path: Path, **changes: Any) -> tuple[Any, list[str]]:
     arrays, header = read_checkpoint(path)
     if "channels" not in header:
         raise ValueError(f"checkpoint: {path} is no model; expected the {MODEL} of a run")
-    config = replace(Config(**header["config"]), **changes)
-    trainer = build(config, header["channels"], len(header["classes"]))
+    try:
+        config = Config(**header["config"])
+        channels, classes = int(header["channels"]), list(header["classes"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"checkpoint: the header of {path} is no model's ({error})") from error
+    # A header may name any size: only what the file's arrays can fill is built.
+    numbers = sum(value.size for value in arrays.values())
+    wanted = config.blocks * config.width**2 + config.width * (channels + len(classes))
+    if channels < 1 or max(wanted, config.state) > numbers:
+        raise ValueError(
+            f"checkpoint: {path} holds {numbers} numbers, too few for the model in its header"
+        )
+    config = replace(config, **changes)
+    trainer = build(config, channels, len(classes))
     check_arrays(arrays, _model_of(trainer.export_state()))
     trainer.import_state(arrays)
-    return trainer, header["classes"]
+    return trainer, classes
 
 
 def evaluate(trainer: Any, split: Split, batch: int, **solver: Any) -> tuple[np.ndarray, list[int]]:

@@ -512,6 +512,30 @@ def test_a_trained_model_is_read_by_either_framework(tmp_path):
         train.load_model(tmp_path / train.MODEL, state=3)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(config=dict(width=10**6)), "too few for the model"),
+        (dict(config=dict(state=10**9)), "too few for the model"),
+        (dict(config=dict(blocks=10**6)), "too few for the model"),
+        (dict(channels=10**12), "too few for the model"),
+        (dict(channels=0), "too few for the model"),
+        (dict(channels=None), "no model's"),
+        (dict(config=dict(command="rm")), "no model's"),
+        (dict(config=[1]), "no model's"),
+        (dict(classes=7), "no model's"),
+    ],
+)
+def test_a_header_builds_nothing_the_file_does_not_hold(tmp_path, changes, message):
+    train.fit(replace(SMALL, epochs=1), toy(count=8), tmp_path)
+    arrays, header = train.read_checkpoint(tmp_path / train.MODEL)
+    if isinstance(changes.get("config"), dict):
+        changes = {"config": header["config"] | changes["config"]}
+    train.write_checkpoint(tmp_path / "other", arrays, **(header | changes))
+    with pytest.raises(ValueError, match=message):
+        train.load_model(tmp_path / "other")
+
+
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     arrays = {"a": np.arange(6.0, dtype=np.float32).reshape(2, 3).T, "n": np.array(7)}
     train.write_checkpoint(tmp_path / "deep" / "c", arrays, history=[{"loss": 0.5}])
