@@ -206,7 +206,7 @@ def execute(task: str, model_name: str, config: train.Config) -> Path:
     )
     RESULTS.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".new")
-    partial.write_text(json.dumps(record, indent=1))
+    partial.write_text(json.dumps(record) + "\n")
     partial.rename(path)
     return path
 
