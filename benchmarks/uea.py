@@ -358,6 +358,7 @@ def iteration_table(everything: list[dict[str, Any]]) -> Iterator[str]:
 def figure(everything: list[dict[str, Any]]) -> None:
     """Accuracy of every split, and LrcSSM's Newton iterations by block, as one image."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     groups = grouped(everything)
     tasks = sorted({task for task, _, _ in groups})
@@ -380,6 +381,7 @@ def figure(everything: list[dict[str, Any]]) -> None:
                     counts = first[0]["iterations"][when]["T"]
                     label = f"{patch} joined, {when} training"
                     bottom.plot(range(1, len(counts) + 1), counts, style, label=label)
+        bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
         bottom.set(xlabel="block", ylabel="Newton iterations of LrcSSM, C = T", ylim=(0, None))
         bottom.legend()
     image.savefig(RESULTS / "figure.png", dpi=110)
