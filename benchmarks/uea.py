@@ -212,15 +212,16 @@ def execute(task: str, model_name: str, config: train.Config) -> Path:
 
 
 def iterations(trainer: Any, split: data.Split, count: int = 8) -> dict[str, list[int]]:
-    """Newton iterations of each block over `count` series: one step a chunk, 64 chunks, automatic.
+    """Newton iterations until convergence of each block, the most over `count` series.
 
-    The automatic number is asked for one series at a time, as in streaming many chunks serve best.
+    In T chunks of one step, in 64, and in as many as method="newton" takes by itself, 8 at least.
     """
     inputs, steps = split.inputs[:count], split.inputs.shape[1]
     lengths = None if split.lengths is None else split.lengths[:count]
     found = {}
     for name, chunks in (("T", steps), ("64", min(64, steps)), ("auto", None)):
-        _, found[name] = trainer.predict(inputs, lengths, method="newton", chunks=chunks)
+        how = dict(method="newton", chunks=chunks, max_iterations=steps)  # no giving up
+        _, found[name] = trainer.predict(inputs, lengths, **how)
     return found
 
 

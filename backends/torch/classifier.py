@@ -39,8 +39,8 @@ class Block(nn.Module):
         mixed, info = self.mix(self.norm(x), lengths, **solver)
         x = x + self.back(mixed)
         hidden = self.activation(self.expand(self.norm(x)))
-        # A hidden unit is dropped at all steps or at none (Gal and Ghahramani, 2016): as good, and
-        # a random number for every step would take a quarter of the training time on a CPU.
+        # A hidden unit is dropped at all steps or at none (Gal and Ghahramani, 2016): a random
+        # number for every step took a quarter of the training time on a CPU.
         kept = self.dropout(torch.ones_like(hidden[:, :1]))
         return x + self.contract(hidden * kept), info
 
