@@ -326,19 +326,27 @@ def test_eager_solve_is_repeatable():
     jax.tree.map(assert_bits, first, second)
 
 
-@pytest.mark.parametrize("inputs", [0, 1, 4, 16, 17])
-def test_matmul_is_the_product_and_so_are_its_derivatives(inputs):
+@pytest.mark.parametrize("kernels", ["c", "off"])
+@pytest.mark.parametrize(
+    ("steps", "inputs"), [(5, 0), (5, 1), (5, 4), (5, 16), (5, 17), (2500, 3), (0, 3)]
+)
+def test_matmul_is_the_product_and_so_are_its_derivatives(steps, inputs, kernels, monkeypatch):
+    monkeypatch.setenv("PARNL_KERNELS", kernels)
+    jax.clear_caches()  # the choice of kernels is made when a function is traced
     rng = np.random.default_rng(inputs)
-    u, m = rng.normal(size=(2, 5, inputs)), rng.normal(size=(inputs, 3))
+    u, m = rng.normal(size=(2, steps, inputs)), rng.normal(size=(inputs, 3))
     du, dm = rng.normal(size=u.shape), rng.normal(size=m.shape)
-    weights = rng.normal(size=(2, 5, 3))
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
+    weights = rng.normal(size=(2, steps, 3))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12)
     y, dy = jax.jvp(ops.matmul, tuple(map(jnp.asarray, (u, m))), tuple(map(jnp.asarray, (du, dm))))
     close(y, u @ m)
     close(dy, du @ m + u @ dm)
-    loss = jax.grad(lambda u, m: (weights * ops.matmul(u, m)).sum(), argnums=(0, 1))
+    loss = jax.jit(jax.grad(lambda u, m: (weights * ops.matmul(u, m)).sum(), argnums=(0, 1)))
     found_u, found_m = loss(jnp.asarray(u), jnp.asarray(m))
     close(found_u, weights @ m.T)
-    close(found_m, np.einsum("btn,bth->nh", u, weights), rtol=1e-12, atol=1e-12)
-    many = jax.vmap(ops.matmul, in_axes=(None, 0))(jnp.asarray(u), jnp.stack([m, 2 * m]))
-    close(many, np.stack([u @ m, 2 * (u @ m)]))
+    close(found_m, np.einsum("btn,bth->nh", u, weights))
+    three = np.arange(1.0, 4.0)[:, None, None]
+    for axes in (None, 0), (0, None), (0, 0):
+        left, right = u if axes[0] is None else u[0] * three, m if axes[1] is None else m * three
+        many = jax.vmap(ops.matmul, axes)(jnp.asarray(left), jnp.asarray(right))
+        close(many, left @ (right if axes[0] == 0 else right[:, None]))

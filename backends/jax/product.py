@@ -1,0 +1,89 @@
+"""Products of long, narrow matrices: the projections of a cell with few inputs."""
+
+from __future__ import annotations
+
+import operator
+from functools import cache, reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from parnl.backends import cbuild
+from parnl.backends.compiled import processors
+from parnl.backends.jax import ffi
+from parnl.backends.jax.implicit import merging
+from parnl.expr import Graph
+from parnl.newton import Plan
+from parnl.program import Program
+
+# XLA's CPU compiler packs both sides of a product, whatever their size. Measured, N = 65536, hidden
+# = 64: as elementwise code it takes 0.9 ms for 2.8 ms at n = 4, 2.3 for 9 at n = 16.
+SHORT = 16
+# Rows that are worth a task of their own.
+_ROWS = 1024
+
+
+def matmul(rows: Any, matrix: Any) -> Any:
+    """Return rows (N, n) @ matrix (n, hidden), as elementwise code where n is small."""
+    full = rows.dtype == matrix.dtype and rows.dtype in (jnp.float32, jnp.float64)
+    if full and 0 < rows.shape[1] <= SHORT and rows.shape[0]:
+        return _short(rows, matrix)
+    return rows @ matrix
+
+
+@jax.custom_jvp
+def _short(rows: Any, matrix: Any) -> Any:
+    if not ffi.usable(rows.dtype):
+        return _composed(rows, matrix)
+    return lax.platform_dependent(rows, matrix, cpu=_compiled, default=_composed)
+
+
+@_short.defjvp
+def _derivative(primals: tuple, tangents: tuple) -> tuple:
+    """Derivatives are products of XLA's: their transpose sums over N, where packing pays."""
+    (rows, matrix), (d_rows, d_matrix) = primals, tangents
+    return _short(rows, matrix), d_rows @ matrix + rows @ d_matrix
+
+
+def _composed(rows: Any, matrix: Any) -> Any:
+    total = rows[:, :1] * matrix[0]
+    for j in range(1, rows.shape[1]):
+        total = total + rows[:, j : j + 1] * matrix[j]
+    return total
+
+
+@jax.jit
+def _compiled(rows: Any, matrix: Any) -> Any:
+    """The product as the run of a cell that remembers nothing.
+
+    No quicker in itself, but XLA's code runs into a page fault for every 4 KiB of fresh memory, and
+    the kernel asks for huge pages. Measured, N = 65536, hidden = 64: an LRC's forward run, of two
+    such products, takes 9.5 ms for 12.6.
+    """
+    (count, n), hidden = rows.shape, matrix.shape[1]
+    chunks = max(1, min(4 * processors(), count // _ROWS))
+    plan = Plan.make(count, chunks, 0.0)
+
+    @merging
+    def run(operands: list, starts: list) -> tuple[list, tuple]:
+        return ffi.call(_program(n), plan, "trajectory", operands, starts)[:1], ()
+
+    operands = [*(rows[None, :, j : j + 1] for j in range(n)), *matrix[:, None, None]]
+    try:
+        (product,), _ = run(operands, [jnp.zeros((1, plan.chunks, hidden), rows.dtype)])
+    except cbuild.BuildError:  # which has been said
+        if cbuild.choice() == "c":
+            raise
+        return _composed(rows, matrix)
+    return product[0]
+
+
+@cache
+def _program(n: int) -> Program:
+    """x' = v_0 w_0 + ... + v_{n-1} w_{n-1}."""
+    graph = Graph()
+    v, w = ([graph.leaf("coefficient", f"{name}{j}") for j in range(n)] for name in "vw")
+    total = reduce(operator.add, (a * b for a, b in zip(v, w, strict=True)))
+    return Program.shared(graph, [graph.leaf("state", "x")], [*v, *w], [total])
