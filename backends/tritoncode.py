@@ -9,8 +9,9 @@ sequences and channels: run by one instance it needs neither a look of the host 
 second launch. Order and names are those of `newton.newton`, to be read side by side. What differs:
 values that belong to a gap between chunks (`before`, `after`, `settled`) stand in the row of the
 chunk that ends there, and a nonlinear program's trajectory brings the products along, so that the
-next update needs no run of its own. What is below the last gap is settled from the start. Lanes
-that are given up on go on in the same launch, each from its own last settled chunk start.
+next update needs no run of its own. What is below the last gap is settled from the start. Nothing
+is guessed beforehand, and no lane is given up on before its updates are used up; it then goes on in
+the same launch, from its own last settled chunk start.
 """
 
 from __future__ import annotations
@@ -395,7 +396,7 @@ class _Writer:
         return [*lines, "if some(undone):", *_indented(body)]
 
     def trust(self) -> list[str]:
-        """`newton._tame`, and what `newton.newton` makes of it: `tame` of the lane, or `sound`."""
+        """`newton._growth`, and what `newton.newton` makes of it: `tame` of the lane, or `sound`."""
         lines = _largest("steepest", self.entries("tl.abs(p{i})"))
         lines.append("nan = steepest != steepest")
         lines += self.entries("e{i} = clamped(tl.where(nan, 0.0, p{i}))")

@@ -22,11 +22,13 @@ from then on untouched, once all gaps up to it are small: in each state, compare
 own size so far, so that units do not matter. A value depends on nothing but the earlier steps of
 its own lane, so a NaN can disturb neither other sequences nor earlier steps, not even through the
 number of iterations. One thing looks ahead: whether the lane amplifies what is left at a chunk
-start (see `_tame`), and so whether its starts are right to rounding or to the last bit.
+start (see `_growth`), and so whether its starts are right to rounding or to the last bit.
 
 Nor does it take long. Where Newton makes little of its updates, on a chaotic, expanding or
-discontinuous cell, it is given up once they have cost about a plain loop (see `parnl.cost`), and
-that loop runs the lanes that are not settled, from their own operands: no lane sees another's.
+discontinuous cell, it is given up once they have cost about a plain loop (see `parnl.cost`). In
+long chunks, whose products tell the cell and not the guess, it is so after the first update that
+shows a rounding error to reach full size by most of the lane's chunk starts. The loop then runs the
+lanes that are not settled, from their own operands: no lane sees another's.
 Damping does not pay there: with products clamped to anything from 100 down to 0, the cells of
 `benchmarks/hostile.py` took as many updates, one for each chunk, or at best a tenth fewer.
 
@@ -177,9 +179,11 @@ def newton(
     if most is None:
         device = kernels.device(x0[0])
         most = updates_worth(program, device, batch * channels, plan.steps, chunks)
+    gives_up = plan.max_iterations is None and most < chunks
+    guessed = guesses(program, plan.length)
 
     def body(carry: tuple) -> tuple:
-        iteration, starts, _, ends, settled, *_ = carry
+        iteration, starts, _, ends, settled, lost, *_ = carry
         before = [s[:, 1:] for s in starts]
         run_ends, raw = kernels.advance(program, plan, operands, [s[:, :-1] for s in starts])
         # the trajectory's own ends once there are some: exactness is then in terms of its bits
@@ -195,7 +199,8 @@ def newton(
 
         finite = [xp.where(xp.isfinite(s), xp.abs(s), 0.0) for s in starts]
         sizes = [kernels.running_max(s) for s in finite]
-        tame = _tame(kernels, raw, None if program.linear else sizes, limit)
+        grown = _growth(kernels, raw, None if program.linear else sizes, limit)
+        tame = grown < GROWTH
         lane_tame = xp.all(tame, axis=1, keepdims=True)
         states, ends = kernels.trajectory(program, plan, operands, starts)
         gaps = [xp.abs(_gap(xp, e, a)) for e, a in zip(ends, after, strict=True)]
@@ -209,15 +214,19 @@ def newton(
         settled = _all_so_far(kernels, settled | enough | (gap == 0))
         update = _largest(xp, [_gap(xp, a, s) for a, s in zip(after, before, strict=True)])
         stats = (_peak(xp, update), gap)
-        return iteration + 1, starts, states, ends, settled, lane_tame, stats
+        if gives_up and guessed:
+            chaotic = _mostly(xp, grown > -math.log(plan.epsilon))
+            # for good, or it would depend on other lanes' updates which way the answer comes
+            lost = lost | (chaotic & ~settled[:, -1:])
+        return iteration + 1, starts, states, ends, settled, lost, lane_tame, stats
 
     def unfinished(carry: tuple) -> Any:
-        return (carry[0] < most) & ~xp.all(carry[4])
+        return (carry[0] < most) & ~xp.all(carry[4][:, -1:] | carry[5])
 
     flat = xp.zeros_like(starts[0][:, 1:])
     states = kernels.unwritten(lambda: kernels.trajectory(program, plan, operands, starts)[0])
     settled = flat > 0
-    if guesses(program, plan.length):
+    if guessed:
         starts, forgotten = _guess(kernels, program, plan, operands, x0)
 
         def verify(carry: tuple) -> tuple:
@@ -231,14 +240,15 @@ def newton(
             lambda carry: carry[0], verify, (xp.any(forgotten[:, 0]), states, settled)
         )
     first = [s[:, 1:] for s in starts]
-    carry = (none, starts, states, first, settled, flat[:, :1] == 0, (zero, flat))
-    iterations, _, states, _, settled, tame, (update, gap) = kernels.while_loop(
+    lost = flat[:, :1] > 0
+    carry = (none, starts, states, first, settled, lost, ~lost, (zero, flat))
+    iterations, _, states, _, settled, lost, tame, (update, gap) = kernels.while_loop(
         unfinished, body, carry
     )
-    if plan.max_iterations is not None or most >= chunks:
+    if not gives_up:
         return states, Stats(iterations, update, _peak(xp, gap), xp.all(settled), none)
 
-    done = settled[:, -1:]
+    done = settled[:, -1:] & ~lost
 
     def give_up(carry: tuple) -> tuple:
         states, finished = carry
@@ -345,15 +355,16 @@ def _all_so_far(kernels: Kernels, ok: Any) -> Any:
     return kernels.running_max(xp.astype(~ok, xp.float32)) == 0
 
 
-def _tame(
+def _growth(
     kernels: Kernels, products: Sequence[Any], sizes: Sequence[Any] | None, limit: float
 ) -> Any:
-    """Return where the lane has not, up to this chunk, amplified what was left at a chunk start.
+    """Return by how much what was left at a chunk start has grown up to this one, at most: a log.
 
-    Nonlinear: small gaps settle a chunk start, if the lane stays tame further on. Linear: one
-    update is the answer, whatever the gaps say, until rounding has been amplified. From there on
-    only a zero gap tells. `sizes`: of each state at the chunk starts, (B, C, D), never falling; the
-    last ones are the units that growth is measured in, None for the units that states come in.
+    Below `GROWTH` the lane is tame so far. Nonlinear: small gaps settle a chunk start, if the lane
+    stays tame further on. Linear: one update is the answer, whatever the gaps say, until rounding
+    has been amplified. From there on only a zero gap tells. `sizes`: of each state at the chunk
+    starts, (B, C, D), never falling; the last ones are the units that growth is measured in, None
+    for the units that states come in.
     """
     xp, k = kernels.xp, math.isqrt(len(products))
     nan = xp.isnan(_largest(xp, products))
@@ -367,8 +378,13 @@ def _tame(
     # 1e-30 stands for zero: what is forgotten there does not hide growth that comes later
     growth = xp.log(xp.clip(_largest(xp, entries), 1e-30, None)) / power
     level = xp.cumulative_sum(xp.where(nan, 0.0, growth), axis=1)
-    grown = level + kernels.running_max(xp.clip(-level, 0.0, None))
-    return grown < GROWTH
+    return level + kernels.running_max(xp.clip(-level, 0.0, None))
+
+
+def _mostly(xp: Any, flags: Any) -> Any:
+    """Return whether more than half of the flags (B, n, D) of a lane are set, as (B, 1, D)."""
+    count = xp.sum(xp.astype(flags, xp.int32), axis=1, keepdims=True, dtype=xp.int32)
+    return 2 * count > flags.shape[1]
 
 
 def _in_proportion(

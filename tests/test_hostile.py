@@ -218,6 +218,53 @@ def test_tame_lanes_keep_what_they_have(backend):
     assert_bits(numpy_of(out.outputs)[..., 1:], numpy_of(alone.outputs))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["logistic", "gru", "steep"])
+def test_chaos_shows_in_the_first_update_of_long_chunks(name, backend):
+    arguments = hostile(name, backend, 16 * 1024)
+    expected = parnl.solve(*arguments, method="sequential")
+    out = parnl.solve(*arguments, chunks=16)
+    assert int(out.info.iterations) == 1
+    assert int(out.info.sequential) == 1
+    assert bool(out.info.converged)
+    assert_bits(numpy_of(out.outputs), numpy_of(expected.outputs))
+    short = parnl.solve(*arguments, chunks=32)  # too short to tell the cell from the guess
+    assert int(short.info.iterations) > 1
+
+
+class Either(parnl.Cell):
+    """Chaotic above 0 and contracting below, in channels of a > 0; in others a map with a jump."""
+
+    parameters = dict(W=matrix("input", "hidden"), a=vector("hidden"))
+
+    def features(self, p, u):
+        return dict(f=u @ p.W)
+
+    def step(self, p, x, f):
+        calmed = ops.where(x < 0.0, 0.9 * x - 0.1, 4.0 * x * (1.0 - x)) - 2.0 * f.f
+        return ops.where(p.a > 0.0, calmed, 0.999 * ops.where(x > 0.0, x - 1.0, x + 0.7))
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_a_lane_that_is_given_up_early_is_so_for_good(backend):
+    """The first update finds chaos, for the guess has missed the kick; the next would settle all.
+
+    There is a next one only if another lane wants it.
+    """
+    u = np.zeros((1, 3 * 1024, 1))
+    u[:, 600] = 1.0
+    found = []
+    for a in ([1.0], [1.0, -1.0], [-1.0]):
+        cell, size = Either(1, len(a)), (1, len(a))
+        params = {"W": to(backend, np.ones(size)), "a": to(backend, np.array(a))}
+        x0 = to(backend, np.full(size, 0.2))
+        found.append(parnl.solve(cell, params, to(backend, u), (x0,), chunks=3))
+    assert [int(out.info.iterations) for out in found] == [1, 2, 2]
+    assert [int(out.info.sequential) for out in found] == [1, 1, 0]
+    both = np.concatenate([numpy_of(found[i].outputs) for i in (0, 2)], -1)
+    assert_bits(numpy_of(found[1].outputs), both)
+
+
 def test_max_iterations_is_obeyed():
     arguments = hostile("logistic", "numpy", 4096)
     expected = parnl.solve(*arguments, method="sequential").outputs
