@@ -396,7 +396,7 @@ class _Writer:
         return [*lines, "if some(undone):", *_indented(body)]
 
     def trust(self) -> list[str]:
-        """`newton._growth`, and what `newton.newton` makes of it: `tame` of the lane, or `sound`."""
+        """`newton._growth` and what `newton.newton` makes of it: `tame` of the lane, or `sound`."""
         lines = _largest("steepest", self.entries("tl.abs(p{i})"))
         lines.append("nan = steepest != steepest")
         lines += self.entries("e{i} = clamped(tl.where(nan, 0.0, p{i}))")

@@ -4,9 +4,10 @@
 
 The training step is that of the paper's model on its longest task here: 6 blocks, width and state
 64, batch 4, T = 1751, 2 channels, Adam. The same classifier whose recurrence is `jax.lax.scan`
-stands beside it. Scaling is that of forward and backward in PyTorch, B = 4: of a whole block, whose
-matrix products cost O(T D^2), and of its recurrence alone, O(T D). Exponents are fitted by least
-squares to the logarithms.
+stands beside it; each in a process of its own, and once more in one that keeps its memory
+(`measure.KEEPING`). Scaling is that of forward and backward in PyTorch, B = 4: of a whole block,
+whose matrix products cost O(T D^2), and of its recurrence alone, O(T D). Exponents are fitted by
+least squares to the logarithms.
 """
 
 from __future__ import annotations
@@ -19,36 +20,59 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
-from measure import Run, close, peak_memory, processor, timed
+from measure import KEEPING, Run, close, in_process, peak_memory, processor, timed
 
 import parnl
 from parnl import train
+from parnl.params import Values
 
 B = 4
 
 
-def training_step(repeat: int) -> dict[str, float]:
-    """Milliseconds of one optimizer step."""
+CONTENDERS = ("parnl, PyTorch", "parnl, JAX", "JAX, jax.lax.scan in the same model")
+
+
+def training_step(name: str, repeat: int) -> dict[str, float]:
+    """The time of one optimizer step, and the loss that it finds."""
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(B, 1751, 2)).astype(np.float32)
     batch = inputs, None, rng.integers(0, 4, size=B), np.ones(B, np.float32)
-    runs: dict[str, Run] = {}
-    for name, backend, kernels in (
-        ("parnl, PyTorch", "torch", ""),
-        ("parnl, JAX", "jax", ""),
-        ("jax.lax.scan in the same model", "jax", "off"),
-    ):
-        config = train.Config(backend=backend, blocks=6, batch=B, chunks=1 if kernels else None)
-        trainer = train.build(config, 2, 4)
-        os.environ["PARNL_KERNELS"] = kernels  # read when JAX traces, here
-        trainer.step(*batch)
-        runs[name] = partial(trainer.step, *batch)
-    os.environ["PARNL_KERNELS"] = ""
-    losses = {name: run()[0] for name, run in runs.items()}
-    close(losses["parnl, JAX"], losses["jax.lax.scan in the same model"], "the loss")
-    return timed(runs, repeat)
+    backend = "torch" if "PyTorch" in name else "jax"
+    trainer = train.build(train.Config(backend=backend, blocks=6, batch=B), 2, 4)
+    solve = scanned if "scan" in name else parnl.solve
+    with patch.object(parnl, "solve", solve):  # looked up when JAX traces, here
+        loss = trainer.step(*batch)[0]
+    return {"loss": loss, "ms": timed({"": partial(trainer.step, *batch)}, repeat)[""]}
+
+
+def scanned(cell: parnl.Cell, params: Any, inputs: Any, **solver: Any) -> Any:
+    """What `parnl.solve` returns, by `jax.lax.scan`, and differentiated by JAX."""
+    import jax
+
+    p = Values("parameter", params)
+    over_time = {n: a.swapaxes(0, 1) for n, a in cell.features(p, inputs).items()}
+
+    def run(x: Any, f: Any) -> tuple[Any, Any]:
+        return (cell.step(p, x, Values("feature", f), cell.dt),) * 2
+
+    start = jax.numpy.zeros((B, cell.hidden_size))
+    last, outputs = jax.lax.scan(run, start, over_time)
+    info = parnl.Info(0, 1, 0.0, 0.0, True, last.size)
+    return parnl.Solution(outputs.swapaxes(0, 1), (last,), info)
+
+
+def training_steps(repeat: int, threads: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of each contender, in a process of its own, as it is and with memory kept."""
+    call = [__file__, "--threads", str(threads), "--repeat", str(repeat), "--step"]
+    table: dict[str, dict[str, float]] = {}
+    for what, environment in (("as it is", {}), ("memory kept", KEEPING)):
+        found = {name: in_process(*call, name, **environment) for name in CONTENDERS}
+        close(*(found[name]["loss"] for name in CONTENDERS[1:]), "the loss")
+        table[what] = {name: f["ms"] for name, f in found.items()}
+    return table
 
 
 def block(steps: int, size: int) -> Run:
@@ -133,6 +157,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="T to 2^14, D to 128")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)  # in a fresh process
+    parser.add_argument("--step", help=argparse.SUPPRESS)  # likewise
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
     import torch
@@ -143,8 +168,11 @@ def main() -> None:
         PARTS[name](256, int(size))()  # compiles, and starts the threads
         print(peak_memory(PARTS[name](int(steps), int(size))))
         return
+    if given.step:
+        print(json.dumps(training_step(given.step, given.repeat)))
+        return
     tables: dict[str, Any] = {"machine": {"processor": processor(), "threads": given.threads}}
-    tables["training step, ms"] = training_step(given.repeat)
+    tables["training step, ms"] = training_steps(given.repeat, given.threads)
     print(tables["training step, ms"], flush=True)
     lengths = [(1 << e, 64) for e in range(10, 15 if given.quick else 19)]
     sizes = [(4096, 16 << e) for e in range(4 if given.quick else 6)]

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import Run, close, peak_memory, processor, timed
+from measure import KEEPING, Run, close, in_process, peak_memory, processor, timed
 
 import parnl
 from parnl import ops
@@ -345,6 +345,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--memory", help=argparse.SUPPRESS)  # a fresh process for each measurement
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--jax", action="store_true", help=argparse.SUPPRESS)  # likewise
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     import torch
@@ -353,12 +354,19 @@ def main() -> None:
     if args.memory:
         print(memory(args.memory, args.steps))
         return
+    if args.jax:
+        print(json.dumps(jax_lrc(args.repeat)))
+        return
     sizes, over_time = f"B={B} D={D}", f"ns for each step, B={B} D={D}"
     peak = f"torch, forward + backward, peak memory in arrays of B x T x D, {sizes}"
     each = range(8, 15 if args.quick else 21, 2)
+    jax_kept = [__file__, "--jax", "--threads", str(args.threads), "--repeat", str(args.repeat)]
     parts: dict[str, Callable[[], dict[str, dict[str, float]]]] = {
         f"torch, diagonal GRU with projection, {sizes} T=16384, ms": lambda: torch_gru(args.repeat),
         f"JAX, LRC with 4 inputs, {sizes} T=16384, ms": lambda: jax_lrc(args.repeat),
+        f"JAX, the same, memory kept, {sizes} T=16384, ms": lambda: in_process(
+            *jax_kept, **KEEPING
+        ),
         f"the recurrence alone, {sizes} T=16384": lambda: handwritten(args.repeat, args.threads),
         "few lanes: GRU, B=1 D=8 T=2^20": lambda: few_lanes(args.repeat),
         peak: peaks,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -33,6 +36,20 @@ def close(found: Any, exact: Any, what: str) -> None:
     found, exact = np.asarray(found), np.asarray(exact)
     error = np.abs(found - exact).max() / np.abs(exact).max()
     assert error < 2e-5, f"{what} differs from the sequential result by {error}"
+
+
+# glibc gives memory back as soon as it is free, and the kernel clears it, page by page, when it is
+# asked for again: here, everything is kept, and taken in huge pages.
+KEEPING = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:"
+    "glibc.malloc.trim_threshold=1000000000000"
+}
+
+
+def in_process(*call: str, **environment: str) -> Any:
+    """Return what a Python script, in a process of its own, prints as JSON."""
+    found = subprocess.check_output([sys.executable, *call], env=os.environ | environment)
+    return json.loads(found)
 
 
 def peak_memory(run: Run) -> int:

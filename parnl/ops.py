@@ -191,7 +191,8 @@ def input_sum(
 
     inputs: (..., T, input); matrices: each (input, hidden). `term` gets u_j as (..., T, 1) and one
     row (hidden,) of each matrix, and returns a tuple of arrays (..., T, hidden), as does this sum.
-    Define `term` once, outside `features`: JAX compiles anew for each function object.
+    It must be elementwise: it may be given a few of the j at once, as (..., T, few, 1) and
+    (few, hidden). Define it once, outside `features`: JAX compiles anew for each function object.
     The terms, an array (..., T, input, hidden) together, are never in memory at once: they are
     computed one after the other, and again for the gradient.
     """

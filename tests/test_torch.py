@@ -11,6 +11,7 @@ from oracles import CELLS, VARIANTS, assert_bits, assert_close
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import parnl
+from parnl import ops
 from parnl.backends.torch import RNN
 
 DOUBLE = torch.float64
@@ -227,6 +228,29 @@ def test_vmap_with_lengths_and_dt():
     expected = oracles.reference(task)
     assert_close(outputs, expected.outputs, 1e-10)
     assert_close(final, expected.final_state[0], 1e-10)
+
+
+@pytest.mark.parametrize("steps", [3, 700, 2000])
+def test_input_sum_by_any_number_of_terms_at_once(steps):
+    """All seven, five and two, one by one: against the sum over one large array."""
+
+    def term(u, m, n):
+        return torch.tanh(m * u), (n - u) ** 2
+
+    def direct(u, m, n):
+        return [x.sum(-2) for x in term(u[..., None], m, n)]
+
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, steps, 7), (7, 9), (7, 9))
+    given = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+    given = [x.requires_grad_() for x in given]
+    results = {}
+    for name in ("direct", "ours"):
+        u, *rows = given
+        found = direct(u, *rows) if name == "direct" else ops.input_sum(term, u, rows)
+        results[name] = [*found, *torch.autograd.grad((found[0] * found[1]).sum(), given)]
+    for found, expected in zip(results["ours"], results["direct"], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-9)
 
 
 # -- the module -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,6 +39,12 @@ def _device(device: torch.device, dtype: torch.dtype) -> tuple[int, float, int]:
         lanes, price, crowd = compiled_device(dtype, backend.threads(), price=2500.0)
         return lanes, price, crowd
     return (1 << 16 if device.type == "cpu" else 1 << 20), COMPOSED, 0
+
+
+# The terms of a sum are computed together up to so many numbers, for the price of an operation on
+# fewer is that of asking for it. Measured, forward and backward of an LTC with 448 steps of 32
+# channels and 64 inputs: 34 ms with one term at a time, 15 with four or more.
+_TOGETHER = 1 << 16
 
 
 class TorchBackend(CompiledKernels):
@@ -147,16 +154,24 @@ class TorchBackend(CompiledKernels):
         return rows @ matrix
 
     def input_sum(self, term: Callable[..., Any], inputs: Any, matrices: Sequence[Any]) -> Any:
-        """Sum `term` over the input channels; each is computed again for its gradient."""
+        """Sum `term` over the input channels, a few at a time; computed again for the gradient."""
         hidden = torch._C._functorch.maybe_current_level() is not None
         recompute = torch.is_grad_enabled() and not hidden  # transforms refuse the hooks it needs
+        size = math.prod(inputs.shape[:-1]) * max((m.shape[1] for m in matrices), default=1)
+        few = max(1, _TOGETHER // max(1, size))
+
+        def terms(u: Any, *rows: Any) -> tuple[Any, ...]:
+            if few == 1:
+                return term(u, *(r[0] for r in rows))
+            return tuple(x.sum(-2) for x in term(u[..., None], *rows))
+
         total: Any = None
-        for j in range(inputs.shape[-1]):
-            arguments = (inputs[..., j : j + 1], *(m[j] for m in matrices))
+        for j in range(0, inputs.shape[-1], few):
+            arguments = (inputs[..., j : j + few], *(m[j : j + few] for m in matrices))
             if recompute:
-                new = checkpoint(term, *arguments, use_reentrant=False, preserve_rng_state=False)
+                new = checkpoint(terms, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
-                new = term(*arguments)
+                new = terms(*arguments)
             total = new if total is None else tuple(t + n for t, n in zip(total, new, strict=True))
         return total
 
