@@ -42,7 +42,7 @@ SWEEPS, GRADIENT_SWEEPS = 40, 4
 SEEDS = (2345, 3456, 4567, 5678, 6789)  # of the paper's splits
 WIDTH = STATE = 64
 EPOCHS, PATIENCE = 200, 60
-# This task is learned slowly: validation still improves after 300 epochs. The paper gives it 3000.
+# Learned slowly, if at all; the paper gives it 3000.
 LONGER = {"EthanolConcentration": (1000, 400)}
 RATES = (1e-3, 1e-4)
 BLOCKS = (2, 4, 6)

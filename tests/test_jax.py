@@ -337,7 +337,7 @@ def test_matmul_is_the_product_and_so_are_its_derivatives(steps, inputs, kernels
     u, m = rng.normal(size=(2, steps, inputs)), rng.normal(size=(inputs, 3))
     du, dm = rng.normal(size=u.shape), rng.normal(size=m.shape)
     weights = rng.normal(size=(2, steps, 3))
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
     y, dy = jax.jvp(ops.matmul, tuple(map(jnp.asarray, (u, m))), tuple(map(jnp.asarray, (du, dm))))
     close(y, u @ m)
     close(dy, du @ m + u @ dm)
