@@ -10,6 +10,7 @@ import math
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ class CompiledKernels(EagerKernels):
         return (
             cbuild.wanted()
             and self.on_cpu(array)
-            and str(array.dtype).removeprefix("torch.") in ("float32", "float64")
+            and dtype_name(array.dtype) in ("float32", "float64")
             and cbuild.available()
         )
 
@@ -182,7 +183,7 @@ class _Call:
             "opb": [0 if a.shape[0] == 1 else kernels.strides(a)[0] for a in self.operands],
             "opt": [0 if a.shape[1] == 1 else kernels.strides(a)[1] for a in self.operands],
         }
-        dtype = str(self.like.dtype).removeprefix("torch.")
+        dtype = dtype_name(self.like.dtype)
         lanes = grouped(kind, channels, batch * count, kernels.threads())
         self.kernel = Kernel(program, kind, dtype, self.layouts, lanes, wanted)
         self.function = program.cached(("c", *self.kernel[1:]), self._load)
@@ -241,6 +242,12 @@ def results(
     return {"end": [each] * k, "prod": [each] * (k * k)}
 
 
+@cache
+def dtype_name(dtype: Any) -> str:
+    """Return the name of a dtype, "float32" for instance, of any framework."""
+    return str(dtype).removeprefix("torch.")
+
+
 def compiled_device(dtype: Any, threads: int, price: float) -> Device:
     """Return what keeps the processor busy: one vector of 64 bytes for each thread, better two.
 
@@ -250,7 +257,7 @@ def compiled_device(dtype: Any, threads: int, price: float) -> Device:
     to 1.8 ns; `price` tells how many of them a small array's operation takes in the framework:
     NumPy 1.5 to 3 us, PyTorch 4 to 6 us, compiled by XLA 0.2 us.
     """
-    width = 8 if "64" in str(dtype) else 16
+    width = 8 if "64" in dtype_name(dtype) else 16
     return Device(width * threads, price, crowd=2 * width * threads)
 
 

@@ -82,12 +82,14 @@ def torch_gru(repeat: int, steps: int = 16384) -> dict[str, dict[str, float]]:
     runs = torch_runs(steps)
     with torch.no_grad():
         forward = timed(runs, repeat)
-    both = timed({n: partial(_backward, r) for n, r in runs.items()}, repeat)
+    gradient = torch.randn(B, steps, D)
+    both = timed({n: partial(_backward, r, gradient) for n, r in runs.items()}, repeat)
     return {"forward": forward, "forward + backward": both}
 
 
-def _backward(run: Run) -> None:
-    run().square().mean().backward()
+def _backward(run: Run, gradient: Any) -> None:
+    """Forward and backward, from a gradient that is there: no loss is timed."""
+    run().backward(gradient)
 
 
 # -- JAX: LRC -------------------------------------------------------------------------------------
@@ -267,7 +269,11 @@ def lengths(repeat: int, exponents: range, longest: float = 3e3) -> dict[str, di
         with torch.no_grad():
             named = torch_runs(steps)
         runs |= {f"GRU, {n}": partial(_without_gradient, r) for n, r in named.items()}
-        runs |= {f"GRU, {n}, forward + backward": partial(_backward, r) for n, r in named.items()}
+        gradient = torch.randn(B, steps, D)
+        runs |= {
+            f"GRU, {n}, forward + backward": partial(_backward, r, gradient)
+            for n, r in named.items()
+        }
         forward = jax_runs(maps, params)
         runs |= {f"LRC, {n.replace('parnl', 'parnl JAX')}": r for n, r in forward.items()}
         runs = {n: r for n, r in runs.items() if n not in slow}
@@ -276,6 +282,36 @@ def lengths(repeat: int, exponents: range, longest: float = 3e3) -> dict[str, di
         tables[f"T = 2^{exponent}"] = {n: 1e6 * t / steps for n, t in times.items()}
         print(f"  T = 2^{exponent} done", file=sys.stderr)
     return tables
+
+
+def flat(framework: str, repeat: int, exponents: range) -> dict[str, dict[str, float]]:
+    """Return parnl's time for each step, ns, over T. All T take turns: none has a better hour."""
+    runs: dict[str, dict[str, Run]] = {}
+
+    def add(name: str, exponent: int, run: Run) -> None:
+        runs.setdefault(name, {})[f"2^{exponent}"] = run
+
+    for exponent in exponents:
+        steps = 1 << exponent
+        if framework == "jax":
+            maps, params = jax_maps(steps)
+            only = {"parnl": maps["parnl"]}
+            add("LRC, JAX", exponent, jax_runs(only, params)["parnl"])
+            both = jax_runs(only, params, gradient=True)["parnl"]
+            add("LRC, JAX, value and gradient", exponent, both)
+            continue
+        import torch
+
+        run = torch_runs(steps)["parnl"]
+        add("GRU, PyTorch", exponent, partial(_without_gradient, run))
+        both = partial(_backward, run, torch.randn(B, steps, D))
+        add("GRU, PyTorch, forward + backward", exponent, both)
+    table = {}
+    for name, over_time in runs.items():
+        times = timed(over_time, repeat)
+        each = {t: 1e6 * ms / (1 << int(t[2:])) for t, ms in times.items()}
+        table[name] = each | {"largest / smallest": max(each.values()) / min(each.values())}
+    return table
 
 
 def _without_gradient(run: Run) -> Any:
@@ -346,6 +382,7 @@ def main() -> None:
     parser.add_argument("--memory", help=argparse.SUPPRESS)  # a fresh process for each measurement
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--jax", action="store_true", help=argparse.SUPPRESS)  # likewise
+    parser.add_argument("--flat", help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     import torch
@@ -354,23 +391,32 @@ def main() -> None:
     if args.memory:
         print(memory(args.memory, args.steps))
         return
+    each = range(8, 15 if args.quick else 21, 2)
+    if args.flat:
+        print(json.dumps(flat(args.flat, args.repeat, each[1:])))
+        return
     if args.jax:
         print(json.dumps(jax_lrc(args.repeat)))
         return
     sizes, over_time = f"B={B} D={D}", f"ns for each step, B={B} D={D}"
     peak = f"torch, forward + backward, peak memory in arrays of B x T x D, {sizes}"
-    each = range(8, 15 if args.quick else 21, 2)
-    jax_alone = [__file__, "--jax", "--threads", str(args.threads), "--repeat", str(args.repeat)]
+    alone = [__file__, "--threads", str(args.threads), "--repeat", str(args.repeat)]
+    alone += ["--quick"] if args.quick else []
+
+    def flat_alone() -> dict[str, dict[str, float]]:
+        return in_process(*alone, "--flat", "torch") | in_process(*alone, "--flat", "jax")
+
     parts: dict[str, Callable[[], dict[str, dict[str, float]]]] = {
         f"torch, diagonal GRU with projection, {sizes} T=16384, ms": lambda: torch_gru(args.repeat),
         # by itself: threads that wait for PyTorch's next operation take time from XLA's
-        f"JAX, LRC with 4 inputs, {sizes} T=16384, ms": lambda: in_process(*jax_alone),
+        f"JAX, LRC with 4 inputs, {sizes} T=16384, ms": lambda: in_process(*alone, "--jax"),
         f"JAX, the same, memory kept, {sizes} T=16384, ms": lambda: in_process(
-            *jax_alone, **KEEPING
+            *alone, "--jax", **KEEPING
         ),
         f"the recurrence alone, {sizes} T=16384": lambda: handwritten(args.repeat, args.threads),
         "few lanes: GRU, B=1 D=8 T=2^20": lambda: few_lanes(args.repeat),
         peak: peaks,
+        f"parnl over T, {over_time}": flat_alone,
         over_time: lambda: lengths(args.repeat, each),
     }
     if args.quick:

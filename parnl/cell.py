@@ -40,6 +40,9 @@ class Cell:
 
     Args of the constructor: input_size, hidden_size (both at least 1), then the options. The option
     `dt`, if the cell has one, is the time step used when `parnl.solve` is given none.
+
+    A cell then has `parameter_shapes`, name -> shape in the order of declaration, and `time_aware`,
+    whether its step reads `dt`.
     """
 
     states: ClassVar[tuple[str, ...]] = ("x",)
@@ -64,6 +67,11 @@ class Cell:
                 _check_name(kind, name)
         if not self.states or len(set(self.states)) < len(self.states):
             raise ValueError(f"states: expected one name or more, each once, got {self.states!r}")
+        # looked up in every solve, hence once
+        self.parameter_shapes: dict[str, tuple[int, ...]] = {
+            name: spec.shape(self.sizes) for name, spec in self.specs.items()
+        }
+        self.time_aware = "dt" in inspect.signature(self.step).parameters
         self.program = self._trace()
         self.masked = self.program.masked  # made here, for torch.compile cannot follow it
 
@@ -78,8 +86,9 @@ class Cell:
         return hash(self._identity())
 
     def _identity(self) -> object:
-        # specs may hold functions, which equal nothing but themselves; chosen repeats attributes
-        rest = [item for item in vars(self).items() if item[0] not in ("specs", "chosen")]
+        # specs may hold functions, which equal nothing but themselves; the others repeat them
+        repeated = ("specs", "chosen", "parameter_shapes")
+        rest = [item for item in vars(self).items() if item[0] not in repeated]
         try:
             return type(self), frozenset(rest)
         except TypeError:  # an attribute that cannot be hashed
@@ -104,11 +113,6 @@ class Cell:
         return {"input": self.input_size, "hidden": self.hidden_size}
 
     @property
-    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Parameter name -> shape, in the order of declaration."""
-        return {name: spec.shape(self.sizes) for name, spec in self.specs.items()}
-
-    @property
     def linear(self) -> bool:
         """Whether the step is affine in the state: then one scan solves it, with no iteration."""
         return self.program.linear
@@ -117,11 +121,6 @@ class Cell:
     def cost(self) -> int:
         """Operations of one step of one channel; a transcendental function counts about ten."""
         return self.program.cost
-
-    @property
-    def time_aware(self) -> bool:
-        """Whether the step reads `dt`."""
-        return "dt" in inspect.signature(self.step).parameters
 
     def init(
         self, seed: int = 0, backend: str = "numpy", dtype: str = "float32", device: Any = None

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import parnl
 from parnl import ops
-from parnl.backends.torch import RNN
+from parnl.backends.torch import RNN, memory
 
 DOUBLE = torch.float64
 
@@ -228,6 +228,44 @@ def test_vmap_with_lengths_and_dt():
     expected = oracles.reference(task)
     assert_close(outputs, expected.outputs, 1e-10)
     assert_close(final, expected.final_state[0], 1e-10)
+
+
+@pytest.fixture
+def huge(monkeypatch):
+    """Products written into memory of their own, which holds NaN before; says how many were."""
+    found = []
+
+    def expect(tensor):
+        found.append(tensor.shape)
+        tensor.fill_(float("nan"))
+
+    monkeypatch.setattr(memory, "_LARGE", 0)
+    monkeypatch.setattr(memory, "_expect", expect)
+    return found
+
+
+def test_large_products_and_their_derivatives(huge):
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(5, 3, dtype=DOUBLE, generator=draw, requires_grad=True)
+    matrix = torch.randn(3, 2, dtype=DOUBLE, generator=draw, requires_grad=True)
+    found = ops.matmul(rows.reshape(1, 5, 3), torch.nn.Parameter(matrix.detach()))
+    torch.testing.assert_close(found, (rows @ matrix)[None], rtol=1e-14, atol=1e-14)
+    assert huge == [(5, 2)]
+    for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        assert check(lambda u, w: ops.matmul(u, w).tanh(), (rows, matrix))
+
+
+def test_large_products_under_what_changes_them(huge):
+    rows, matrix = torch.randn(4, 5, 3), torch.randn(3, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ops.matmul(rows[0], matrix).dtype == torch.bfloat16
+    mapped = torch.func.vmap(lambda u: ops.matmul(u, matrix))(rows)
+    moved = torch.func.jvp(lambda w: ops.matmul(rows, w), (matrix,), (torch.ones(3, 2),))[1]
+    compiled = torch.compile(ops.matmul, fullgraph=True, backend="eager")(rows, matrix)
+    assert not huge
+    torch.testing.assert_close(mapped, rows @ matrix)
+    torch.testing.assert_close(compiled, rows @ matrix)
+    torch.testing.assert_close(moved, rows.sum(-1, keepdim=True).expand(4, 5, 2))
 
 
 @pytest.mark.parametrize("steps", [3, 700, 2000])

@@ -15,6 +15,7 @@ from parnl.backends.compiled import CompiledKernels, compiled_device
 from parnl.backends.eager import COMPOSED
 from parnl.backends.torch import tritoncall
 from parnl.backends.torch.implicit import implicit_solve
+from parnl.backends.torch.memory import product
 from parnl.backends.torch.operators import operator_solve
 from parnl.cost import Device
 from parnl.newton import Plan, Stats, newton
@@ -151,7 +152,7 @@ class TorchBackend(CompiledKernels):
 
     def matmul(self, rows: Any, matrix: Any) -> Any:
         """Return rows @ matrix."""
-        return rows @ matrix
+        return product(rows, matrix)
 
     def input_sum(self, term: Callable[..., Any], inputs: Any, matrices: Sequence[Any]) -> Any:
         """Sum `term` over the input channels, a few at a time; computed again for the gradient."""

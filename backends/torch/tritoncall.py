@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from parnl.backends import cbuild
-from parnl.backends.compiled import layout
+from parnl.backends.compiled import dtype_name, layout
 from parnl.backends.tritoncode import STATS, Kernel, parameters, source
 from parnl.cost import Device, updates_worth
 from parnl.newton import Plan, Stats
@@ -144,7 +144,7 @@ def _launch(
     arrays["tolerance"] = plan.allowed  # single precision is enough of it
     wide = plan.steps * channels >= 1 << 31 or any(map(_wide, [*operands, *grads]))
     layouts = "".join(layout(a) for a in operands)
-    dtype = str(like.dtype).removeprefix("torch.")
+    dtype = dtype_name(like.dtype)
     kernel = Kernel(program, kind, dtype, layouts, plan.chunks > 1, wide, wanted)
     chunks, block, warps = tile(kernel, plan.chunks, channels)
     how = ("triton", triton.knobs.runtime.interpret, *kernel[1:])
