@@ -46,17 +46,24 @@ class Kernel(NamedTuple):
     wanted: tuple[int, ...] = ()
 
     @property
+    def light(self) -> bool:
+        """Whether a lane needs few registers."""
+        return self.kind == "solve" and len(self.program.states) == 1
+
+    @property
     def ahead(self) -> int:
         """How many steps ahead of their use operands are loaded.
 
-        At most 16 loads in flight, for their registers; and no more steps than it takes to wait for
-        the first of them, for their text.
+        At most 16 loads in flight, for their registers, or 8 where twice as many threads share
+        these (see `tritoncall.tile`; with 12, a GRU in 256 chunks spilled 31 of them for sm_80);
+        and no more steps than it takes to wait for the first of them, for their text.
         """
         backward = self.kind == "gradients"
+        most = 8 if self.parallel and self.light else 16
         loads = sum(letter in (FULL, TIME) for letter in self.layouts)
         loads += 2 * len(self.program.states) * backward
         cost = self.program.cost * (3 if backward else 1)
-        return max(n for n in (1, 2, 4) if n == 1 or (n * loads <= 16 and n * cost <= 400))
+        return max(n for n in (1, 2, 4) if n == 1 or (n * loads <= most and n * cost <= 400))
 
     def summed(self, i: int) -> bool:
         """Whether the gradient of operand i is a sum over time."""

@@ -181,8 +181,7 @@ def tile(kernel: Kernel, chunks: int, channels: int) -> tuple[int, int, int]:
     cells need. A block of 32 channels is read as whole cache lines; many chunks leave room for
     fewer.
     """
-    light = kernel.kind == "solve" and len(kernel.program.states) == 1
-    lanes = 512 if light else 256
+    lanes = 512 if kernel.light else 256
     rows = 1 << (chunks - 1).bit_length()
     block = min(32, 1 << (channels - 1).bit_length(), max(1, lanes // rows))
     return rows, block, max(1, min(lanes, rows * block) // 32)
