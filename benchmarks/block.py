@@ -5,9 +5,9 @@
 The training step is that of the paper's model on its longest task here: 6 blocks, width and state
 64, batch 4, T = 1751, 2 channels, Adam. The same classifier whose recurrence is `jax.lax.scan`
 stands beside it; each in a process of its own, and once more in one that keeps its memory
-(`measure.KEEPING`). Scaling is that of forward and backward in PyTorch, B = 4: of a whole block,
-whose matrix products cost O(T D^2), and of its recurrence alone, O(T D). Exponents are fitted by
-least squares to the logarithms.
+(`parnl.memory.keep_memory`, as in `parnl train`). Scaling is that of forward and backward in
+PyTorch, B = 4: of a whole block, whose matrix products cost O(T D^2), and of its recurrence alone,
+O(T D). Exponents are fitted by least squares to the logarithms.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from measure import KEEPING, Run, close, in_process, peak_memory, processor, timed
+from measure import Run, close, in_process, peak_memory, processor, timed
 
 import parnl
 from parnl import train
+from parnl.memory import keep_memory
 from parnl.params import Values
 
 B = 4
@@ -68,8 +69,8 @@ def training_steps(repeat: int, threads: int) -> dict[str, dict[str, float]]:
     """Milliseconds of each contender, in a process of its own, as it is and with memory kept."""
     call = [__file__, "--threads", str(threads), "--repeat", str(repeat), "--step"]
     table: dict[str, dict[str, float]] = {}
-    for what, environment in (("as it is", {}), ("memory kept", KEEPING)):
-        found = {name: in_process(*call, name, **environment) for name in CONTENDERS}
+    for what, how in (("as it is", []), ("memory kept", ["--keep"])):
+        found = {name: in_process(*call, name, *how) for name in CONTENDERS}
         close(*(found[name]["loss"] for name in CONTENDERS[1:]), "the loss")
         table[what] = {name: f["ms"] for name, f in found.items()}
     return table
@@ -158,7 +159,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)  # in a fresh process
     parser.add_argument("--step", help=argparse.SUPPRESS)  # likewise
+    parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.keep:
+        assert keep_memory(), "memory can be kept with glibc only"
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
     import torch
 

@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import KEEPING, Run, close, in_process, peak_memory, processor, timed
+from measure import Run, close, in_process, peak_memory, processor, timed
 
 import parnl
 from parnl import ops
+from parnl.memory import keep_memory
 from parnl.params import Values, matrix, vector
 
 B, D = 4, 64
@@ -383,7 +384,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--jax", action="store_true", help=argparse.SUPPRESS)  # likewise
     parser.add_argument("--flat", help=argparse.SUPPRESS)
+    parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.keep:
+        assert keep_memory(), "memory can be kept with glibc only"
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     import torch
 
@@ -411,7 +415,7 @@ def main() -> None:
         # by itself: threads that wait for PyTorch's next operation take time from XLA's
         f"JAX, LRC with 4 inputs, {sizes} T=16384, ms": lambda: in_process(*alone, "--jax"),
         f"JAX, the same, memory kept, {sizes} T=16384, ms": lambda: in_process(
-            *alone, "--jax", **KEEPING
+            *alone, "--jax", "--keep"
         ),
         f"the recurrence alone, {sizes} T=16384": lambda: handwritten(args.repeat, args.threads),
         "few lanes: GRU, B=1 D=8 T=2^20": lambda: few_lanes(args.repeat),

@@ -38,18 +38,9 @@ def close(found: Any, exact: Any, what: str) -> None:
     assert error < 2e-5, f"{what} differs from the sequential result by {error}"
 
 
-# glibc gives memory back as soon as it is free, and the kernel clears it, page by page, when it is
-# asked for again: here, everything is kept, and taken in huge pages.
-KEEPING = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:"
-    "glibc.malloc.trim_threshold=1000000000000"
-}
-
-
-def in_process(*call: str, **environment: str) -> Any:
+def in_process(*call: str) -> Any:
     """Return what a Python script, in a process of its own, prints as JSON."""
-    found = subprocess.check_output([sys.executable, *call], env=os.environ | environment)
-    return json.loads(found)
+    return json.loads(subprocess.check_output([sys.executable, *call]))
 
 
 def peak_memory(run: Run) -> int:

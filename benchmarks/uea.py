@@ -34,6 +34,7 @@ import numpy as np
 
 import parnl
 from parnl import data, train
+from parnl.memory import keep_memory
 
 RESULTS, RUNS = Path(__file__).parent / "results" / "uea", Path("runs", "uea")
 # Of the dense LRC: until nothing changes, and how many the gradient goes back through (the adjoint
@@ -273,7 +274,8 @@ def records() -> list[dict[str, Any]]:
 
 def run(work: list[tuple[str, str, Path | None, int, list[int]]], jobs: int) -> None:
     """All runs that have no result yet; `work` holds the arguments of `plan`."""
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=keep_memory) as pool:
         stages = {(task, model): plan(task, model, *rest) for task, model, *rest in work}
         running: dict[Any, tuple[str, str]] = {}
         waiting = dict.fromkeys(stages, 0)

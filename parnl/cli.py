@@ -161,7 +161,9 @@ def run_training(given: dict[str, Any], out: Path | None, resume: bool) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from parnl import train
+    from parnl.memory import keep_memory
 
+    keep_memory()
     # Torch reads it on import. Measured: a second thread gains 1.3 times at T = 1460 and nothing at
     # T = 29, and loses up to 100 times where another process keeps its core busy.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
