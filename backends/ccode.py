@@ -30,17 +30,21 @@ FULL, TIME, CHANNEL, SCALAR = "f", "t", "c", "s"
 # Lines are asked for so many steps before they are needed, where a group is less than a row: going
 # through memory with gaps, or from its end, is not what processors foresee. Measured, one thread,
 # T = 16384, ns a channel and step: backward, 64 channels, GRU 6.2 -> 2.5, LRC 6.9 -> 3.3; forward,
-# 512 channels, GRU 3.5 -> 2.5. Groups that are a row gain nothing forward, and lose 3 %.
+# 512 channels, GRU 3.5 -> 2.5. Groups that are a row gain nothing forward, and lose 3 to 15 %.
 _AHEAD = 8
 
 
 class Lanes(NamedTuple):
-    """How lanes are grouped: W, V, and which kinds of groups there are: only they are compiled."""
+    """How lanes are grouped: W, V, and which kinds of groups there are: only they are compiled.
+
+    apart: whether a near group is less than its row, so that what it reads next lies apart.
+    """
 
     group: int
     span: int
     near: bool
     staged: bool
+    apart: bool = False
 
 
 class Kernel(NamedTuple):
@@ -176,7 +180,7 @@ def source(kernel: Kernel, ffi: bool = False) -> str:
     """
     suffix, real = ("f", "float") if kernel.dtype == "float32" else ("", "double")
     declarations = "\n".join(f"SIMD_MATH {real} {m}{suffix}({real});" for m in MATH)
-    group, span, near, staged = kernel.lanes
+    group, span, near, staged, _ = kernel.lanes
     head = _HEAD.format(real=real, lanes=group, span=span, f=suffix, declarations=declarations)
     head += vecmath.FLOAT32 if suffix else ""
     ways = [w(kernel, suffix).text() for w, there in ((_Near, near), (_Staged, staged)) if there]
@@ -434,9 +438,7 @@ class _Near(_Writer):
             "  int64_t at = (b * T + t) * D + d0;",
             *before,
             "  for (int64_t l = 0; l < len; l++) {",
-            "    if (D > W) {",
-            *(f"      fetch({address});" for address in soon),
-            "    }",
+            *(f"    fetch({address});" for address in soon if self.kernel.lanes.apart),
             *pointers,
             *self.step(),
             *after,

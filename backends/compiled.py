@@ -287,6 +287,6 @@ def grouped(kind: str, channels: int, rows: int, threads: int) -> Lanes:
     if alone or channels >= most:
         group = channels if alone and channels % most else most
         rest = channels % group
-        return Lanes(group, math.gcd(rest, 8) if rest else 1, True, rest > 0)
+        return Lanes(group, math.gcd(rest, 8) if rest else 1, True, rest > 0, group < channels)
     group = 16 if rows * channels <= 16 * threads else 32
     return Lanes(group, math.gcd(channels, 8), False, True)
