@@ -28,6 +28,7 @@ from measure import Run, close, in_process, peak_memory, processor, timed
 
 import parnl
 from parnl import ops
+from parnl.backends.compiled import processors
 from parnl.memory import keep_memory
 from parnl.params import Values, matrix, vector
 
@@ -388,6 +389,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.keep:
         assert keep_memory(), "memory can be kept with glibc only"
+    every = processors()  # which is what XLA takes
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     import torch
 
@@ -404,23 +406,24 @@ def main() -> None:
         return
     sizes, over_time = f"B={B} D={D}", f"ns for each step, B={B} D={D}"
     peak = f"torch, forward + backward, peak memory in arrays of B x T x D, {sizes}"
-    alone = [__file__, "--threads", str(args.threads), "--repeat", str(args.repeat)]
-    alone += ["--quick"] if args.quick else []
 
-    def flat_alone() -> dict[str, dict[str, float]]:
-        return in_process(*alone, "--flat", "torch") | in_process(*alone, "--flat", "jax")
+    def alone(threads: int, *part: str) -> dict[str, dict[str, float]]:
+        call = [__file__, "--threads", str(threads), "--repeat", str(args.repeat), *part]
+        return in_process(*call, *(["--quick"] if args.quick else []))
 
     parts: dict[str, Callable[[], dict[str, dict[str, float]]]] = {
         f"torch, diagonal GRU with projection, {sizes} T=16384, ms": lambda: torch_gru(args.repeat),
         # by itself: threads that wait for PyTorch's next operation take time from XLA's
-        f"JAX, LRC with 4 inputs, {sizes} T=16384, ms": lambda: in_process(*alone, "--jax"),
-        f"JAX, the same, memory kept, {sizes} T=16384, ms": lambda: in_process(
-            *alone, "--jax", "--keep"
+        f"JAX, LRC with 4 inputs, {every} threads, {sizes} T=16384, ms": lambda: alone(
+            every, "--jax"
         ),
+        "JAX, the same, memory kept": lambda: alone(every, "--jax", "--keep"),
         f"the recurrence alone, {sizes} T=16384": lambda: handwritten(args.repeat, args.threads),
         "few lanes: GRU, B=1 D=8 T=2^20": lambda: few_lanes(args.repeat),
         peak: peaks,
-        f"parnl over T, {over_time}": flat_alone,
+        f"parnl over T, {over_time}": lambda: (
+            alone(args.threads, "--flat", "torch") | alone(every, "--flat", "jax")
+        ),
         over_time: lambda: lengths(args.repeat, each),
     }
     if args.quick:
