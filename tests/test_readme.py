@@ -12,7 +12,7 @@ README = Path(__file__).parent.parent / "README.md"
 @pytest.mark.skipif(not README.is_file(), reason="installed without the repository")
 def test_every_python_block_runs():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     scope = {"inputs": torch.randn(2, 50, 6), "input_t": torch.randn(2, 6), "state": None}
     for block in blocks:
         exec(compile(block, str(README), "exec"), scope)
