@@ -389,7 +389,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.keep:
         assert keep_memory(), "memory can be kept with glibc only"
-    every = processors()  # which is what XLA takes
+    every = processors()  # XLA takes all that it may
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     import torch
 
@@ -421,7 +421,7 @@ def main() -> None:
         f"the recurrence alone, {sizes} T=16384": lambda: handwritten(args.repeat, args.threads),
         "few lanes: GRU, B=1 D=8 T=2^20": lambda: few_lanes(args.repeat),
         peak: peaks,
-        f"parnl over T, {over_time}": lambda: (
+        f"parnl over T, {over_time}, and their ratio": lambda: (
             alone(args.threads, "--flat", "torch") | alone(every, "--flat", "jax")
         ),
         over_time: lambda: lengths(args.repeat, each),

@@ -41,8 +41,8 @@ class Cell:
     Args of the constructor: input_size, hidden_size (both at least 1), then the options. The option
     `dt`, if the cell has one, is the time step used when `parnl.solve` is given none.
 
-    A cell then has `parameter_shapes`, name -> shape in the order of declaration, and `time_aware`,
-    whether its step reads `dt`.
+    It sets `parameter_shapes`, name -> shape in the order of declaration, and `time_aware`, whether
+    the step reads `dt`.
     """
 
     states: ClassVar[tuple[str, ...]] = ("x",)
@@ -73,7 +73,9 @@ class Cell:
         }
         self.time_aware = "dt" in inspect.signature(self.step).parameters
         self.program = self._trace()
-        self.masked = self.program.masked  # made here, for torch.compile cannot follow it
+        self.masked = self.program.masked
+        for program in (self.program, self.masked):  # here, for torch.compile cannot follow these
+            _ = program.cost, program.jacobian
 
     def __eq__(self, other: object) -> bool:
         """Cells of one class, with equal sizes, options and other attributes, are equal.
@@ -86,7 +88,8 @@ class Cell:
         return hash(self._identity())
 
     def _identity(self) -> object:
-        # specs may hold functions, which equal nothing but themselves; the others repeat them
+        # specs may hold functions, which equal nothing but themselves; the others are dicts; all
+        # three follow from the class and the other attributes
         repeated = ("specs", "chosen", "parameter_shapes")
         rest = [item for item in vars(self).items() if item[0] not in repeated]
         try:

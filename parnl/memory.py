@@ -9,13 +9,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def keep_memory() -> bool:
-    """Let freed memory stay with this process, to be used again; return whether it will.
+    """Let freed memory stay with this process, to be used again; return whether glibc took that.
 
-    glibc gives large blocks back to the system as soon as they are free, and the system clears them
+    glibc gives most large blocks back to the system when they are freed, and the system clears them
     page by page when they are asked for again. For a training step on long sequences that is a
     tenth to a third of the time, whatever the framework. Call this first, before a framework has
-    started its threads. What the process once used it then keeps to its end. Other C libraries are
-    left as they are: False.
+    started its threads. What the process once used it then keeps to its end. Other allocators are
+    left as they are.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -23,4 +23,5 @@ def keep_memory() -> bool:
         return False
     # never trimmed; no block by mmap; one heap, for those of threads are given back
     settings = ((_M_TRIM_THRESHOLD, -1), (_M_MMAP_MAX, 0), (_M_ARENA_MAX, 1))
-    return all([mallopt(name, value) for name, value in settings])
+    taken = [mallopt(name, value) for name, value in settings]
+    return all(taken)

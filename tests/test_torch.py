@@ -1,18 +1,24 @@
 """What PyTorch users rely on: autograd to second order, torch.func, and the nn.Module."""
 
+import mmap
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import oracles
 import pytest
 import torch
 from oracles import CELLS, VARIANTS, assert_bits, assert_close
+from torch._dynamo.testing import CompileCounter
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.utils.flop_counter import FlopCounterMode
 
 import parnl
 from parnl import ops
 from parnl.backends.torch import RNN, memory
+from parnl.params import matrix, vector
 
 DOUBLE = torch.float64
 
@@ -262,10 +268,61 @@ def test_large_products_under_what_changes_them(huge):
     mapped = torch.func.vmap(lambda u: ops.matmul(u, matrix))(rows)
     moved = torch.func.jvp(lambda w: ops.matmul(rows, w), (matrix,), (torch.ones(3, 2),))[1]
     compiled = torch.compile(ops.matmul, fullgraph=True, backend="eager")(rows, matrix)
+    with FlopCounterMode(display=False) as counter:
+        ops.matmul(rows, matrix)
+    assert counter.get_total_flops() == 2 * 20 * 3 * 2
     assert not huge
     torch.testing.assert_close(mapped, rows @ matrix)
     torch.testing.assert_close(compiled, rows @ matrix)
     torch.testing.assert_close(moved, rows.sum(-1, keepdim=True).expand(4, 5, 2))
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="Linux's huge pages")
+def test_large_products_are_in_huge_pages():
+    rows, matrix = torch.randn(40_000, 3), torch.randn(3, 64)  # 10 MB
+    found = ops.matmul(rows, matrix)
+    torch.testing.assert_close(found, rows @ matrix, rtol=0, atol=1e-5)
+    middle, here = found.data_ptr() + found.numel() * 2, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            here = int(bounds[1], 16) <= middle < int(bounds[2], 16)
+        elif here and line.startswith("VmFlags:"):
+            assert "hg" in line.split()
+            return
+    raise AssertionError("no such memory")
+
+
+def test_a_new_cell_compiles_once_for_every_length():
+    """Below and above where products are large; nothing that is computed once has been before."""
+
+    class New(parnl.Cell):
+        parameters = {"W": matrix("input", "hidden"), "a": vector("hidden")}
+
+        def features(self, p, u):
+            return {"x": ops.matmul(u, p.W)}
+
+        def step(self, p, x, f):
+            return ops.tanh(0.8126437 * p.a * x + f.x)
+
+    cell = New(3, 64)
+    params = cell.init(0, "torch")
+    torch._dynamo.reset()
+    counter = CompileCounter()
+
+    @torch.compile(fullgraph=True, dynamic=True, backend=counter)
+    def run(u):
+        return parnl.solve(cell, params, u, chunks=3).outputs
+
+    for steps in (1000, 20_000, 2000, 30_000):
+        run(torch.randn(1, steps, 3))
+    assert counter.frame_count == 1
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def automatic(u):
+        return parnl.solve(cell, params, u).outputs
+
+    u = torch.randn(1, 5000, 3)
+    torch.testing.assert_close(automatic(u), parnl.solve(cell, params, u).outputs)
 
 
 @pytest.mark.parametrize("steps", [3, 700, 2000])
