@@ -54,8 +54,10 @@ class Expressions:
                 return f"-{x[0]}"
             case "abs":
                 return f"fabs{f}({x[0]})"
+            case "sigmoid" if f:
+                return f"{self._function('sigmoid')}({x[0]})"
             case "sigmoid":
-                return f"1 / (1 + {self._function('exp')}(-{x[0]}))"
+                return f"1 / (1 + exp(-{x[0]}))"
             case "softplus":
                 small = f"{self._function('exp')}(-fabs{f}({x[0]}))"
                 return f"({x[0]} < 0 ? 0 : {x[0]}) + log1p{f}({small})"

@@ -19,6 +19,7 @@ import torch
 from kernels import PROBLEMS, answer
 
 import parnl
+from parnl import ops
 from parnl.backends import cbuild, get_backend
 
 # Rows of several (8), of one group (24, 64), rows and channels left over (70, 130, 136), gathered.
@@ -82,6 +83,37 @@ def test_float32_is_as_accurate_as_it_can_be(monkeypatch, name):
     for f, e in zip(found, expected, strict=True):
         assert f.dtype == np.float32
         np.testing.assert_allclose(f, e, rtol=0, atol=2e-5 * max(1.0, np.abs(e).max()))
+
+
+@pytest.mark.parametrize(
+    ("op", "units"), [("exp", 1.1), ("tanh", 6.3), ("sigmoid", 2.6)], ids=lambda p: str(p)
+)
+def test_own_mathematics_over_all_magnitudes(monkeypatch, op, units):
+    """Every 65521st float there is, NaN and infinities with them, in units in the last place."""
+    monkeypatch.setenv("PARNL_KERNELS", "c")
+
+    class Forgetful(parnl.Cell):
+        def features(self, p, u):
+            return {"a": u}
+
+        def step(self, p, x, f, dt):
+            return getattr(ops, op)(f.a)
+
+    some = np.arange(0, 2**32, 65521, dtype="uint32")
+    x = np.append(some[: some.size // 64 * 64 - 3], [0x7F800000, 0xFF800000, 0x80000000])
+    x = x.astype("uint32").view("float32").reshape(1, -1, 64)
+    found = parnl.solve(Forgetful(64, 64), {}, x).outputs.astype("float64")
+    exact = {"exp": np.exp, "tanh": np.tanh, "sigmoid": lambda x: 1 / (1 + np.exp(-x))}[op]
+    with np.errstate(all="ignore"):
+        expected = exact(x.astype("float64"))
+        whole = np.abs(expected) <= np.finfo("float32").max
+        np.testing.assert_array_equal(found[~whole], expected[~whole].astype("float32"))
+    found, expected, x = found[whole], expected[whole], x[whole]
+    unit = 2.0 ** (np.frexp(np.maximum(np.abs(expected), 2.0**-126))[1] - 24)
+    # sigmoid may round its denormal results to zero
+    allowed = np.where((op == "sigmoid") & (expected < 2.0**-126), 2.0**-126, units * unit)
+    assert (np.abs(found - expected) <= np.where(np.isinf(x), 0, allowed)).all()
+    assert op == "exp" or (np.abs(found) <= 1).all()
 
 
 def test_c_really_runs(monkeypatch):
