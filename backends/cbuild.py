@@ -21,12 +21,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from parnl.backends import vecmath
+
 # No -ffast-math: NaN and inf are values here. These two let the compiler vectorise all the same.
 # -O3 makes the same loops, measured, in twice the time.
 FLAGS = ("-O2", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC")
-# GCC, jumping over what follows a clamp, computes that again for the bounds: a sixth more
-# instructions and up to 1.2 times the time. Clang does not, nor does it know the option.
-GCC_FLAGS = ("-fno-thread-jumps",)
 CHOICES = ("off", "c", "triton", "pallas")
 
 
@@ -96,7 +95,9 @@ def _say(topic: str, text: str) -> None:
 
 def _function(text: str, symbol: str, include: str, release: str) -> Any:
     compiler, version = _compiler()
-    options = [*FLAGS, *(GCC_FLAGS if "Free Software Foundation" in version else ())]
+    options = list(FLAGS)
+    if "Free Software Foundation" in version and vecmath.FLOAT32 in text:
+        options += vecmath.GCC_FLAGS
     key = "\n".join([text, *options, version, release, _processor()])
     name = hashlib.sha256(key.encode()).hexdigest()[:40]
     options += ["-I", include] if include else []

@@ -63,7 +63,8 @@ class Kernel(NamedTuple):
 
 
 # What stands in the argument array, in this order: sizes, then one entry per name and index.
-SIZES = ("batch", "chunks", "channels", "steps", "length", "reverse", "threads")
+# `team`: the address of OpenMP's GOMP_parallel, or 0.
+SIZES = ("batch", "chunks", "channels", "steps", "length", "reverse", "threads", "team")
 
 
 def fields(kernel: Kernel) -> list[tuple[str, int]]:
@@ -85,6 +86,7 @@ def fields(kernel: Kernel) -> list[tuple[str, int]]:
 
 _HEAD = """\
 #include <stdint.h>
+#include <stdlib.h>
 #include <pthread.h>
 #include <sys/mman.h>
 typedef {real} real;
@@ -106,12 +108,16 @@ typedef {real} real;
 """
 
 _TAIL = """
-typedef struct { const int64_t *a; int64_t first, last; } Part;
+typedef struct { const int64_t *a; int64_t items, some, next; } Work;
 
-static void *part(void *given) {
-  const Part *p = given;
-  for (int64_t item = p->first; item < p->last; item++) group(p->a, item);
-  return 0;
+/* Whoever is free takes the next few, until there are none: who comes late holds up nobody. */
+static void share(void *given) {
+  Work *w = given;
+  int64_t first;
+  while ((first = __atomic_fetch_add(&w->next, w->some, __ATOMIC_RELAXED)) < w->items) {
+    const int64_t last = first + w->some < w->items ? first + w->some : w->items;
+    for (int64_t item = first; item < last; item++) group(w->a, item);
+  }
 }
 
 /* A large result is mostly fresh memory: taken in huge pages it costs a fraction of the faults. */
@@ -123,23 +129,78 @@ static void expect(int64_t address, int64_t size) {
 #endif
 }
 
-/* Threads are made for the call and gone after it: nothing outlives it that a fork could break. */
-void kernel(const int64_t *a) {
+static Work begun(const int64_t *a) {
   const int64_t items = count(a);
   large_results(a);
-  int64_t threads = a[6] < items ? a[6] : items;
-  if (threads > 64) threads = 64;
-  pthread_t id[64];
-  Part parts[64];
-  int started[64];
-  for (int64_t i = 0; i < threads; i++) {
-    parts[i] = (Part){a, items * i / threads, items * (i + 1) / threads};
-    started[i] = i > 0 && pthread_create(&id[i], 0, part, &parts[i]) == 0;
+  return (Work){a, items, items / (8 * a[6] + 1) + 1, 0};
+}
+
+/* Work that helpers were asked for: they may come late, even when all is done and forgotten. */
+typedef struct {
+  Work work;
+  pthread_mutex_t lock;
+  pthread_cond_t idle;
+  int known_to, active, over;
+} Job;
+
+/* under the lock, which it gives up */
+static void forget(Job *job) {
+  const int last = --job->known_to == 0;
+  pthread_mutex_unlock(&job->lock);
+  if (!last) return;
+  pthread_mutex_destroy(&job->lock);
+  pthread_cond_destroy(&job->idle);
+  free(job);
+}
+
+static void help(void *given) {
+  Job *job = given;
+  pthread_mutex_lock(&job->lock);
+  if (!job->over) {
+    job->active++;
+    pthread_mutex_unlock(&job->lock);
+    share(&job->work);
+    pthread_mutex_lock(&job->lock);
+    if (--job->active == 0) pthread_cond_signal(&job->idle);
   }
-  for (int64_t i = 0; i < threads; i++)
-    if (!started[i]) part(&parts[i]);
-  for (int64_t i = 1; i < threads; i++)
-    if (started[i]) pthread_join(id[i], 0);
+  forget(job);
+}
+
+/* `ask` finds one helper, and returns whether it did. */
+static void run(const int64_t *a, int (*ask)(const void *, Job *), const void *context) {
+  Work work = begun(a);
+  const int64_t most = a[6] < work.items ? a[6] : work.items;
+  Job *job = most > 1 ? malloc(sizeof *job) : 0;
+  if (!job) { share(&work); return; }
+  *job = (Job){.work = work, .known_to = most};
+  pthread_mutex_init(&job->lock, 0);
+  pthread_cond_init(&job->idle, 0);
+  int64_t asked = 1;
+  while (asked < most && ask(context, job)) asked++;
+  share(&job->work);
+  pthread_mutex_lock(&job->lock);
+  job->over = 1;
+  while (job->active) pthread_cond_wait(&job->idle, &job->lock);
+  job->known_to -= most - asked;
+  forget(job);
+}
+
+static void *thread(void *job) { help(job); return 0; }
+
+/* Threads of our own end with the work: nothing is left that a fork could break. */
+static int make_thread(const void *context, Job *job) {
+  (void)context;
+  pthread_t id;
+  if (pthread_create(&id, 0, thread, job) != 0) return 0;
+  pthread_detach(id);
+  return 1;
+}
+
+/* On a team of OpenMP's threads, or on our own. */
+void kernel(const int64_t *a) {
+  if (!a[7] || a[6] < 2) { run(a, make_thread, 0); return; }
+  Work work = begun(a);
+  ((void (*)(void (*)(void *), void *, unsigned, unsigned))a[7])(share, &work, a[6], 0);
 }
 """
 
@@ -148,6 +209,22 @@ void kernel(const int64_t *a) {
 # i > 0 is that of argument i - 1, i < 0 that of result -i - 1. Attributes are sorted by name.
 _FFI = """
 #include "xla/ffi/api/c_api.h"
+
+/* A helper of XLA's own threads. */
+static int ask_xla(const void *context, Job *job) {
+  const XLA_FFI_CallFrame *frame = context;
+  XLA_FFI_ThreadPool_Schedule_Args schedule = {
+    .struct_size = XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE,
+    .ctx = frame->ctx, .task = help, .data = job,
+  };
+  XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_Schedule(&schedule);
+  if (!error) return 1;
+  XLA_FFI_Error_Destroy_Args destroy = {
+    .struct_size = XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, .error = error,
+  };
+  frame->api->XLA_FFI_Error_Destroy(&destroy);
+  return 0;
+}
 
 XLA_FFI_Error *handler(XLA_FFI_CallFrame *frame) {
   for (XLA_FFI_Extension_Base *e = frame->extension_start; e; e = e->next)
@@ -167,7 +244,7 @@ XLA_FFI_Error *handler(XLA_FFI_CallFrame *frame) {
     else if (slot < 0) a[i] = (int64_t)((XLA_FFI_Buffer *)frame->rets.rets[-slot - 1])->data;
     else a[i] = ((const int64_t *)table->data)[i];
   }
-  kernel(a);
+  run(a, ask_xla, frame);
   return 0;
 }
 """

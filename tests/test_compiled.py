@@ -20,7 +20,10 @@ from kernels import PROBLEMS, answer
 
 import parnl
 from parnl import ops
-from parnl.backends import cbuild, get_backend
+from parnl.backends import cbuild, compiled, get_backend
+from parnl.backends.jax import ffi as jax_ffi
+from parnl.backends.torch import threads as threads_of_torch
+from parnl.params import vector
 
 # Rows of several (8), of one group (24, 64), rows and channels left over (70, 130, 136), gathered.
 CHANNELS = [1, 8, 17, 24, 64, 70, 130, 136]
@@ -126,30 +129,73 @@ def test_c_really_runs(monkeypatch):
     assert not backend.compiles(torch.zeros(1))
 
 
-@pytest.mark.parametrize("backend", ["numpy", "torch"])
-def test_same_bits_for_any_number_of_threads(monkeypatch, backend):
+class _Unprojected(parnl.Cell):
+    """Its inputs are its features: nothing but the kernels has work for several threads."""
+
+    parameters = dict(w=vector("hidden"))
+
+    def features(self, p, u):
+        return {"a": u}
+
+    def step(self, p, x, f, dt):
+        return ops.sigmoid(f.a) * ops.tanh(p.w * x + f.a)
+
+
+def _solved(backend, chunks=8):
+    cell, target = _Unprojected(33, 33), get_backend(backend)
+    u = target.asarray(
+        np.random.default_rng(0).normal(size=(3, 4000, 33)).astype("float32"), "float32"
+    )
+    return target.to_numpy(parnl.solve(cell, cell.init(0, backend), u, chunks=chunks).outputs)
+
+
+@pytest.fixture
+def use_threads(monkeypatch):
+    """use(backend, n): let kernels run on n threads; the list says on how many they did."""
+    used = []
     monkeypatch.setenv("PARNL_KERNELS", "c")
-    cell = parnl.get_cell("lstm", 3, 40)
-    params = cell.init(0, backend)
-    target = get_backend(backend)
-    u = target.asarray(np.random.default_rng(0).normal(size=(3, 200, 3)), "float32")
+
+    def counted(*args, **options):
+        used.append(worthwhile(*args, **options))
+        return used[-1]
+
+    worthwhile = compiled.worthwhile
+    monkeypatch.setattr(compiled, "worthwhile", counted)
+    monkeypatch.setattr(jax_ffi, "worthwhile", counted)
+
+    def use(backend, n):
+        used.clear()
+        monkeypatch.setenv("OMP_NUM_THREADS", str(n))
+        jax.clear_caches()  # else what was traced stays
+        if backend == "torch":
+            torch.set_num_threads(n)
+        return used
+
+    before = torch.get_num_threads()
+    yield use
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])
+def test_same_bits_for_any_number_of_threads(use_threads, backend):
     results = []
     for threads in (1, 2, 3, 8):
-        monkeypatch.setattr(type(target), "threads", lambda self, n=threads: n)
-        results.append(target.to_numpy(parnl.solve(cell, params, u, chunks=8).outputs))
+        used = use_threads(backend, threads)
+        results += [_solved(backend) for _ in range(10)]
+        assert threads == 1 or max(used) > 1
     for other in results[1:]:
         np.testing.assert_array_equal(other, results[0])
 
 
-def test_several_python_threads_at_once(monkeypatch):
-    monkeypatch.setenv("PARNL_KERNELS", "c")
-    cell = parnl.get_cell("gru", 3, 33)
-    params, u = cell.init(0), np.random.default_rng(0).normal(size=(2, 300, 3)).astype("float32")
-    expected = parnl.solve(cell, params, u, chunks=8).outputs
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_several_python_threads_at_once(use_threads, backend):
+    used = use_threads(backend, 4)
+    expected = _solved(backend)
+    assert max(used) > 1
     found = [None] * 8
 
     def work(i):
-        found[i] = parnl.solve(cell, params, u, chunks=8).outputs
+        found[i] = _solved(backend)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(len(found))]
     for thread in threads:
@@ -160,24 +206,32 @@ def test_several_python_threads_at_once(monkeypatch):
         np.testing.assert_array_equal(result, expected)
 
 
-def _solve_in_child(queue):
-    cell = parnl.get_cell("gru", 3, 33)
-    u = np.ones((2, 300, 3), np.float32)
-    queue.put(parnl.solve(cell, cell.init(0), u, chunks=8).outputs)
+def _solve_in_child(queue, backend):
+    queue.put(_solved(backend, chunks=1))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")
-def test_a_solve_after_fork_ends(monkeypatch):
-    monkeypatch.setenv("PARNL_KERNELS", "c")
-    cell = parnl.get_cell("gru", 3, 33)
-    expected = parnl.solve(cell, cell.init(0), np.ones((2, 300, 3), np.float32), chunks=8).outputs
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_a_solve_after_fork_ends(use_threads, backend):
+    """OpenMP's threads are not in the child, which must not wait for them.
+
+    PyTorch's own operations do, so there are none here: one chunk.
+    """
+    used = use_threads(backend, 4)
+    expected = _solved(backend, chunks=1)
+    assert max(used) > 1
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    child = context.Process(target=_solve_in_child, args=(queue,))
+    child = context.Process(target=_solve_in_child, args=(queue, backend), daemon=True)
     child.start()
     np.testing.assert_array_equal(queue.get(timeout=60), expected)
     child.join(60)
     assert child.exitcode == 0
+
+
+def test_pytorch_lends_its_threads(use_threads):
+    use_threads("torch", 2)
+    assert get_backend("torch").team() == threads_of_torch.openmp() != 0
 
 
 def test_strided_operands_are_read_where_they_are(monkeypatch):

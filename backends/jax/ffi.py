@@ -14,7 +14,7 @@ import numpy as np
 
 from parnl.backends import cbuild
 from parnl.backends.ccode import Kernel, fields, source
-from parnl.backends.compiled import grouped, layout, processors, results
+from parnl.backends.compiled import grouped, layout, processors, results, worthwhile
 from parnl.newton import Plan
 from parnl.program import Program
 
@@ -51,7 +51,8 @@ def call(
     }
     shapes = results(kind, plan, operands, starts, wanted)
     sizes = [batch, chunks, channels, plan.steps, plan.length, plan.reverse]
-    table, slots = [*map(int, sizes), processors()], [0] * (len(sizes) + 1)
+    threads = worthwhile(kernel, plan, like.shape, processors(), waiting=True)
+    table, slots = [*map(int, sizes), threads, 0], [0] * (len(sizes) + 2)
     given: list[jax.Array] = []
     taken: list[jax.ShapeDtypeStruct] = []
     for name, size in fields(kernel):

@@ -17,6 +17,7 @@ from parnl.backends.torch import tritoncall
 from parnl.backends.torch.implicit import implicit_solve
 from parnl.backends.torch.memory import product
 from parnl.backends.torch.operators import operator_solve
+from parnl.backends.torch.threads import openmp
 from parnl.cost import Device
 from parnl.newton import Plan, Stats, newton
 from parnl.program import Program
@@ -102,6 +103,10 @@ class TorchBackend(CompiledKernels):
     def threads(self) -> int:
         """Return torch's own number of threads."""
         return torch.get_num_threads()
+
+    def team(self) -> int:
+        """Return the address by which PyTorch's threads are asked, 0 if they cannot be."""
+        return openmp()
 
     def concrete(self, array: torch.Tensor) -> Any:
         """Return the values, None under a functorch transform and while being compiled."""
