@@ -24,7 +24,11 @@ def timed(runs: dict[str, Run], repeat: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeat):
         for name, run in runs.items():
-            run()  # not timed: meanwhile idle threads of the one before go to sleep
+            # not timed: meanwhile threads of the one before, OpenMP's, stop spinning
+            settled = time.perf_counter() + 0.02
+            run()
+            while time.perf_counter() < settled:
+                run()
             start = time.perf_counter()
             run()
             times[name].append(1e3 * (time.perf_counter() - start))
