@@ -280,7 +280,7 @@ def worthwhile(
 ) -> int:
     """Return how many threads to use for starts of `shape` (B, C, D), at most `threads`.
 
-    Measured: to make a thread and wait for it takes 0.1 ms, and a hundredth of that if it waits for
+    Measured: to make a thread and wait for it takes 0.1 ms, and a tenth of that if it waits for
     work. An operation of a step takes 0.03 ns for each element, and to read and write it 0.1 ns for
     each array.
     """
