@@ -101,8 +101,11 @@ def backend_of(arrays: Iterable[tuple[str, Any]]) -> Backend:
     Raises TypeError, naming the arguments, if one is no array or they mix frameworks.
     """
     first: tuple[str, str] | None = None
+    known = None
     for argument, array in arrays:
-        name = name_of(array)
+        if type(array) is known:
+            continue
+        known, name = type(array), name_of(array)
         if name is None:
             raise TypeError(
                 f"{argument}: expected an array of {', '.join(NAMES)}, "

@@ -158,7 +158,7 @@ def feature_operands(
     operands = []
     for kind, name in cell.program.operands:
         if kind == "parameter":
-            operands.append(getattr(p, name)[None, None, :])
+            operands.append(xp.reshape(getattr(p, name), (1, 1, cell.hidden_size)))
         elif kind == "dt":
             operands.append(batched(xp, dt[..., None], tuple(batch)))
         else:

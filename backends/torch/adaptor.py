@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from parnl.backends.compiled import CompiledKernels, compiled_device
 from parnl.backends.eager import COMPOSED
 from parnl.backends.torch import tritoncall
-from parnl.backends.torch.implicit import implicit_solve
+from parnl.backends.torch.implicit import cast, implicit_solve
 from parnl.backends.torch.memory import product
 from parnl.backends.torch.operators import operator_solve
 from parnl.backends.torch.threads import openmp
@@ -133,7 +133,7 @@ class TorchBackend(CompiledKernels):
         """Solve, without gradients."""
         if tritoncall.serves(x0[0], plan.chunks):  # it reads operands of any dtype
             return tritoncall.solve(program, plan, operands, x0)
-        return newton(self, program, plan, [a.to(x0[0].dtype) for a in operands], x0)
+        return newton(self, program, plan, [cast(a, x0[0].dtype) for a in operands], x0)
 
     def writes_gradients(self, array: torch.Tensor, plan: Plan) -> bool:
         """Whether `gradients` serves states like this one."""
@@ -152,7 +152,7 @@ class TorchBackend(CompiledKernels):
         """Return the gradients of x0, and of the operands `wanted`, before they are summed."""
         if tritoncall.serves(states[0], plan.chunks):
             return tritoncall.gradients(program, plan, operands, x0, states, grads, wanted)
-        operands = [a.to(x0[0].dtype) for a in operands]
+        operands = [cast(a, x0[0].dtype) for a in operands]
         return super().gradients(program, plan, operands, x0, states, grads, wanted)
 
     def matmul(self, rows: Any, matrix: Any) -> Any:
