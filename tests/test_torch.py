@@ -52,7 +52,7 @@ def test_gradcheck(variant, how):
     name, options = VARIANTS[variant]
     cell, params, inputs, state = small(name, **options)
     f = flat_solve(cell, list(params), len(state), **how)
-    assert torch.autograd.gradcheck(f, (inputs, *state, *params.values()))
+    assert torch.autograd.gradcheck(f, (inputs, *state, *params.values()), check_forward_ad=True)
 
 
 @pytest.mark.parametrize("how", [{"chunks": 2}, {"method": "sequential"}], ids=str)
@@ -74,8 +74,8 @@ def test_gradcheck_in_dt_with_lengths_and_reverse(name):
         out = parnl.solve(cell, params, inputs, state, dt=dt, **how)
         return out.outputs, *out.final_state
 
-    assert torch.autograd.gradcheck(f, (dt.requires_grad_(), inputs))
-    assert torch.autograd.gradgradcheck(f, (dt, inputs))
+    assert torch.autograd.gradcheck(f, (dt.requires_grad_(), inputs), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(f, (dt, inputs), check_fwd_over_rev=True)
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -132,6 +132,60 @@ def test_backward_twice_needs_retain_graph_and_accumulates():
     first = params["W_n"].grad.clone()
     loss.backward()
     assert_close(params["W_n"].grad, 2 * first, 1e-14)
+
+
+# -- forward mode ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_tangents_equal_those_of_the_loop(name):
+    cell, params, inputs, state = small(name, steps=12, hidden=3)
+    arguments = {k: v.detach() for k, v in params.items()}, inputs.detach(), state
+    tangents = torch.utils._pytree.tree_map(torch.randn_like, arguments)
+    _, expected = torch.func.jvp(lambda *a: oracles.loop(cell, *a), arguments, tangents)
+
+    def solve(*arguments):
+        return parnl.solve(cell, *arguments, chunks=4)[:2]
+
+    _, found = torch.func.jvp(solve, arguments, tangents)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("variant", ["gru", "lstm-peephole"])
+def test_hessian(variant):
+    name, options = VARIANTS[variant]
+    cell, params, inputs, state = small(name, batch=(), **options)
+
+    def loss(run, u):
+        outputs, final_state = run(u)
+        return outputs.square().sum() + sum(s.sum() for s in final_state)
+
+    def solve(u):
+        return loss(lambda u: parnl.solve(cell, params, u, state, chunks=2)[:2], u)
+
+    expected = torch.func.hessian(lambda u: loss(lambda u: oracles.loop(cell, params, u, state), u))
+    inputs = inputs.detach()
+    for found in (torch.func.hessian(solve), torch.func.jacrev(torch.func.jacfwd(solve))):
+        assert_close(found(inputs), expected(inputs), 1e-11)
+    # of which PyTorch makes zero, for any autograd function
+    with pytest.raises(NotImplementedError, match=r"jacfwd of torch\.func\.jacrev"):
+        torch.func.jacfwd(torch.func.jacfwd(solve))(inputs)
+
+
+def test_half_precision_and_what_does_not_move():
+    cell = parnl.get_cell("lrc", 2, 3)
+    params, inputs = cell.init(0, "torch", "float64"), torch.randn(2, 7, 2, dtype=DOUBLE)
+    name = next(n for n in params if n.startswith("W"))
+
+    def outputs(dtype, weight):
+        cast = {k: v.to(dtype) for k, v in params.items()} | {name: weight.to(dtype)}
+        return parnl.solve(cell, cast, inputs.to(dtype)).outputs
+
+    given = (params[name],), (torch.ones_like(params[name]),)
+    _, expected = torch.func.jvp(lambda w: outputs(DOUBLE, w), *given)
+    _, found = torch.func.jvp(lambda w: outputs(torch.bfloat16, w), *given)
+    assert found.dtype == torch.bfloat16
+    assert_close(found.double(), expected, 0.05)
 
 
 # -- torch.func -----------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
-"""The implicit gradient of a solve, as one autograd function.
+"""The implicit derivative of a solve, as one autograd function.
 
 Backward: the step Jacobians J_t along the states, the adjoint recurrence solved backward in time by
 the same solver, then one pass of vector-Jacobian products. What is kept for it are operands and
-states, never iterates. Written in terms of itself, it can be differentiated again, to any order.
+states, never iterates. Forward mode: the tangents obey a linear recurrence, which the same solver
+solves. Both are written in terms of the solve, so they can be differentiated again, to any order,
+but for forward mode of forward mode, which PyTorch does not follow through autograd functions.
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
 from parnl.newton import Plan, Stats
-from parnl.program import Program, adjoint_program
+from parnl.program import Program, adjoint_program, affine_program
 
 if TYPE_CHECKING:
     from parnl.backends.torch.adaptor import TorchBackend
@@ -67,6 +70,7 @@ class _Solve(torch.autograd.Function):
         k = len(ctx.program.states)
         ctx.mark_non_differentiable(*output[k:])
         ctx.save_for_backward(*arrays, *output[:k])
+        ctx.save_for_forward(*arrays, *output[:k])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple:
@@ -90,6 +94,23 @@ class _Solve(torch.autograd.Function):
             *(g if need else None for g, need in zip(of_x0, needed, strict=False)),
             *(found.get(i) for i in range(len(operands))),
         )  # fmt: skip
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple:
+        levels = torch._C._functorch.get_interpreter_stack() or []
+        if sum(level.key() == TransformType.Jvp for level in levels) > 1:
+            # PyTorch would take the outer tangents of what is computed here for zero
+            raise NotImplementedError(
+                "parnl.solve: forward mode of forward mode is not supported; use torch.func.jacfwd "
+                "of torch.func.jacrev, as torch.func.hessian does"
+            )
+        k, saved = len(ctx.program.states), ctx.saved_tensors
+        x0, operands, states = saved[:k], saved[k:-k], saved[-k:]
+        moving = tangents[3:]
+        found = implicit_tangents(
+            ctx.kernels, ctx.program, ctx.plan, operands, x0, states, moving[k:], moving[:k]
+        )
+        return (*found, *(None for _ in Stats._fields))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
@@ -134,7 +155,7 @@ def implicit_gradients(
         found = {i: _reduced(g, operands[i]) for i, g in zip(wanted, parts, strict=True)}
     else:
         worked = [cast(a, states[0].dtype) for a in operands]
-        run = _Passes(kernels, program, plan, x0, worked, states)
+        run = _Passes(kernels, program, plan, x0, worked, states, torch.is_grad_enabled())
         jacobian = run.jacobian()
         start = [torch.zeros_like(x) for x in x0]
         adjoint = adjoint_program(len(x0))
@@ -145,11 +166,40 @@ def implicit_gradients(
     return of_x0, {i: cast(g, operands[i].dtype) for i, g in found.items()}
 
 
-class _Passes:
-    """The elementwise passes of the backward over all time steps.
+def implicit_tangents(
+    kernels: TorchBackend,
+    program: Program,
+    plan: Plan,
+    operands: Sequence[Tensor],
+    x0: Sequence[Tensor],
+    states: Sequence[Tensor],
+    of_operands: Sequence[Tensor | None],
+    of_x0: Sequence[Tensor | None],
+) -> list[Tensor]:
+    """Return dx_t = J_t dx_{t-1} + (df/d operands) d operands for all t; None: does not move."""
+    k, like = len(x0), states[0]
+    run = _Passes(kernels, program, plan, x0, [cast(a, like.dtype) for a in operands], states, True)
+    moving = {i: cast(d, like.dtype) for i, d in enumerate(of_operands) if d is not None}
+    slopes_of = program.function("vjp", kernels, tuple(moving))
+    forcing = []
+    for i in range(k):
+        unit = [torch.full_like(s, float(i == j)) for j, s in enumerate(states)]
+        slopes = slopes_of(*run.arguments(0, plan.steps), *unit)
+        total = torch.zeros_like(like)
+        for slope, change in zip(slopes, moving.values(), strict=True):
+            total = total + slope * change
+        forcing.append(total)
+    start = [torch.zeros_like(x) if d is None else d for x, d in zip(x0, of_x0, strict=True)]
+    exact = plan._replace(max_iterations=None)
+    found, _ = implicit_solve(kernels, affine_program(k), exact, [*run.jacobian(), *forcing], start)
+    return found
 
-    They run block by block into arrays made beforehand, or, when the backward is itself being
-    differentiated, in one piece, so that autograd can follow.
+
+class _Passes:
+    """The elementwise passes of a derivative over all time steps.
+
+    They run block by block into arrays made beforehand, or, when the derivative is itself being
+    differentiated, in one piece (`whole`), so that autograd can follow.
     """
 
     def __init__(
@@ -160,12 +210,12 @@ class _Passes:
         x0: Sequence[Tensor],
         operands: Sequence[Tensor],
         states: Sequence[Tensor],
+        whole: bool,
     ) -> None:
         self.kernels, self.program, self.reverse = kernels, program, plan.reverse
         self.x0, self.operands, self.states = x0, operands, states
         self.steps = plan.steps
         batch, channels = x0[0].shape
-        whole = torch.is_grad_enabled()
         self.block = self.steps if whole else max(1, _BLOCK // max(1, batch * channels))
 
     def spans(self) -> list[tuple[int, int]]:
