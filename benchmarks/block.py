@@ -145,6 +145,7 @@ def plot(tables: dict[str, Any], path: Path) -> None:
                 key = f"{name}, {unit}"
                 label = f"{name}: {over}^{slopes[key]:.2f}"
                 axis.loglog([r[over] for r in rows], [r[key] for r in rows], "o-", label=label)
+            axis.set_xscale("log", base=2)
             axis.set(xlabel=f"{over} ({fixed}, B = {B})", ylabel=unit)
             axis.grid(alpha=0.3)
             axis.legend()
