@@ -43,12 +43,15 @@ SWEEPS, GRADIENT_SWEEPS = 40, 4
 SEEDS = (2345, 3456, 4567, 5678, 6789)  # of the paper's splits
 WIDTH = STATE = 64
 EPOCHS, PATIENCE = 200, 60
-# Learned slowly, if at all; the paper gives it 3000.
-LONGER = {"EthanolConcentration": (1000, 400)}
+# Learned slowly; the paper gives it 3000.
+LONGER = {"EthanolConcentration": (400, 200)}
 RATES = (1e-3, 1e-4)
 BLOCKS = (2, 4, 6)
 # The paper's own run of this task reads two of the three channels.
 CHANNELS = {"EthanolConcentration": [1, 2]}
+# It reads values, 0 to 65535, as they are, and drops nothing out. Standardised, no model here came
+# far above chance.
+AS_PUBLISHED = {"EthanolConcentration": {"standardise": False, "dropout": 0.0}}
 
 # Every model is a change of the LrcSSM configuration; those with "grid" also choose their depth.
 MODELS: dict[str, dict[str, Any]] = {
@@ -109,11 +112,11 @@ def config_of(
         patch=patch,
         width=WIDTH,
         state=STATE,
-        dropout=0.2,
         epochs=epochs,
         patience=patience,
         batch=4,
         seed=seed,
+        **{"dropout": 0.2} | AS_PUBLISHED.get(task, {}),
         **grid,
     )
     return replace(config, **MODELS[model])

@@ -58,6 +58,10 @@ def build() -> Any:
         data: Annotated[
             str | None, option("A classification set aeon knows, or an .npz file.", Config.data)
         ] = None,
+        standardise: Annotated[
+            bool | None,
+            option("Channels, or values as they are.", "standardise", "--standardise/--raw"),
+        ] = None,
         patch: Annotated[int | None, option("Steps joined into one.", Config.patch)] = None,
         backend: Annotated[str | None, option("torch or jax.", Config.backend)] = None,
         blocks: Annotated[int | None, option("Blocks of the model.", Config.blocks)] = None,

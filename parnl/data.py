@@ -50,8 +50,9 @@ def load(
     seed: int = 0,
     pooled: bool = False,
     channels: Sequence[int] | None = None,
+    standardise: bool = True,
 ) -> Dataset:
-    """The data set `name`, standardised channel by channel.
+    """The data set `name`, standardised channel by channel or its values as they are.
 
     The test part is the published one. A share `validation` of every class of the published
     training part, drawn with `seed`, is set aside for validation. With `pooled` the published parts
@@ -78,7 +79,8 @@ def load(
     def split(rows: np.ndarray) -> Split:
         inputs = np.zeros((len(rows), steps, len(mean)), np.float32)
         for row, i in zip(inputs, rows, strict=True):
-            row[: lengths[i]] = np.nan_to_num((series[i] - mean) / deviation, nan=0.0)
+            real = np.where(np.isnan(series[i]), mean, series[i])
+            row[: lengths[i]] = (real - mean) / deviation if standardise else real
         return Split(inputs, labels[rows], lengths[rows] if lengths.min() < steps else None)
 
     return Dataset(
@@ -90,7 +92,7 @@ def patched(dataset: Dataset, size: int) -> Dataset:
     """The data set with `size` steps of a series joined into one step of `size` times the channels.
 
     The input reshaping of arXiv 2605.16048, for long series of few channels. The last step is
-    filled up with zeros, which stand for the mean.
+    filled up with zeros, which stand for the mean of what is standardised.
     """
     if size < 1:
         raise ValueError(f"patch: got {size}, expected at least 1")

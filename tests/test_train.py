@@ -90,6 +90,12 @@ def test_statistics_come_from_the_training_part_alone(monkeypatch):
     kept = dataset.train.inputs[..., 0]
     np.testing.assert_allclose([kept.mean(), kept[kept != 0].std()], [0, 1], atol=1e-5)
     assert dataset.test.inputs.min() > 1e5
+    as_they_are = data.load("made up", standardise=False)
+    both = np.concatenate([as_they_are.train.inputs, as_they_are.validation.inputs])
+    assert set(known[~np.isnan(known)].astype(np.float32)) <= set(both.ravel())
+    assert (as_they_are.test.inputs == 1e6).all()
+    (missing,) = set(both.ravel()) - set(known.astype(np.float32).ravel())
+    assert abs(missing - as_they_are.train.inputs[..., 0].mean()) < 0.5  # that of the channel
 
 
 def npz(path, **changes):
