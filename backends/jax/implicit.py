@@ -1,11 +1,11 @@
 """The implicit derivative of a solve in JAX: forward, reverse, batched, to any order.
 
 The tangent of a solve obeys a linear recurrence, and its transpose is the adjoint one. JAX is told
-so by a primitive of its own, linear in what moves:
+so by three primitives:
 
-    JVP of a solve:        tangent(operands, x0, states; d operands, d x0) -> d states
-    transpose of tangent:  `_gradients`, the generated backward kernel where there is one
-    derivatives of these:  those of the composed formula, `_tangent`, which JAX can follow
+    derivative of `solve_p`:    `tangent_p`(operands, x0, states; d operands, d x0) -> d states
+    transpose of `tangent_p`:   `gradients_p`, the generated backward kernel where there is one
+    derivatives of these two:   those of the composed formula, `_tangent`, which JAX can follow
 
 So a solve that is differentiated once, in reverse, runs nothing but compiled kernels.
 """
@@ -18,15 +18,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad
 
 from parnl import blocks
 from parnl.backends.compiled import backward
 from parnl.backends.jax.kernels import by_platform
+from parnl.backends.jax.primitive import primitive
 from parnl.newton import Plan, Stats, newton
 from parnl.program import Program, adjoint_program, affine_program
 
@@ -58,34 +56,34 @@ def implicit_solve(
     backend: Any, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
 ) -> tuple[list[Any], Stats]:
     """Return states and statistics as `parnl.newton.newton` does, differentiable in all arrays."""
-    return _solve(Problem(backend, program, plan), list(operands), list(x0))
+    found = solve_p.bind(*operands, *x0, problem=Problem(backend, program, plan))
+    return found[: len(x0)], Stats(*found[len(x0) :])
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _differentiable(problem: Problem, operands: list, x0: list) -> tuple[list, Stats]:
-    return _newton(problem.backend, problem.program, problem.plan, operands, x0)
+def _solve(*arrays: Any, problem: Problem) -> list:
+    operands, x0, *_ = problem.split(arrays)
+    states, stats = _newton(problem.backend, problem.program, problem.plan, operands, x0)
+    return [*states, *stats]
 
 
-_solve = jax.jit(_differentiable, static_argnums=0)
+def _solve_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, problem: Problem) -> tuple:
+    found, k = solve_p.bind(*primals, problem=problem), len(problem.program.states)
+    problem = problem._replace(moves=tuple(not isinstance(t, ad.Zero) for t in tangents))
+    moving = [t for t, moves in zip(tangents, problem.moves, strict=True) if moves]
+    dots = tangent_p.bind(*primals, *found[:k], *moving, problem=problem)
+    return found, [*dots, *(ad.Zero(jax.typeof(x).to_tangent_aval()) for x in found[k:])]
 
 
-@partial(_differentiable.defjvp, symbolic_zeros=True)
-def _solve_jvp(problem: Problem, primals: tuple, tangents: tuple) -> tuple:
-    operands, x0 = primals
-    states, stats = _solve(problem, operands, x0)
-    given = [*tangents[0], *tangents[1]]
-    moves = tuple(not isinstance(t, SymbolicZero) for t in given)
-    moving = [t for t in given if not isinstance(t, SymbolicZero)]
-    tangent = partial(tangent_p.bind, problem=problem._replace(moves=moves))
-    states_dot = tangent(*operands, *x0, *states, *moving)
-    nothing = Stats(
-        np.zeros((), jax.dtypes.float0),
-        jnp.zeros_like(stats.update),
-        jnp.zeros_like(stats.residual),
-        np.zeros((), jax.dtypes.float0),
-        np.zeros((), jax.dtypes.float0),
-    )
-    return (states, stats), (states_dot, nothing)
+def _solve_batch(arrays: Sequence[Any], axes: Sequence[Any], *, problem: Problem) -> tuple:
+    """An axis added by vmap becomes part of the batch."""
+    n, k = len(problem.program.operands), len(problem.program.states)
+    size, arrays, has = _leading(arrays, axes)
+    rows = arrays[n].shape[1 if has[n] else 0]
+    shared = [True] * n + [False] * k
+    flat = [merged(x, h, size, rows, s) for x, h, s in zip(arrays, has, shared, strict=True)]
+    found = solve_p.bind(*flat, problem=problem)
+    states = [x.reshape(size, rows, *x.shape[1:]) for x in found[:k]]
+    return [*states, *found[k:]], [0] * k + [None] * len(Stats._fields)
 
 
 # -- the tangent, composed of JAX's operations ----------------------------------------------------
@@ -160,18 +158,23 @@ def _pullback(problem: Problem, arrays: list, grads: list) -> list:
     return list(jax.linear_transpose(tangent, *moving)(grads))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _differentiable_gradients(problem: Problem, arrays: list, grads: list) -> list:
+def _gradients(*arrays: Any, problem: Problem) -> list:
+    """What `_pullback` returns; arrays: operands, x0, states and the gradients of these."""
+    given, grads = _halves(arrays, problem)
     fused, composed = partial(_fused, problem), partial(_pullback, problem)
-    return by_platform(fused, composed, problem.program, grads[0].dtype, arrays, grads)
+    return by_platform(fused, composed, problem.program, grads[0].dtype, given, grads)
 
 
-@_differentiable_gradients.defjvp
-def _gradients_jvp(problem: Problem, primals: tuple, tangents: tuple) -> tuple:
-    return jax.jvp(partial(_pullback, problem), primals, tangents)
+def _gradients_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, problem: Problem) -> tuple:
+    def pullback(*arrays: Any) -> list:
+        return _pullback(problem, *_halves(arrays, problem))
+
+    return jax.jvp(pullback, tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
 
 
-_gradients = jax.jit(_differentiable_gradients, static_argnums=0)
+def _halves(arrays: Sequence[Any], problem: Problem) -> tuple[list, list]:
+    count = len(arrays) - len(problem.program.states)
+    return list(arrays[:count]), list(arrays[count:])
 
 
 def _fused(problem: Problem, call: Callable, arrays: list, grads: list) -> list:
@@ -206,17 +209,7 @@ def _reduced(x: Any, operand: Any) -> Any:
     return jnp.sum(x, axes, keepdims=True) if axes else x
 
 
-# -- the primitive --------------------------------------------------------------------------------
-
-tangent_p = Primitive("parnl_tangent")
-tangent_p.multiple_results = True
-tangent_p.def_impl(jax.jit(_tangent, static_argnames="problem"))
-mlir.register_lowering(tangent_p, mlir.lower_fun(_tangent, multiple_results=True))
-
-
-@tangent_p.def_abstract_eval
-def _(*arrays: Any, problem: Problem) -> list:
-    return problem.split(arrays)[2]
+# -- the primitives -------------------------------------------------------------------------------
 
 
 def _tangent_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, problem: Problem) -> tuple:
@@ -227,19 +220,14 @@ def _tangent_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, problem: Pr
 def _tangent_transpose(cotangents: Sequence[Any], *arrays: Any, problem: Problem) -> list:
     count = len(arrays) - sum(problem.moves)
     grads = [ad.instantiate_zeros(c) for c in cotangents]
-    found = _gradients(problem, list(arrays[:count]), grads)
+    found = gradients_p.bind(*arrays[:count], *grads, problem=problem)
     linear = [ad.is_undefined_primal(a) for a in arrays[count:]]
     return [None] * count + [g if m else None for g, m in zip(found, linear, strict=True)]
 
 
 def _tangent_batch(arrays: Sequence[Any], axes: Sequence[Any], *, problem: Problem) -> tuple:
     """An axis added by vmap becomes part of the batch, so that the primitive stays one."""
-    has = [axis is not None for axis in axes]
-    size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
-    arrays = [
-        x if axis is None else jnp.moveaxis(x, axis, 0)
-        for x, axis in zip(arrays, axes, strict=True)
-    ]
+    size, arrays, has = _leading(arrays, axes)
     operands, count = len(problem.program.operands), len(arrays) - sum(problem.moves)
     rows = arrays[operands].shape[1 if has[operands] else 0]
     # an operand and its tangent have one shape: both get the axis if either has it
@@ -258,9 +246,18 @@ def _tangent_batch(arrays: Sequence[Any], axes: Sequence[Any], *, problem: Probl
     return [x.reshape(size, rows, *x.shape[1:]) for x in found], [0] * len(found)
 
 
-ad.primitive_jvps[tangent_p] = _tangent_jvp
+def _leading(arrays: Sequence[Any], axes: Sequence[Any]) -> tuple[int, list, list[bool]]:
+    """Return the size of the axis that vmap adds, the arrays with it in front, and who has it."""
+    pairs = list(zip(arrays, axes, strict=True))
+    size = next(x.shape[axis] for x, axis in pairs if axis is not None)
+    moved = [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in pairs]
+    return size, moved, [axis is not None for axis in axes]
+
+
+solve_p = primitive("parnl_solve", _solve, _solve_jvp, _solve_batch)
+tangent_p = primitive("parnl_tangent", _tangent, _tangent_jvp, _tangent_batch)
+gradients_p = primitive("parnl_gradients", _gradients, _gradients_jvp)
 ad.primitive_transposes[tangent_p] = _tangent_transpose
-batching.primitive_batchers[tangent_p] = _tangent_batch
 
 
 # -- vmap -----------------------------------------------------------------------------------------

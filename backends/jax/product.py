@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from functools import cache, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.interpreters import ad
 
 from parnl.backends import cbuild
 from parnl.backends.compiled import processors
 from parnl.backends.jax import ffi
 from parnl.backends.jax.implicit import merging
+from parnl.backends.jax.primitive import primitive
 from parnl.expr import Graph
 from parnl.newton import Plan
 from parnl.program import Program
@@ -29,22 +32,25 @@ def matmul(rows: Any, matrix: Any) -> Any:
     """Return rows (N, n) @ matrix (n, hidden), as elementwise code where n is small."""
     full = rows.dtype == matrix.dtype and rows.dtype in (jnp.float32, jnp.float64)
     if full and 0 < rows.shape[1] <= SHORT and rows.shape[0]:
-        return _short(rows, matrix)
+        return short_p.bind(rows, matrix, problem=None)[0]
     return rows @ matrix
 
 
-@jax.custom_jvp
-def _short(rows: Any, matrix: Any) -> Any:
+def _short(rows: Any, matrix: Any, *, problem: None) -> list:
     if not ffi.usable(rows.dtype):
-        return _composed(rows, matrix)
-    return lax.platform_dependent(rows, matrix, cpu=_compiled, default=_composed)
+        return [_composed(rows, matrix)]
+    return [lax.platform_dependent(rows, matrix, cpu=_compiled, default=_composed)]
 
 
-@_short.defjvp
-def _derivative(primals: tuple, tangents: tuple) -> tuple:
+def _derivative(primals: Sequence[Any], tangents: Sequence[Any], *, problem: None) -> tuple:
     """Derivatives are products of XLA's: their transpose sums over N, where packing pays."""
     (rows, matrix), (d_rows, d_matrix) = primals, tangents
-    return _short(rows, matrix), d_rows @ matrix + rows @ d_matrix
+    parts = [] if isinstance(d_rows, ad.Zero) else [d_rows @ matrix]
+    parts += [] if isinstance(d_matrix, ad.Zero) else [rows @ d_matrix]
+    return short_p.bind(rows, matrix, problem=None), [sum(parts[1:], parts[0])]
+
+
+short_p = primitive("parnl_short_product", _short, _derivative)
 
 
 def _composed(rows: Any, matrix: Any) -> Any:

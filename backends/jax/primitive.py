@@ -1,0 +1,69 @@
+"""Functions whose derivative is stated, as primitives of JAX.
+
+`jax.custom_jvp` would say the same in fewer words, but JAX forgets its rule where it evaluates in
+part, as in a second derivative through `lax.scan`: what is left then is to differentiate a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+
+def primitive(
+    name: str, function: Callable, jvp: Callable, batch: Callable | None = None
+) -> Primitive:
+    """Return a primitive that computes function(*arrays, problem=...), a list of arrays.
+
+    jvp(primals, tangents, *, problem) returns (results, tangents); a tangent may be an `ad.Zero`.
+    batch(arrays, axes, *, problem) returns (results, axes); without it, `function` is vmapped.
+    `problem` is hashable.
+    """
+    made = Primitive(name)
+    made.multiple_results = True
+
+    def compute(*arrays: Any, problem: Any) -> list:
+        if isinstance(problem, _Mapped):
+            return jax.vmap(partial(compute, problem=problem.each), problem.axes)(*arrays)
+        return function(*arrays, problem=problem)
+
+    compiled = jax.jit(compute, static_argnames="problem")
+
+    def abstract(*arrays: Any, problem: Any) -> list:
+        found = compiled.eval_shape(*arrays, problem=problem)
+        return [ShapedArray(x.shape, x.dtype) for x in found]
+
+    def derivative(primals: Sequence[Any], tangents: Sequence[Any], *, problem: Any) -> tuple:
+        if not isinstance(problem, _Mapped):
+            return jvp(primals, tangents, problem=problem)
+
+        def of_each(primals: list, tangents: list) -> tuple:
+            found, dots = derivative(primals, tangents, problem=problem.each)
+            return list(found), [ad.instantiate_zeros(d) for d in dots]
+
+        given = list(primals), [ad.instantiate_zeros(t) for t in tangents]
+        return jax.vmap(of_each, (list(problem.axes),) * 2)(*given)
+
+    def by_vmap(arrays: Sequence[Any], axes: Sequence[Any], *, problem: Any) -> tuple:
+        found = made.bind(*arrays, problem=_Mapped(problem, tuple(axes)))
+        return found, [0] * len(found)
+
+    made.def_impl(compiled)
+    made.def_abstract_eval(abstract)
+    mlir.register_lowering(made, mlir.lower_fun(compiled, multiple_results=True))
+    ad.primitive_jvps[made] = derivative
+    batching.primitive_batchers[made] = batch or by_vmap
+    return made
+
+
+class _Mapped(NamedTuple):
+    """A problem over an axis of the arrays that vmap has added."""
+
+    each: Any
+    axes: tuple[int | None, ...]
