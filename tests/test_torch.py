@@ -12,11 +12,14 @@ import pytest
 import torch
 from oracles import CELLS, VARIANTS, assert_bits, assert_close
 from torch._dynamo.testing import CompileCounter
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 import parnl
 from parnl import ops
+from parnl.backends import get_backend
 from parnl.backends.torch import RNN, memory
 from parnl.params import matrix, vector
 
@@ -186,6 +189,71 @@ def test_half_precision_and_what_does_not_move():
     _, found = torch.func.jvp(lambda w: outputs(torch.bfloat16, w), *given)
     assert found.dtype == torch.bfloat16
     assert_close(found.double(), expected, 0.05)
+
+
+def test_tangents_of_what_lengths_leave():
+    cell, params, inputs, _ = small("gru")
+    given = inputs.detach().clone()
+    given[1, 3:] = torch.nan
+    moved = torch.randn_like(given)
+    lengths = torch.tensor([5, 3])
+
+    def solve(u):
+        return parnl.solve(cell, params, u, lengths=lengths, chunks=2).outputs
+
+    _, found = torch.func.jvp(solve, (given,), (moved,))
+    for b, n in enumerate(lengths):
+        short = given[b, :n], moved[b, :n]
+        _, expected = torch.func.jvp(lambda u: oracles.loop(cell, params, u, None)[0], *zip(short))
+        assert_close(found[b, :n], expected, 1e-12)
+        assert not found[b, n:].any()
+
+
+# -- tensors without values, graphs ----------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer")
+def test_tensors_without_values_have_shapes():
+    cell, params, inputs, state = small("lstm", hidden=3)
+    with FakeTensorMode() as fakes:
+        given = torch.utils._pytree.tree_map(fakes.from_tensor, (params, inputs, state))
+        out = parnl.solve(cell, *given)
+        with pytest.raises(TypeError, match="FakeTensor has no values"):
+            get_backend("torch").address(out.outputs)
+    outside = parnl.solve(cell, *given)  # where the class alone tells
+    for result in (out, outside):
+        assert isinstance(result.outputs, FakeTensor)
+        assert result.outputs.dtype == DOUBLE
+        assert result.outputs.shape == (2, 5, 3)
+        assert [s.shape for s in result.final_state] == [(2, 3), (2, 3)]
+
+
+@pytest.mark.parametrize("how", [{"chunks": 2}, {"lengths": torch.tensor([5, 2])}], ids=str)
+@pytest.mark.parametrize("name", ["gru", "ltc"])
+def test_recorded_graphs_compute_anew(name, how):
+    cell, params, inputs, _ = small(name)
+
+    def gradient(u):
+        out = parnl.solve(cell, params, u, **how)
+        return torch.autograd.grad(out.outputs.square().sum() + out.final_state[0].sum(), u)[0]
+
+    other = (inputs * 1.7).detach().requires_grad_()
+    graph = make_fx(gradient)(inputs)
+    assert_close(graph(other), gradient(other), 1e-14)
+
+
+def test_exported_programs_compute_anew():
+    layer = RNN("gru", 2, 3).to(DOUBLE)
+    u, other = torch.randn(2, 5, 2, 2, dtype=DOUBLE)
+    program = torch.export.export(layer, (u,))
+    with torch.no_grad():
+        assert_close(program.module()(other)[0], layer(other)[0], 1e-14)
+
+
+def test_forward_mode_is_refused_where_its_tangents_would_be_lost():
+    cell, params, inputs, _ = small("gru")
+    with pytest.raises(NotImplementedError, match=r"parnl\.solve: forward mode is not supported"):
+        torch.func.linearize(lambda u: parnl.solve(cell, params, u).outputs, inputs.detach())
 
 
 # -- torch.func -----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from parnl.backends.eager import COMPOSED
 from parnl.backends.torch import tritoncall
 from parnl.backends.torch.implicit import cast, implicit_solve
 from parnl.backends.torch.memory import product
-from parnl.backends.torch.operators import operator_solve
+from parnl.backends.torch.operators import operator_solve, recorded
 from parnl.backends.torch.threads import openmp
 from parnl.cost import Device
 from parnl.newton import Plan, Stats, newton
@@ -85,8 +85,14 @@ class TorchBackend(CompiledKernels):
         return Device(*_device(array.device, array.dtype))
 
     def address(self, array: torch.Tensor) -> int:
-        """Return the address of the first element."""
-        return array.data_ptr()
+        """Return the address of the first element.
+
+        Raises TypeError for a tensor without values, where a kernel would read address 0.
+        """
+        address = array.data_ptr()
+        if not address and array.numel():
+            raise TypeError(f"inputs: {type(array).__name__} has no values to compute with")
+        return address
 
     def strides(self, array: torch.Tensor) -> tuple[int, ...]:
         """Return the strides in elements."""
@@ -109,11 +115,10 @@ class TorchBackend(CompiledKernels):
         return openmp()
 
     def concrete(self, array: torch.Tensor) -> Any:
-        """Return the values, None under a functorch transform and while being compiled."""
-        if torch.compiler.is_compiling():
+        """Return the values, None under a functorch transform and while being recorded."""
+        if recorded([array]) or torch._C._functorch.maybe_current_level() is not None:
             return None
-        hidden = torch._C._functorch.is_functorch_wrapped_tensor(array)
-        return None if hidden else self.to_numpy(array)
+        return self.to_numpy(array)
 
     def running_max(self, x: torch.Tensor) -> torch.Tensor:
         """Return the running maximum of x along axis 1."""
@@ -123,7 +128,7 @@ class TorchBackend(CompiledKernels):
         self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
     ) -> tuple[list[Any], Stats]:
         """Solve, with implicit gradients of every order."""
-        if torch.compiler.is_compiling():
+        if recorded([*operands, *x0]):
             return operator_solve(program, plan, operands, x0)
         return implicit_solve(self, program, plan, operands, x0)
 

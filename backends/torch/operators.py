@@ -1,8 +1,10 @@
 """Solves as operators of PyTorch, `parnl::solve` and `parnl::gradients`, for `torch.compile`.
 
-A compiled graph holds tensors and numbers; a program is named in it by its key. What an operator
-does on a device is what the backend does there. First derivatives only, as in any compiled graph;
-elsewhere `implicit` serves, which goes to any order.
+They serve wherever a solve is to be written down and not, or not only, to be carried out: for
+`torch.compile`, `torch.export`, `make_fx`, and tensors without values (`FakeTensor`). A graph holds
+tensors and numbers; a program is named in it by its key. What an operator does on a device is what
+the backend does there. First derivatives only, as in any compiled graph; elsewhere `implicit`
+serves, which goes to any order.
 """
 
 from collections.abc import Sequence
@@ -10,16 +12,38 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from parnl.backends.torch.implicit import implicit_gradients
 from parnl.newton import Plan, Stats
 from parnl.program import Program
 
 
+def recorded(arrays: Sequence[Tensor] = ()) -> bool:
+    """Whether what is done to `arrays` is recorded, or handled by their own class in Python."""
+    if torch.compiler.is_compiling():
+        return True
+    modes = torch._C._TorchDispatchModeKey
+    if any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.FAKE, modes.PROXY)):
+        return True
+    return any(type(a) not in _PLAIN and torch._C._dispatch_keys(a).has("Python") for a in arrays)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)  # by far the most, and sooner told by their type
+
+
 def operator_solve(
     program: Program, plan: Plan, operands: Sequence[Tensor], x0: Sequence[Tensor]
 ) -> tuple[list[Tensor], Stats]:
-    """Solve as `implicit_solve` does, as one operator of a graph that is being compiled."""
+    """Solve as `implicit_solve` does, as one operator of a graph that is being compiled.
+
+    Raises NotImplementedError in forward mode: PyTorch would take an operator's tangents for zero.
+    """
+    if forward_ad._current_level >= 0:
+        raise NotImplementedError(
+            "parnl.solve: forward mode is not supported in what is being compiled or recorded "
+            "(torch.compile, torch.func.linearize); use torch.func.jvp outside of it"
+        )
     k = len(x0)
     out = solve_operator(program.key, *plan, list(x0), list(operands))
     return out[:k], Stats(*(x.detach() for x in out[k:]))
