@@ -97,25 +97,29 @@ def _backward(run: Run, gradient: Any) -> None:
 # -- JAX: LRC -------------------------------------------------------------------------------------
 
 
-def jax_maps(steps: int, inputs: int = 4) -> tuple[dict[str, Callable], Any]:
-    """LRC in JAX against `lax.scan`, and DEER, of the same features and step; and parameters."""
+def jax_maps(
+    steps: int, inputs: int = 4, name: str = "lrc", batch: int = B, hidden: int = D
+) -> tuple[dict[str, Callable], Any]:
+    """A cell in JAX, `lax.scan` and DEER, of the same features and step; and parameters."""
     import jax
     import jax.numpy as jnp
 
-    u = jnp.asarray(np.random.default_rng(0).normal(size=(B, steps, inputs)).astype("float32"))
-    cell = parnl.get_cell("lrc", inputs, D)
+    u = jnp.asarray(np.random.default_rng(0).normal(size=(batch, steps, inputs)).astype("float32"))
+    cell = parnl.get_cell(name, inputs, hidden)
     params = cell.init(0, "jax")
+    dt = (1.0,) if cell.time_aware else ()
+    zeros = lambda *shape: jnp.zeros((batch, *shape, hidden), u.dtype)  # noqa: E731
 
     def parts(params: Any) -> tuple[Callable, dict[str, Any]]:
         p = Values("parameter", params)
-        step = lambda x, f: cell.step(p, x, Values("feature", f), 1.0)  # noqa: E731
+        step = lambda x, f: cell.step(p, x, Values("feature", f), *dt)  # noqa: E731
         return step, cell.features(p, u)
 
     def scanned(params: Any) -> Any:
         step, features = parts(params)
         over_time = {n: a.swapaxes(0, 1) for n, a in features.items()}
         run = lambda x, f: (step(x, f),) * 2  # noqa: E731
-        return jax.lax.scan(run, jnp.zeros((B, D)), over_time)[1].swapaxes(0, 1)
+        return jax.lax.scan(run, zeros(), over_time)[1].swapaxes(0, 1)
 
     def compose(first: tuple, then: tuple) -> tuple:
         return then[0] * first[0], then[0] * first[1] + then[1]
@@ -126,13 +130,13 @@ def jax_maps(steps: int, inputs: int = 4) -> tuple[dict[str, Callable], Any]:
 
         def update(carry: tuple) -> tuple:
             count, x, _ = carry
-            before = jnp.concatenate([jnp.zeros((B, 1, D)), x[:, :-1]], axis=1)
+            before = jnp.concatenate([zeros(1), x[:, :-1]], axis=1)
             new, slope = jax.jvp(lambda x: step(x, features), (before,), (jnp.ones_like(before),))
             forcing = new - slope * before
             new = jax.lax.associative_scan(compose, (slope, forcing), axis=1)[1]
             return count + 1, new, jnp.max(jnp.abs(new - x))
 
-        first = (0, jnp.zeros((B, steps, D)), jnp.inf)
+        first = (0, zeros(steps), jnp.inf)
         return jax.lax.while_loop(lambda c: (c[2] > 1e-5) & (c[0] < 50), update, first)[1]
 
     maps = {
