@@ -24,7 +24,8 @@ class SolveError(ArithmeticError):
 def require_values(backend: Any, arrays: Iterable[tuple[str, Any]]) -> None:
     """Raise TypeError if the values of an array are not known here."""
     for name, array in arrays:
-        if backend.concrete(array) is None:
+        # in a jit nothing that is computed is known, be the array itself
+        if any(backend.concrete(a) is None for a in (array, backend.xp.isfinite(array))):
             raise TypeError(
                 f"check: the values of {name} are not known while a function is being traced; "
                 "call parnl.solve(..., check=True) outside jit, vmap, grad or torch.compile, on "

@@ -106,7 +106,7 @@ def time_step(backend: Any, cell: Cell, dt: Any, inputs: Any) -> Any:
     if dt is None:
         dt = getattr(cell, "dt", 1.0)
     xp = backend.xp
-    if isinstance(dt, int | float):
+    if isinstance(dt, int | float | np.integer | np.floating):
         return xp.full((1,), float(dt), dtype=inputs.dtype, device=getattr(inputs, "device", None))
     from parnl.backends import backend_of
 

@@ -30,6 +30,7 @@ from parnl.params import Values
 from parnl.program import Program, affine_program
 
 METHODS = ("auto", "newton", "sequential")
+_INTEGER, _FLOAT = (int, np.integer), (float, np.floating)
 
 
 class Info(NamedTuple):
@@ -154,6 +155,9 @@ def solve(
     )
 
     whole = [xp.reshape(s, (*batch, steps, cell.hidden_size)) for s in states]
+    if check:  # the initial state, dt or lengths may have been traced
+        named = zip(cell.states, states, strict=True)
+        require_values(backend, [(f"state {n}", s) for n, s in named])
     if check and steps:
         given = [("inputs", inputs), *([] if dt is None else [("dt", dt[..., None])])]
         given += [(f"feature {n}", v) for n, v in vars(features).items() if n != "_kind"]
@@ -278,10 +282,15 @@ def _run(
 ) -> tuple[list[Any], Info]:
     """Solve for every state, k arrays (B, T, D)."""
     xp, (rows, channels) = backend.xp, x0[0].shape
-    if tolerance is not None and not tolerance >= 0:
-        raise ValueError(f"tolerance: expected a number of at least 0, got {tolerance!r}")
-    if max_iterations is not None and max_iterations < 1:
-        raise ValueError(f"max_iterations: expected at least 1, got {max_iterations!r}")
+    if tolerance is not None:
+        tolerance = float(_of("tolerance", tolerance, "a number", *_INTEGER, *_FLOAT))
+        if not tolerance >= 0:
+            raise ValueError(f"tolerance: expected a number of at least 0, got {tolerance!r}")
+    if max_iterations is not None:
+        max_iterations = int(_of("max_iterations", max_iterations, "an integer", *_INTEGER))
+        if max_iterations < 1:
+            raise ValueError(f"max_iterations: expected at least 1, got {max_iterations!r}")
+    reverse = bool(_of("reverse", reverse, "True or False", bool, np.bool_))
     automatic = auto_chunks(program, backend.device(x0[0]), rows * channels, steps)
     count = _chunks(automatic, steps, method, chunks)
     if steps == 0:
@@ -300,13 +309,19 @@ def _run(
     )
 
 
+def _of(name: str, value: Any, expected: str, *kinds: type) -> Any:
+    """Return `value`, of one of these kinds: it decides what is computed, so no array holds it."""
+    if isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool)):
+        return value
+    raise TypeError(f"{name}: expected {expected}, got {value!r}")
+
+
 def _chunks(automatic: int, steps: int, method: str, chunks: int | str | None) -> int:
     if chunks is None or chunks == "auto":
         if method == "sequential":
             return 1
         return max(automatic, min(8, steps)) if method == "newton" else automatic
-    if not isinstance(chunks, int) or isinstance(chunks, bool):
-        raise TypeError(f"chunks: expected an integer or 'auto', got {chunks!r}")
+    chunks = int(_of("chunks", chunks, "an integer or 'auto'", *_INTEGER))
     if not 1 <= chunks <= max(steps, 1):
         raise ValueError(f"chunks: expected 1 <= chunks <= T = {steps}, got {chunks}")
     if method == "sequential" and chunks > 1:

@@ -206,6 +206,10 @@ def test_values_must_be_known():
     for run in (jax.jit(solve), jax.grad(solve), jax.vmap(solve, (None, 0))):
         with pytest.raises(TypeError, match=r"check: the values of .* outside jit, vmap"):
             run(params, u[None] if run is not jax.grad else u)
+    with pytest.raises(TypeError, match=r"check: the values of .* not known"):
+        jax.jit(lambda: solve(params, u))()
+    with pytest.raises(TypeError, match="check: the values of state h are not known"):
+        jax.vmap(lambda x: parnl.solve(cell, params, u, x, check=True))(np.ones((4, 3), "float32"))
     params, u = cell.init(0, "torch"), torch.zeros(2, 5, 2)
     run = torch.func.vmap(lambda x: parnl.solve(cell, params, x, check=True).outputs)
     with pytest.raises(TypeError, match="check: the values of inputs are not known"):

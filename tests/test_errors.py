@@ -118,6 +118,27 @@ WRONG: dict[str, tuple[Callable[[], Any], Any, str]] = {
         r"inputs.*complex64",
     ),
     "inputs as a list": (lambda: solve(inputs=[[0.0, 1.0, 2.0]]), TypeError, r"inputs.*list"),
+    # what decides on the computation
+    "an array as tolerance": (
+        lambda: solve(tolerance=in_jax(1e-3)),
+        TypeError,
+        r"tolerance: expected a number, got Array",
+    ),
+    "a broken max_iterations": (
+        lambda: solve(max_iterations=2.0),
+        TypeError,
+        r"max_iterations: expected an integer, got 2\.0",
+    ),
+    "reverse that is no truth value": (
+        lambda: solve(reverse=in_jax(True)),
+        TypeError,
+        r"reverse: expected True or False, got Array",
+    ),
+    "chunks as a truth value": (
+        lambda: solve(chunks=True),
+        TypeError,
+        r"chunks: expected an integer or 'auto', got True",
+    ),
     "torch inputs, numpy parameters": (
         lambda: solve(inputs=torch.zeros(2, 6, 3)),
         TypeError,
@@ -420,3 +441,18 @@ def test_a_step_that_reads_an_unknown_feature():
 
     with pytest.raises((TypeError, ValueError, AttributeError), match=r"\bgate\b"):
         use()
+
+
+@pytest.mark.parametrize("backend", ["numpy", "jax", "torch"])
+def test_numbers_of_numpy_are_numbers(backend):
+    how = dict(chunks=2, tolerance=1e-6, max_iterations=3, reverse=True, dt=0.5)
+    kinds = (np.int64, np.float32, np.int32, np.bool_, np.float32)
+    as_numpy = {n: kind(v) for (n, v), kind in zip(how.items(), kinds, strict=True)}
+    inputs = {"numpy": np.asarray, "jax": in_jax, "torch": torch.from_numpy}[backend](
+        np.random.default_rng(0).normal(size=(2, 6, 3)).astype("float32")
+    )
+    params = LRC.init(seed=0, backend=backend)
+    found = parnl.solve(LRC, params, inputs, **as_numpy).outputs
+    expected = parnl.solve(LRC, params, inputs, **how).outputs
+    assert found.dtype == expected.dtype
+    assert (found == expected).all()
