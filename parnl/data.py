@@ -92,7 +92,7 @@ def patched(dataset: Dataset, size: int) -> Dataset:
     """The data set with `size` steps of a series joined into one step of `size` times the channels.
 
     The input reshaping of arXiv 2605.16048, for long series of few channels. The last step is
-    filled up with zeros, which stand for the mean of what is standardised.
+    filled up with zeros: with the mean, where channels are standardised.
     """
     if size < 1:
         raise ValueError(f"patch: got {size}, expected at least 1")
