@@ -62,7 +62,7 @@ def implicit_solve(
 
 def _solve(*arrays: Any, problem: Problem) -> list:
     operands, x0, *_ = problem.split(arrays)
-    states, stats = _newton(problem.backend, problem.program, problem.plan, operands, x0)
+    states, stats = newton(problem.backend, problem.program, problem.plan, operands, x0)
     return [*states, *stats]
 
 
@@ -129,6 +129,9 @@ def _solve_bidiagonal(backend: Any, plan: Plan, jacobian: list, forcing: list) -
     k, zero = len(forcing), jnp.zeros_like(forcing[0][:, 0])
     plan = plan._replace(max_iterations=None)
 
+    def linear(program: Program, plan: Plan, b: Any) -> list:
+        return implicit_solve(backend, program, plan, [*jacobian, *b], [zero] * k)[0]
+
     # All states are one array here: JAX transposes a linear solve only if every array of its right
     # side is linear, and a state that no differentiated input drives would have one of zeros.
 
@@ -137,11 +140,11 @@ def _solve_bidiagonal(backend: Any, plan: Plan, jacobian: list, forcing: list) -
         return x - jnp.stack(blocks.matvec(jacobian, before))
 
     def solve(_: Any, b: Any) -> Any:
-        return jnp.stack(_newton(backend, affine_program(k), plan, [*jacobian, *b], [zero] * k)[0])
+        return jnp.stack(linear(affine_program(k), plan, b))
 
     def solve_transposed(_: Any, g: Any) -> Any:
         back = plan._replace(reverse=not plan.reverse)
-        pulled, _ = _newton(backend, adjoint_program(k), back, [*jacobian, *g], [zero] * k)
+        pulled = linear(adjoint_program(k), back, g)
         return g + jnp.stack([_previous(m, zero, back.reverse) for m in pulled])
 
     return list(lax.custom_linear_solve(matvec, jnp.stack(forcing), solve, solve_transposed))
@@ -183,7 +186,7 @@ def _fused(problem: Problem, call: Callable, arrays: list, grads: list) -> list:
     operands, x0, states, _ = problem.split(arrays)
     k = len(x0)
 
-    def run(operands: list, rest: list) -> tuple[list, tuple]:
+    def run(operands: list, rest: list) -> list:
         x0, states, grads = rest[:k], rest[k : 2 * k], rest[2 * k :]
         fixed = {"x0": x0, "state": states, "g": grads}
 
@@ -194,11 +197,11 @@ def _fused(problem: Problem, call: Callable, arrays: list, grads: list) -> list:
 
         back = plan.backward()
         of_x0, found = backward(problem.backend, over_chunks, back, x0)
-        return [*of_x0, *found], ()
+        return [*of_x0, *found]
 
     key = ("gradients", plan, wanted, call)
     over_rows = program.cached(key, lambda: merging(run))
-    found, _ = over_rows(operands, [*x0, *states, *grads])
+    found = over_rows(operands, [*x0, *states, *grads])
     summed = [_reduced(g, operands[i]) for i, g in zip(wanted, found[k:], strict=True)]
     return [*summed, *(g for g, m in zip(found[:k], problem.moves[-k:], strict=True) if m)]
 
@@ -263,26 +266,15 @@ ad.primitive_transposes[tangent_p] = _tangent_transpose
 # -- vmap -----------------------------------------------------------------------------------------
 
 
-def _newton(
-    backend: Any, program: Program, plan: Plan, operands: list, x0: list
-) -> tuple[list, Stats]:
-    """Return what `parnl.newton.newton` does; an axis added by vmap becomes part of the batch."""
-
-    def make() -> Callable:
-        return merging(lambda operands, x0: newton(backend, program, plan, operands, x0))
-
-    return program.cached(("newton", plan), make)(operands, x0)
-
-
 def merging(function: Callable) -> Callable:
     """Make an axis that vmap adds to `function` part of the batch.
 
-    function(operands, arrays) -> (results, rest): arrays and results have the batch B as their
-    first axis, operands B or 1, and `rest` are numbers about the whole.
+    function(operands, arrays) -> results: arrays and results have the batch B as their first axis,
+    operands B or 1.
     """
 
     @jax.custom_batching.custom_vmap
-    def run(operands: list, arrays: list) -> tuple[list, Any]:
+    def run(operands: list, arrays: list) -> list:
         return function(operands, arrays)
 
     @run.def_vmap
@@ -295,9 +287,8 @@ def merging(function: Callable) -> Callable:
                 (arrays, is_batched[1], False),
             )
         ]
-        results, rest = run(*flat)
-        results = [r.reshape(size, rows, *r.shape[1:]) for r in results]
-        return (results, rest), ([True] * len(results), jax.tree.map(lambda _: False, rest))
+        results = [r.reshape(size, rows, *r.shape[1:]) for r in run(*flat)]
+        return results, [True] * len(results)
 
     return run
 

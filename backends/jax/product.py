@@ -73,12 +73,12 @@ def _compiled(rows: Any, matrix: Any) -> Any:
     plan = Plan.make(count, chunks, 0.0)
 
     @merging
-    def run(operands: list, starts: list) -> tuple[list, tuple]:
-        return ffi.call(_program(n), plan, "trajectory", operands, starts)[:1], ()
+    def run(operands: list, starts: list) -> list:
+        return ffi.call(_program(n), plan, "trajectory", operands, starts)[:1]
 
     operands = [*(rows[None, :, j : j + 1] for j in range(n)), *matrix[:, None, None]]
     try:
-        (product,), _ = run(operands, [jnp.zeros((1, plan.chunks, hidden), rows.dtype)])
+        (product,) = run(operands, [jnp.zeros((1, plan.chunks, hidden), rows.dtype)])
     except cbuild.BuildError:  # which has been said
         if cbuild.choice() == "c":
             raise
