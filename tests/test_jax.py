@@ -2,7 +2,11 @@
 
 import functools
 import itertools
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -337,6 +341,52 @@ def test_eager_solve_is_repeatable():
     first = values(task.cell, *arguments, chunks=5)
     second = values(task.cell, *arguments, chunks=5)
     jax.tree.map(assert_bits, first, second)
+
+
+SHARDED = """
+import functools, os, sys
+sys.path.insert(0, os.path.join(os.getcwd(), "tests"))
+import jax, numpy as np, oracles, parnl
+from jax.sharding import Mesh, PartitionSpec as P
+
+task = oracles.problem("lrc", steps=20, batch=(4,), hidden=3)
+params = {n: jax.numpy.asarray(p) for n, p in task.params.items()}
+inputs, x0 = jax.numpy.asarray(task.inputs), jax.numpy.asarray(task.initial_state[0])
+
+def each(run, *arrays):
+    # Gradients of parameters and inputs, outputs, and a Hessian times the parameters.
+    def loss(*arrays):
+        params, u, x = arrays
+        out = run(task.cell, params, u, (x,))[0]
+        return (out**3).sum(), out
+
+    gradient = jax.grad(loss, (0, 1), has_aux=True)
+    params, *rest = arrays
+    twice = jax.jvp(lambda p: gradient(p, *rest)[0], (params,), (params,))[1]
+    return *gradient(*arrays), twice
+
+def solve(*arrays):
+    return parnl.solve(*arrays, chunks=4)
+
+mesh = Mesh(np.array(jax.devices()), ("data",))
+rows, gradients = P("data"), (P(), P("data"))
+found = jax.jit(jax.shard_map(
+    functools.partial(each, solve), mesh=mesh,
+    in_specs=(P(), rows, rows), out_specs=(gradients, rows, gradients),
+))(params, inputs, x0)
+assert len(found[1].sharding.device_set) == 2
+expected = each(oracles.scan_loop, params, inputs, x0)
+jax.tree.map(lambda f, e: oracles.assert_close(f, e, 1e-10), found, expected)
+"""
+
+
+@pytest.mark.parametrize("kernels", ["c", "off", "pallas"])
+def test_sequences_shared_among_devices(kernels):
+    """In a shard_map gradients of what all devices share are summed over them, as JAX's own are."""
+    flags = "--xla_force_host_platform_device_count=2"
+    there = {**os.environ, "PARNL_KERNELS": kernels, "XLA_FLAGS": flags}
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", SHARDED], env=there, cwd=root, check=True)
 
 
 @pytest.mark.parametrize("kernels", ["c", "off"])

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import ShapedArray
 from jax.interpreters import ad
 
 from parnl import blocks
@@ -71,7 +72,8 @@ def _solve_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, problem: Prob
     problem = problem._replace(moves=tuple(not isinstance(t, ad.Zero) for t in tangents))
     moving = [t for t, moves in zip(tangents, problem.moves, strict=True) if moves]
     dots = tangent_p.bind(*primals, *found[:k], *moving, problem=problem)
-    return found, [*dots, *(ad.Zero(jax.typeof(x).to_tangent_aval()) for x in found[k:])]
+    still = [ad.Zero(ShapedArray(x.shape, x.dtype).to_tangent_aval()) for x in found[k:]]
+    return found, [*dots, *still]
 
 
 def _solve_batch(arrays: Sequence[Any], axes: Sequence[Any], *, problem: Problem) -> tuple:

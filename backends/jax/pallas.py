@@ -23,6 +23,7 @@ from parnl import blocks
 from parnl.backends import cbuild
 from parnl.backends.compiled import results
 from parnl.backends.jax.elementwise import elementwise
+from parnl.backends.jax.primitive import typed
 from parnl.expr import INFIX, reachable
 from parnl.newton import Plan
 from parnl.program import Program
@@ -106,7 +107,8 @@ def call(
     """
     like = starts[0]
     groups = results(kind, plan, operands, starts, wanted).values()
-    shapes = [jax.ShapeDtypeStruct(shape, like.dtype) for group in groups for shape in group]
+    axes = typed(like)
+    shapes = [jax.ShapeDtypeStruct(x, like.dtype, **axes) for group in groups for x in group]
     if not like.size:
         return [jnp.zeros(s.shape, s.dtype) for s in shapes]
     if like.size >= 1 << 30:
