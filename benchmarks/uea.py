@@ -390,7 +390,8 @@ def figure(everything: list[dict[str, Any]]) -> None:
                     counts = first[0]["iterations"][when]["T"]
                     label = f"{patch} joined, {when} training"
                     bottom.plot(range(1, len(counts) + 1), counts, style, label=label)
-        bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axis in (bottom.xaxis, bottom.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
         bottom.set(xlabel="block", ylabel="Newton iterations of LrcSSM, C = T", ylim=(0, None))
         bottom.legend()
     image.savefig(RESULTS / "figure.png", dpi=110)
