@@ -8,6 +8,7 @@ the other splits with the options whose validation was best; at most `--jobs` ru
 thread each. A run that was stopped goes on from its last epoch. Each finished run is one JSON file
 in `results/uea`, and `show` makes every table and figure of them. `--patch` joins so many steps of
 a series into one (arXiv 2605.16048): memory has to reach less far, and an epoch takes less time.
+`--budget` gives a run more epochs, or fewer, than its task has by default.
 
 Tasks are names that aeon knows, pooled and split anew for each seed, or `.npz` files in FOLDER (see
 `parnl.data`), which bring the splits of the paper. Models are cells, or variants of them, in the
@@ -42,9 +43,9 @@ RESULTS, RUNS = Path(__file__).parent / "results" / "uea", Path("runs", "uea")
 SWEEPS, GRADIENT_SWEEPS = 40, 4
 SEEDS = (2345, 3456, 4567, 5678, 6789)  # of the paper's splits
 WIDTH = STATE = 64
-EPOCHS, PATIENCE = 200, 60
-# Learned slowly; the paper gives it 3000.
-LONGER = {"EthanolConcentration": (400, 200)}
+# Epochs at most, and how many without progress; the paper has up to 3000 and 1000.
+BUDGET = (200, 60)
+BUDGETS = {"EthanolConcentration": (400, 200)}  # learned slowly
 RATES = (1e-3, 1e-4)
 BLOCKS = (2, 4, 6)
 # The paper's own run of this task reads two of the three channels.
@@ -95,16 +96,27 @@ PUBLISHED = {
 }
 
 
+# Epochs at most, and without progress; task, model, steps joined, budget.
+Budget = tuple[int, int]
+Key = tuple[str, str, int, Budget]
+
+
 # One run
 
 
 def config_of(
-    task: str, model: str, seed: int, folder: Path | None, patch: int, **grid: Any
+    task: str,
+    model: str,
+    seed: int,
+    folder: Path | None,
+    patch: int,
+    budget: Budget | None = None,
+    **grid: Any,
 ) -> train.Config:
     """The run of a model on a task; `grid` holds the options that are chosen by validation."""
     file = folder / f"{task}.npz" if folder else None
     known = file is not None and file.is_file()
-    epochs, patience = LONGER.get(task, (EPOCHS, PATIENCE))
+    epochs, patience = budget or BUDGETS.get(task, BUDGET)
     config = train.Config(
         data=str(file) if known else task,
         pooled=not known,
@@ -144,6 +156,8 @@ def count(trainer: Any) -> int:
 def name_of(task: str, model: str, config: train.Config) -> str:
     model = "".join(c if c.isalnum() else "-" for c in model)
     options = f"p{config.patch}_b{config.blocks}_lr{config.learning_rate:g}"
+    if (config.epochs, config.patience) != BUDGETS.get(task, BUDGET):
+        options += f"_e{config.epochs}-{config.patience}"
     return f"{task}_{model}_{options}_{config.seed}"
 
 
@@ -236,25 +250,32 @@ def iterations(trainer: Any, split: data.Split, count: int = 8) -> dict[str, lis
 
 
 def plan(
-    task: str, model: str, folder: Path | None, patch: int, blocks: list[int]
+    task: str,
+    model: str,
+    folder: Path | None,
+    patch: int,
+    blocks: list[int],
+    budget: Budget | None = None,
 ) -> Iterator[list[train.Config]]:
     """Stages of runs; the next is asked for when the results of the one before are there."""
     first, *others = SEEDS
+    how = folder, patch, budget
+    budget = budget_of(asdict(config_of(task, model, first, *how)))
     # the depth is chosen for LrcSSM, and all others take it
     if model != "lrc":
-        blocks = [best_of(task, "lrc", patch).get("blocks", blocks[0])]
+        blocks = [best_of(task, "lrc", patch, budget).get("blocks", blocks[0])]
     grid = [dict(blocks=b, learning_rate=r) for b in blocks for r in RATES]
-    yield [config_of(task, model, first, folder, patch, **point) for point in grid]
-    chosen = best_of(task, model, patch)
-    yield [config_of(task, model, seed, folder, patch, **chosen) for seed in others]
+    yield [config_of(task, model, first, *how, **point) for point in grid]
+    chosen = best_of(task, model, patch, budget)
+    yield [config_of(task, model, seed, *how, **chosen) for seed in others]
 
 
-def best_of(task: str, model: str, patch: int) -> dict[str, Any]:
+def best_of(task: str, model: str, patch: int, budget: Budget) -> dict[str, Any]:
     """The options with the best validation on the first split, among the results so far.
 
     Of equal accuracies, that of the fewest blocks, then that of the lowest loss.
     """
-    runs = [r for r in records() if key_of(r) == (task, model, patch)]
+    runs = [r for r in records() if key_of(r) == (task, model, patch, budget)]
     runs = [r for r in runs if r["config"]["seed"] == SEEDS[0]]
     if not runs:
         return {}
@@ -267,15 +288,20 @@ def best_of(task: str, model: str, patch: int) -> dict[str, Any]:
     return {name: config[name] for name in ("blocks", "learning_rate")}
 
 
-def key_of(record: dict[str, Any]) -> tuple[str, str, int]:
-    return record["task"], record["model"], record["config"]["patch"]
+def key_of(record: dict[str, Any]) -> Key:
+    config = record["config"]
+    return record["task"], record["model"], config["patch"], budget_of(config)
+
+
+def budget_of(config: dict[str, Any]) -> Budget:
+    return config["epochs"], config["patience"]
 
 
 def records() -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
 
 
-def run(work: list[tuple[str, str, Path | None, int, list[int]]], jobs: int) -> None:
+def run(work: list[tuple[str, str, Path | None, int, list[int], Any]], jobs: int) -> None:
     """All runs that have no result yet; `work` holds the arguments of `plan`."""
     context = get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=keep_memory) as pool:
@@ -310,7 +336,8 @@ def show() -> None:
     everything = records()
     if not everything:
         return
-    lines = ["Test accuracy, %, mean and standard deviation over the splits:", ""]
+    lines = ["Test accuracy, %, mean and standard deviation over the splits; budget: epochs at"]
+    lines += ["most, and how many of them without progress:", ""]
     lines += accuracy_table(everything)
     lines += ["", "Newton iterations of each block, first split, the most over 8 series:", ""]
     lines += iteration_table(everything)
@@ -320,10 +347,10 @@ def show() -> None:
     figure(everything)
 
 
-def grouped(everything: list[dict[str, Any]]) -> dict[tuple[str, str, int], list[dict[str, Any]]]:
-    """By task, model and patch: one run of each split, with the options chosen on the first."""
+def grouped(everything: list[dict[str, Any]]) -> dict[Key, list[dict[str, Any]]]:
+    """One run of each split, with the options chosen on the first."""
     order = list(MODELS)
-    keys = sorted({key_of(r) for r in everything}, key=lambda k: (k[0], k[2], order.index(k[1])))
+    keys = sorted({key_of(r) for r in everything}, key=lambda k: (k[0], order.index(k[1]), *k[2:]))
     groups = {}
     for key in keys:
         best = best_of(*key)
@@ -339,28 +366,28 @@ def spread(values: list[float]) -> str:
 
 def accuracy_table(everything: list[dict[str, Any]]) -> Iterator[str]:
     head = "task, steps joined, model, here, published, splits, blocks, rate, state, parameters"
-    head = [*head.split(", "), "epochs", "minutes"]
+    head = [*head.split(", "), "epochs", "budget", "minutes"]
     yield f"| {' | '.join(head)} |"
     yield "| --- " * len(head) + "|"
-    for (task, model, patch), runs in grouped(everything).items():
+    for (task, model, patch, budget), runs in grouped(everything).items():
         config, published = runs[0]["config"], PUBLISHED.get(model)
         row = [task, patch, model, spread([r["test"] for r in runs])]
         row += [published[TASKS.index(task)] if published and task in TASKS else "", len(runs)]
         row += [config["blocks"], f"{config['learning_rate']:g}", config["state"]]
         row += [runs[0]["parameters"], round(statistics.mean(r["epochs"] for r in runs))]
-        row += [f"{statistics.mean(r['seconds'] for r in runs) / 60:.1f}"]
+        row += ["{}, {}".format(*budget), f"{statistics.mean(r['seconds'] for r in runs) / 60:.1f}"]
         yield f"| {' | '.join(map(str, row))} |"
 
 
 def iteration_table(everything: list[dict[str, Any]]) -> Iterator[str]:
-    yield "| task | steps joined | model | chunks | before training | after |"
-    yield "| --- | --- | --- | --- | --- | --- |"
-    for (task, model, patch), runs in grouped(everything).items():
+    yield "| task | steps joined | model | budget | chunks | before training | after |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for (task, model, patch, budget), runs in grouped(everything).items():
         for counts in (r["iterations"] for r in runs if r["config"]["seed"] == SEEDS[0]):
             for chunks in counts["before"]:
                 found = [" ".join(map(str, counts[when][chunks])) for when in ("before", "after")]
                 if found[0]:  # attention has none
-                    row = (task, patch, model, chunks, *found)
+                    row = (task, patch, model, "{}, {}".format(*budget), chunks, *found)
                     yield f"| {' | '.join(map(str, row))} |"
 
 
@@ -370,29 +397,38 @@ def figure(everything: list[dict[str, Any]]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     groups = grouped(everything)
-    tasks = sorted({task for task, _, _ in groups})
-    image = Figure(figsize=(5 * len(tasks), 8), layout="constrained")
+    tasks = sorted({task for task, *_ in groups})
+    image = Figure(figsize=(5 * len(tasks), 9), layout="constrained")
     for task, (top, bottom) in zip(
         tasks, image.subplots(2, len(tasks), squeeze=False).T, strict=True
     ):
-        mine = {key: runs for key, runs in groups.items() if key[0] == task}
+        mine = {key[1:]: runs for key, runs in groups.items() if key[0] == task}
+        models = [model for model, *_ in mine]
+        labels = [
+            m if models.count(m) == 1 else f"{m}, {patch} joined, {budget[0]} epochs"
+            for m, patch, budget in mine
+        ]
         for place, runs in enumerate(mine.values()):
             values = [100 * r["test"] for r in runs]
             top.plot(values, [place] * len(values), "o", alpha=0.5, color="C0")
             top.plot(statistics.mean(values), place, "|", markersize=18, color="C3")
-        top.set_yticks(range(len(mine)), [f"{m}, {p} joined" for _, m, p in mine])
+        top.set_yticks(range(len(mine)), labels)
         top.invert_yaxis()
         top.set(title=task, xlabel="test accuracy, % (bar: mean)")
-        for (_, model, patch), runs in mine.items():
-            first = [r for r in runs if r["config"]["seed"] == SEEDS[0]]
-            if model == "lrc" and first:
-                for when, style in (("before", "o--"), ("after", "s-")):
-                    counts = first[0]["iterations"][when]["T"]
-                    label = f"{patch} joined, {when} training"
-                    bottom.plot(range(1, len(counts) + 1), counts, style, label=label)
+        of_lrc = [
+            (label, run)
+            for label, (key, runs) in zip(labels, mine.items(), strict=True)
+            for run in runs
+            if key[0] == "lrc" and run["config"]["seed"] == SEEDS[0]
+        ]
+        for i, (label, run) in enumerate(of_lrc):
+            for when, style, name in (("before", "o--", None), ("after", "s-", label)):
+                counts = run["iterations"][when]["T"]
+                bottom.plot(range(1, len(counts) + 1), counts, style, color=f"C{i}", label=name)
         for axis in (bottom.xaxis, bottom.yaxis):
             axis.set_major_locator(MaxNLocator(integer=True))
-        bottom.set(xlabel="block", ylabel="Newton iterations of LrcSSM, C = T", ylim=(0, None))
+        bottom.set(xlabel="block (dashed: before training)", ylim=(0, None))
+        bottom.set(ylabel="Newton iterations, C = T")
         bottom.legend()
     image.savefig(RESULTS / "figure.png", dpi=110)
 
@@ -406,11 +442,12 @@ def main() -> None:
     running.add_argument("--models", nargs="+", default=["lrc"], choices=list(MODELS))
     running.add_argument("--patch", type=int, default=1, help="steps joined into one")
     running.add_argument("--blocks", type=int, nargs="+", default=list(BLOCKS), help="LrcSSM's")
+    running.add_argument("--budget", type=int, nargs=2, metavar=("EPOCHS", "PATIENCE"))
     running.add_argument("--jobs", type=int, default=os.cpu_count())
     commands.add_parser("show", help="tables and figures of all results")
     given = parser.parse_args()
     if given.command == "run":
-        work = [(task, model, given.data, given.patch, given.blocks)
+        work = [(task, model, given.data, given.patch, given.blocks, given.budget)
                 for task in given.tasks for model in given.models]  # fmt: skip
         run(work, given.jobs)
     show()

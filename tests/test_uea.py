@@ -21,7 +21,7 @@ def uea(tmp_path, monkeypatch):
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
-    for name, value in dict(WIDTH=8, STATE=16, EPOCHS=2).items():
+    for name, value in dict(WIDTH=8, STATE=16, BUDGET=(2, 2)).items():
         monkeypatch.setattr(module, name, value)
     rng = np.random.default_rng(0)
     y = np.arange(30) % 2
@@ -43,6 +43,8 @@ def test_a_run_is_kept_and_not_run_again(uea, tmp_path, monkeypatch):
     assert record["config"]["data"] == "Toy.npz"
     lrc = train.build(uea.config_of("Toy", "lrc", 2345, tmp_path, 2, blocks=1), 4, 2)
     assert abs(record["parameters"] / uea.count(lrc) - 1) < 0.25
+    longer = uea.config_of("Toy", "gru", 2345, tmp_path, 2, (3, 3), blocks=1, learning_rate=1e-2)
+    assert uea.name_of("Toy", "gru", longer) == "Toy_gru_p2_b1_lr0.01_e3-3_2345" != path.stem
     monkeypatch.setattr(train, "fit", None)
     assert uea.execute("Toy", "gru", config) == path
 
@@ -50,8 +52,9 @@ def test_a_run_is_kept_and_not_run_again(uea, tmp_path, monkeypatch):
 def test_the_best_validation_is_chosen_on_the_first_split(uea, tmp_path, capsys):
     uea.RESULTS.mkdir()
 
-    def keep(name, accuracy, blocks, rate, seed=2345, test=0.5, loss=1.0):
+    def keep(name, accuracy, blocks, rate, seed=2345, test=0.5, loss=1.0, budget=(2, 2)):
         config = dict(seed=seed, patch=1, blocks=blocks, learning_rate=rate, state=64)
+        config["epochs"], config["patience"] = budget
         record = dict(
             task="Toy", model="lrc", config=config, test=test, parameters=7, epochs=3, seconds=60.0,
             best=dict(validation_accuracy=accuracy, validation_loss=loss),
@@ -64,7 +67,8 @@ def test_the_best_validation_is_chosen_on_the_first_split(uea, tmp_path, capsys)
     keep("c", 0.7, 2, 1e-4)
     keep("d", 0.1, 2, 1e-3, seed=3456, test=0.9)
     keep("e", 0.9, 4, 1e-3, seed=3456)  # another split has no say
-    assert uea.best_of("Toy", "lrc", 1) == {"blocks": 2, "learning_rate": 1e-3}
+    keep("f", 0.9, 4, 1e-3, budget=(400, 200))  # nor has another budget
+    assert uea.best_of("Toy", "lrc", 1, (2, 2)) == {"blocks": 2, "learning_rate": 1e-3}
     stages = uea.plan("Toy", "lrc", tmp_path, 1, [2, 4])
     assert [(c.blocks, c.learning_rate) for c in next(stages)] == [
         (2, 1e-3), (2, 1e-4), (4, 1e-3), (4, 1e-4),
@@ -72,7 +76,8 @@ def test_the_best_validation_is_chosen_on_the_first_split(uea, tmp_path, capsys)
     assert [(c.seed, c.blocks) for c in next(stages)] == [(s, 2) for s in uea.SEEDS[1:]]
     uea.show()
     text = capsys.readouterr().out
-    assert "| Toy | 1 | lrc | 80.0 ± 14.1 |  | 2 | 2 | 0.001 | 64 | 7 | 3 | 1.0 |" in text
+    assert "| Toy | 1 | lrc | 80.0 ± 14.1 |  | 2 | 2 | 0.001 | 64 | 7 | 3 | 2, 2 | 1.0 |" in text
+    assert "| Toy | 1 | lrc | 50.0 ± ? |  | 1 | 4 | 0.001 | 64 | 7 | 3 | 400, 200 | 1.0 |" in text
     assert (uea.RESULTS / "figure.png").is_file()
 
 
