@@ -9,11 +9,11 @@ from typing import Any
 import array_api_compat.numpy as xp
 import numpy as np
 
-from parnl.backends.compiled import CompiledKernels, compiled_device
-from parnl.backends.eager import COMPOSED
-from parnl.cost import Device
-from parnl.newton import Plan, Stats, newton
-from parnl.program import Program
+from parnl.backends.c.calls import CompiledKernels, compiled_device
+from parnl.backends.composed import COMPOSED
+from parnl.graph.program import Program
+from parnl.solver.cost import Device
+from parnl.solver.newton import Plan, Stats, newton
 
 _erf = np.frompyfunc(math.erf, 1, 1)
 

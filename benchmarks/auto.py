@@ -31,7 +31,7 @@ def problem(name: str, lanes: int, steps: int) -> tuple[Any, list[Any], list[Any
     import torch
 
     import parnl
-    from parnl.backends import get_backend
+    from parnl.frameworks import get_backend
     from parnl.inputs import feature_operands, time_step
     from parnl.params import Values
 
@@ -50,9 +50,9 @@ def measure(name: str, lanes: int, steps: int, repeat: int) -> dict[str, Any]:
     """Return the median time of each number of chunks in milliseconds, and what auto takes."""
     import torch
 
-    from parnl.backends import get_backend
-    from parnl.cost import auto_chunks
-    from parnl.newton import Plan
+    from parnl.frameworks import get_backend
+    from parnl.solver.cost import auto_chunks
+    from parnl.solver.newton import Plan
 
     cell, operands, x0 = problem(name, lanes, steps)
     backend, epsilon = get_backend("torch"), float(torch.finfo(torch.float32).eps)

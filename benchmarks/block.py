@@ -26,7 +26,7 @@ import numpy as np
 from measure import Run, close, in_process, peak_memory, processor, timed
 
 import parnl
-from parnl import train
+from parnl.learn import training
 from parnl.memory import keep_memory
 from parnl.params import Values
 
@@ -42,7 +42,7 @@ def training_step(name: str, repeat: int) -> dict[str, float]:
     inputs = rng.normal(size=(B, 1751, 2)).astype(np.float32)
     batch = inputs, None, rng.integers(0, 4, size=B), np.ones(B, np.float32)
     backend = "torch" if "PyTorch" in name else "jax"
-    trainer = train.build(train.Config(backend=backend, blocks=6, batch=B), 2, 4)
+    trainer = training.build(training.Config(backend=backend, blocks=6, batch=B), 2, 4)
     solve = scanned if "scan" in name else parnl.solve
     with patch.object(parnl, "solve", solve):  # looked up when JAX traces, here
         loss = trainer.step(*batch)[0]
@@ -80,7 +80,7 @@ def block(steps: int, size: int) -> Run:
     """Forward and backward of one block of the classifier, (B, T, D) to (B, T, D)."""
     import torch
 
-    from parnl.backends.torch.classifier import Block
+    from parnl.learn.torch_model import Block
 
     torch.manual_seed(0)
     cell = parnl.get_cell("lrc", input_size=size, hidden_size=size)

@@ -28,7 +28,7 @@ from measure import Run, close, in_process, peak_memory, processor, timed
 
 import parnl
 from parnl import ops
-from parnl.backends.compiled import processors
+from parnl.backends.c.calls import processors
 from parnl.memory import keep_memory
 from parnl.params import Values, matrix, vector
 

@@ -7,8 +7,8 @@ the time of method="sequential", of chunks="auto" and of 64 chunks, how many upd
 whether the loop took over. Nothing is timed before it is found to be right: each state is one step
 from the state before it, and where the loop took over, the bits are those of the loop.
 
-Chunks are meant to cost at most 2.5 times the loop: by the model of `parnl.cost`, of which this is
-the check against the clock.
+Chunks are meant to cost at most 2.5 times the loop: by the model of `parnl.solver.cost`, of which
+this is the check against the clock.
 """
 
 from __future__ import annotations

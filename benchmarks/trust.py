@@ -133,15 +133,15 @@ def trained(epochs: int | None) -> tuple[list[tuple[Any, Params, list[np.ndarray
     """Train by the defaults; return each block's cell, parameters and inputs, and a record."""
     import torch
 
-    from parnl import data, train
+    from parnl.learn import data, training
 
     torch.set_num_threads(1)
-    config = train.Config() if epochs is None else train.Config(epochs=epochs)
+    config = training.Config() if epochs is None else training.Config(epochs=epochs)
     dataset = data.load(config.data, seed=config.seed)
     with tempfile.TemporaryDirectory() as folder:
-        result = train.fit(config, dataset, Path(folder))
+        result = training.fit(config, dataset, Path(folder))
     model = result.trainer.model.eval()
-    accuracy = train.compare(result.trainer, dataset.test, config.batch).accuracy
+    accuracy = training.compare(result.trainer, dataset.test, config.batch).accuracy
     blocks: list[tuple[Any, Params, list[np.ndarray]]] = []
     split = dataset.test
     lengths = torch.from_numpy(split.lengths)

@@ -34,7 +34,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 import numpy as np
 
 import parnl
-from parnl import data, train
+from parnl.learn import data, training
 from parnl.memory import keep_memory
 
 RESULTS, RUNS = Path(__file__).parent / "results" / "uea", Path("runs", "uea")
@@ -112,12 +112,12 @@ def config_of(
     patch: int,
     budget: Budget | None = None,
     **grid: Any,
-) -> train.Config:
+) -> training.Config:
     """The run of a model on a task; `grid` holds the options that are chosen by validation."""
     file = folder / f"{task}.npz" if folder else None
     known = file is not None and file.is_file()
     epochs, patience = budget or BUDGETS.get(task, BUDGET)
-    config = train.Config(
+    config = training.Config(
         data=str(file) if known else task,
         pooled=not known,
         channels=CHANNELS.get(task),
@@ -134,7 +134,7 @@ def config_of(
     return replace(config, **MODELS[model])
 
 
-def with_matched_state(config: train.Config, channels: int, classes: int) -> train.Config:
+def with_matched_state(config: training.Config, channels: int, classes: int) -> training.Config:
     """The same run with the state size at which the model has as many parameters as LrcSSM."""
     same = replace(config, cell="lrc", options={}, state=STATE, loops=1)
     wanted = size_of(same, channels, classes)
@@ -144,16 +144,16 @@ def with_matched_state(config: train.Config, channels: int, classes: int) -> tra
     return replace(config, state=min(sizes, key=lambda s: (abs(sizes[s] - wanted), s)))
 
 
-def size_of(config: train.Config, channels: int, classes: int) -> int:
+def size_of(config: training.Config, channels: int, classes: int) -> int:
     """The number of trained parameters."""
-    return count(train.build(config, channels, classes))
+    return count(training.build(config, channels, classes))
 
 
 def count(trainer: Any) -> int:
     return sum(p.numel() for p in trainer.parameters.values())
 
 
-def name_of(task: str, model: str, config: train.Config) -> str:
+def name_of(task: str, model: str, config: training.Config) -> str:
     model = "".join(c if c.isalnum() else "-" for c in model)
     options = f"p{config.patch}_b{config.blocks}_lr{config.learning_rate:g}"
     if (config.epochs, config.patience) != BUDGETS.get(task, BUDGET):
@@ -169,7 +169,7 @@ def dense_block() -> type:
     """
     import torch
 
-    from parnl.backends.torch.classifier import Block
+    from parnl.learn.torch_model import Block
 
     class DenseBlock(Block):
         def __init__(self, cell: Any, width: int, **options: Any) -> None:
@@ -196,22 +196,22 @@ def dense_block() -> type:
     return DenseBlock
 
 
-def execute(task: str, model_name: str, config: train.Config) -> Path:
+def execute(task: str, model_name: str, config: training.Config) -> Path:
     """Train, test, and write the result; with a result there, return at once."""
     name = name_of(task, model_name, config)
     path = RESULTS / f"{name}.json"
     if path.is_file():
         return path
-    dataset = train.dataset_of(config)
+    dataset = training.dataset_of(config)
     shape = dataset.train.inputs.shape[-1], len(dataset.classes)
     config = with_matched_state(config, *shape)
     folder = RUNS / name
-    resume = (folder / train.CHECKPOINT).is_file()
+    resume = (folder / training.CHECKPOINT).is_file()
     model = {"block": dense_block()} if model_name == "lrc dense" else {}
-    before = iterations(train.build(config, *shape, **model), dataset.test)
-    trainer = train.build(config, *shape, **model)
-    result = train.fit(config, dataset, folder, resume=resume, trainer=trainer)
-    logits, _ = train.evaluate(result.trainer, dataset.test, 16)
+    before = iterations(training.build(config, *shape, **model), dataset.test)
+    trainer = training.build(config, *shape, **model)
+    result = training.fit(config, dataset, folder, resume=resume, trainer=trainer)
+    logits, _ = training.evaluate(result.trainer, dataset.test, 16)
     record = dict(
         task=task,
         model=model_name,
@@ -256,7 +256,7 @@ def plan(
     patch: int,
     blocks: list[int],
     budget: Budget | None = None,
-) -> Iterator[list[train.Config]]:
+) -> Iterator[list[training.Config]]:
     """Stages of runs; the next is asked for when the results of the one before are there."""
     first, *others = SEEDS
     how = folder, patch, budget

@@ -10,12 +10,12 @@
 from parnl import ops, params
 from parnl.cell import Cell
 from parnl.check import SolveError
-from parnl.checkpoint import load_params, save_params
-from parnl.diagnose import Lyapunov, Report, diagnose, lyapunov
-from parnl.expr import StepError
+from parnl.graph.nodes import StepError
+from parnl.learn.checkpoints import load_params, save_params
 from parnl.registry import get_cell, list_cells, register
 from parnl.solve import Info, Solution, affine_scan, solve, step
-from parnl.stability import Certificate, certify
+from parnl.stability.certificates import Certificate, certify
+from parnl.stability.reports import Lyapunov, Report, diagnose, lyapunov
 
 __version__ = "0.1.0"
 

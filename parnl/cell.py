@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from parnl.expr import Graph, StepError, Symbol
+from parnl.graph.nodes import Graph, StepError, Symbol
+from parnl.graph.program import Program
 from parnl.params import Parameter
-from parnl.program import Program
 
 
 class Cell:
@@ -129,7 +129,7 @@ class Cell:
         self, seed: int = 0, backend: str = "numpy", dtype: str = "float32", device: Any = None
     ) -> dict[str, Any]:
         """Return fresh parameters, name -> array; a seed gives the same values on every backend."""
-        from parnl.backends import get_backend
+        from parnl.frameworks import get_backend
 
         if np.dtype(dtype).kind != "f":
             raise TypeError(f"dtype: expected a floating point type, got {dtype!r}")

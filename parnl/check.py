@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from parnl.program import Program
+from parnl.graph.program import Program
 
 
 class SolveError(ArithmeticError):

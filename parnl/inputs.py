@@ -16,7 +16,7 @@ def check_params(
     cell: Cell, params: Mapping[str, Any], inputs: Any, *, time_axis: bool = True
 ) -> Any:
     """Return the backend of `params` and `inputs` after checking types, dtypes and shapes."""
-    from parnl.backends import backend_of
+    from parnl.frameworks import backend_of
 
     if not isinstance(cell, Cell):
         raise TypeError(f"cell: expected a parnl.Cell, see parnl.get_cell, got {cell!r}")
@@ -65,7 +65,7 @@ def _check_devices(backend: Any, named: Mapping[str, Any]) -> None:
 
 def mask_of(backend: Any, lengths: Any, inputs: Any) -> Any:
     """Return the mask (..., T) of valid steps."""
-    from parnl.backends import name_of
+    from parnl.frameworks import name_of
 
     xp = backend.xp
     *batch, steps, _ = inputs.shape
@@ -108,7 +108,7 @@ def time_step(backend: Any, cell: Cell, dt: Any, inputs: Any) -> Any:
     xp = backend.xp
     if isinstance(dt, int | float | np.integer | np.floating):
         return xp.full((1,), float(dt), dtype=inputs.dtype, device=getattr(inputs, "device", None))
-    from parnl.backends import backend_of
+    from parnl.frameworks import backend_of
 
     backend_of([("inputs", inputs), ("dt", dt)])
     if not xp.isdtype(dt.dtype, "real floating"):
@@ -124,7 +124,7 @@ def time_step(backend: Any, cell: Cell, dt: Any, inputs: Any) -> Any:
 
 def initial_states(backend: Any, cell: Cell, given: Any, inputs: Any, dtype: Any) -> list[Any]:
     """Return one array (..., hidden) for each state of the cell."""
-    from parnl.backends import backend_of
+    from parnl.frameworks import backend_of
 
     xp = backend.xp
     shape = (*inputs.shape[:-2], cell.hidden_size)

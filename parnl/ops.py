@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from parnl.expr import StepError, Symbol
+from parnl.graph.nodes import StepError, Symbol
 
 __all__ = [
     "abs", "clip", "cos", "erf", "exp", "expm1", "gelu", "input_sum", "log", "log1p",
@@ -30,7 +30,7 @@ def _apply(op: str, *args: Any) -> Any:
     for a in args:
         if isinstance(a, Symbol):
             return a.graph.apply(op, *args)
-    from parnl.backends import backend_of, get_backend
+    from parnl.frameworks import backend_of, get_backend
 
     arrays = [(f"argument {i + 1} of ops.{op}", a) for i, a in enumerate(args) if not _is_number(a)]
     if arrays:
@@ -174,7 +174,7 @@ def matmul(inputs: Any, matrix: Any) -> Any:
     product of three axes (measured: value and gradient of an LRC 1.4 times faster), and is slow at
     a product over few inputs.
     """
-    from parnl.backends import backend_of
+    from parnl.frameworks import backend_of
 
     if isinstance(inputs, Symbol) or isinstance(matrix, Symbol):
         raise StepError("step: ops.matmul mixes channels; call it in features()")
@@ -196,7 +196,7 @@ def input_sum(
     The terms, an array (..., T, input, hidden) together, are never in memory at once: they are
     computed one after the other, and again for the gradient.
     """
-    from parnl.backends import backend_of
+    from parnl.frameworks import backend_of
 
     if isinstance(inputs, Symbol):
         raise StepError("step: ops.input_sum mixes channels; call it in features()")

@@ -9,7 +9,7 @@ from importlib import import_module, metadata
 from typing import Any
 
 from parnl.cell import Cell
-from parnl.expr import StepError
+from parnl.graph.nodes import StepError
 
 ENTRY_POINTS = "parnl.cells"
 

@@ -2,7 +2,7 @@
 
 What is done here is the same for every backend: check what came, compute the features, lay all
 operands out as (B, T, D), choose the chunks, and give the results the caller's shapes and dtype.
-The algorithm itself is in `parnl.newton`.
+The algorithm itself is in `parnl.solver.newton`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from parnl.cell import Cell
 from parnl.check import check_finite, check_parameters, check_residuals, require_values
-from parnl.cost import auto_chunks
+from parnl.graph.program import Program, affine_program
 from parnl.inputs import (
     batched,
     check_params,
@@ -25,9 +25,9 @@ from parnl.inputs import (
     time_step,
     working_dtype,
 )
-from parnl.newton import Plan
 from parnl.params import Values
-from parnl.program import Program, affine_program
+from parnl.solver.cost import auto_chunks
+from parnl.solver.newton import Plan
 
 METHODS = ("auto", "newton", "sequential")
 _INTEGER, _FLOAT = (int, np.integer), (float, np.floating)
@@ -103,7 +103,7 @@ def solve(
             enough. None: as many as are worth it; channels that have not converged by then are
             run by the plain loop, whatever the method, so that with automatic chunks a cell on
             which Newton makes no progress is to cost at most 2.5 times the loop, by the model
-            of `parnl.cost`. `info.sequential` tells.
+            of `parnl.solver.cost`. `info.sequential` tells.
 
         check: look at the answer, and raise `parnl.SolveError` that names what is wrong first:
             parameter, input, feature or state that is not finite, a state that is no step from
@@ -232,7 +232,7 @@ def affine_scan(a: Any, b: Any, x0: Any = None, reverse: bool = False) -> Any:
     >>> parnl.affine_scan(np.full((3, 1), 0.5), np.ones((3, 1)))[:, 0]
     array([1.  , 1.5 , 1.75])
     """
-    from parnl.backends import backend_of
+    from parnl.frameworks import backend_of
 
     given = [("a", a), ("b", b)] + ([] if x0 is None else [("x0", x0)])
     backend = backend_of(given)

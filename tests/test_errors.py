@@ -54,7 +54,7 @@ def step(inputs, initial_state, cell=CELL):
 
 
 def rnn(*args, **kwargs):
-    from parnl.backends.torch import RNN
+    from parnl.torch import RNN
 
     return RNN(*args, **kwargs)
 

@@ -18,8 +18,8 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 import parnl
-from parnl.backends import get_backend
 from parnl.backends.jax import pallas
+from parnl.frameworks import get_backend
 from parnl.testing import cells, loop
 
 PART = 100

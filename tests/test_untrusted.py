@@ -19,13 +19,16 @@ import torch
 from safetensors.numpy import load_file, save, save_file
 
 import parnl
-from parnl import checkpoint, ops
-from parnl.backends import ccode, get_backend, tritoncode
-from parnl.backends.ccode import Lanes
-from parnl.codegen import source
-from parnl.expr import Graph
+from parnl import ops
+from parnl.backends.c import text as c_text
+from parnl.backends.c.text import Lanes
+from parnl.backends.triton import text as triton_text
+from parnl.frameworks import get_backend
+from parnl.graph.flatcode import source
+from parnl.graph.nodes import Graph
+from parnl.graph.program import Program
+from parnl.learn import checkpoints
 from parnl.params import matrix, vector
-from parnl.program import Program
 
 CELL = parnl.get_cell("gru", input_size=3, hidden_size=4)
 PARAMS = CELL.init(0)
@@ -332,7 +335,7 @@ def test_files_with_bytes_changed_load_as_what_they_are_or_not_at_all(tmp_path):
 def test_a_header_that_is_no_object_of_json_is_refused(tmp_path, header):
     save_file(PARAMS, tmp_path / "c", None if header is None else {"parnl": header})
     with pytest.raises(ValueError, match="c is not a parnl checkpoint"):
-        checkpoint.read_checkpoint(tmp_path / "c")
+        checkpoints.read_checkpoint(tmp_path / "c")
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3"])
@@ -341,7 +344,7 @@ def test_a_checkpoint_of_types_that_numpy_lacks_is_refused(tmp_path, dtype):
     header = {"a": {"dtype": dtype, "shape": [4], "data_offsets": [0, 4 * size]}}
     (tmp_path / "c").write_bytes(built(header, bytes(4 * size)))
     with pytest.raises(ValueError, match="c is not a parnl checkpoint"):
-        checkpoint.read_checkpoint(tmp_path / "c")
+        checkpoints.read_checkpoint(tmp_path / "c")
 
 
 # -- names ----------------------------------------------------------------------------------------
@@ -405,12 +408,12 @@ def texts(program):
     for kind in ("trajectory", "advance", "adjoint", "backward"):
         wanted = (0, 1) if kind == "backward" else ()
         for dtype in ("float32", "float64"):
-            kernel = ccode.Kernel(program, kind, dtype, "cf", lanes, wanted)
-            found.append(ccode.source(kernel, ffi=True))
+            kernel = c_text.Kernel(program, kind, dtype, "cf", lanes, wanted)
+            found.append(c_text.source(kernel, ffi=True))
     for kind in ("solve", "gradients"):
         wanted = (0, 1) if kind == "gradients" else ()
-        kernel = tritoncode.Kernel(program, kind, "float32", "cf", True, False, wanted)
-        found.append(tritoncode.source(kernel))
+        kernel = triton_text.Kernel(program, kind, "float32", "cf", True, False, wanted)
+        found.append(triton_text.source(kernel))
     return found
 
 

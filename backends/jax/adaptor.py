@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from parnl import blocks
-from parnl.backends.compiled import compiled_device, processors
+from parnl.backends.c.calls import compiled_device, processors
 from parnl.backends.jax import ffi, product
 from parnl.backends.jax.implicit import implicit_solve
 from parnl.backends.jax.kernels import by_platform
-from parnl.cost import Device
-from parnl.newton import Plan, Stats
-from parnl.program import Program
+from parnl.graph.program import Program
+from parnl.solver import blocks
+from parnl.solver.cost import Device
+from parnl.solver.newton import Plan, Stats
 
 
 class JaxBackend:

@@ -12,16 +12,16 @@ import jax
 import jaxlib
 import numpy as np
 
-from parnl.backends import cbuild
-from parnl.backends.ccode import Kernel, fields, source
-from parnl.backends.compiled import grouped, layout, processors, results, worthwhile
-from parnl.newton import Plan
-from parnl.program import Program
+from parnl.backends.c import build
+from parnl.backends.c.calls import grouped, layout, processors, results, worthwhile
+from parnl.backends.c.text import Kernel, fields, source
+from parnl.graph.program import Program
+from parnl.solver.newton import Plan
 
 
 def usable(dtype: Any) -> bool:
     """Whether kernels can be built for arrays of `dtype`."""
-    return cbuild.wanted() and str(dtype) in ("float32", "float64") and cbuild.available()
+    return build.wanted() and str(dtype) in ("float32", "float64") and build.available()
 
 
 def call(
@@ -33,7 +33,7 @@ def call(
     wanted: tuple[int, ...] = (),
     fixed: Mapping[str, Sequence[jax.Array]] | None = None,
 ) -> list[jax.Array]:
-    """Call the kernel `kind` and return its results, as `compiled.results` lists them.
+    """Call the kernel `kind` and return its results, as `calls.results` lists them.
 
     fixed: what a backward run reads besides: "x0", "state", and "g", the states' gradients.
     """
@@ -88,7 +88,7 @@ def _registered(name: str, text: str) -> None:
 
 @cache
 def _register_once(name: str, text: str) -> None:
-    handler = cbuild.load(text, "handler", jax.ffi.include_dir(), jaxlib.__version__)
+    handler = build.load(text, "handler", jax.ffi.include_dir(), jaxlib.__version__)
     if handler is None:
-        raise cbuild.BuildError("the C compiler failed on a kernel; set PARNL_KERNELS=off")
+        raise build.BuildError("the C compiler failed on a kernel; set PARNL_KERNELS=off")
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")

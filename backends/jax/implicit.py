@@ -22,12 +22,12 @@ from jax import lax
 from jax.core import ShapedArray
 from jax.interpreters import ad
 
-from parnl import blocks
-from parnl.backends.compiled import backward
+from parnl.backends.c.calls import backward
 from parnl.backends.jax.kernels import by_platform
 from parnl.backends.jax.primitive import primitive
-from parnl.newton import Plan, Stats, newton
-from parnl.program import Program, adjoint_program, affine_program
+from parnl.graph.program import Program, adjoint_program, affine_program
+from parnl.solver import blocks
+from parnl.solver.newton import Plan, Stats, newton
 
 
 class Problem(NamedTuple):
@@ -56,7 +56,7 @@ class Problem(NamedTuple):
 def implicit_solve(
     backend: Any, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
 ) -> tuple[list[Any], Stats]:
-    """Return states and statistics as `parnl.newton.newton` does, differentiable in all arrays."""
+    """Return states and statistics as `solver.newton.newton` does, differentiable in all arrays."""
     found = solve_p.bind(*operands, *x0, problem=Problem(backend, program, plan))
     return found[: len(x0)], Stats(*found[len(x0) :])
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from jax import lax
 
-from parnl.backends import cbuild
+from parnl.backends.c import build
 from parnl.backends.jax import ffi, pallas
-from parnl.program import Program
+from parnl.graph.program import Program
 
 
 def by_platform(
@@ -32,7 +32,7 @@ def by_platform(
 def _in_c(kernels: Callable, composed: Callable, *arrays: list) -> Any:
     try:
         return kernels(ffi.call, *arrays)
-    except cbuild.BuildError:  # which has been said
-        if cbuild.choice() == "c":
+    except build.BuildError:  # which has been said
+        if build.choice() == "c":
             raise
         return composed(*arrays)

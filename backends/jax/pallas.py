@@ -4,7 +4,7 @@ A lane is one channel of one chunk of one sequence, and belongs to one thread. L
 along channels first, so neighbouring threads read neighbouring addresses, however many channels
 there are. The body of a kernel is the program's own functions over one block of lanes.
 
-What each kernel reads and returns is told in `parnl.backends.ccode`, whose four kinds these are.
+What each kernel reads and returns is told in `parnl.backends.c.text`, whose four kinds these are.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from parnl import blocks
-from parnl.backends import cbuild
-from parnl.backends.compiled import results
+from parnl.backends.c import build
+from parnl.backends.c.calls import results
 from parnl.backends.jax.elementwise import elementwise
 from parnl.backends.jax.primitive import typed
-from parnl.expr import INFIX, reachable
-from parnl.newton import Plan
-from parnl.program import Program
+from parnl.graph.nodes import INFIX, reachable
+from parnl.graph.program import Program
+from parnl.solver import blocks
+from parnl.solver.newton import Plan
 
 try:
     from jax.experimental import pallas as pl
@@ -49,7 +49,7 @@ def calls(program: Program, dtype: Any) -> dict[str, Callable]:
     That is the GPU, if there is one and every operation has a form that Triton takes: if not, it is
     said once. With PARNL_KERNELS=pallas it is an error, and a CPU runs Pallas's interpreter.
     """
-    choice = cbuild.choice()
+    choice = build.choice()
     forced = choice == "pallas"
     if not forced and (choice or jax.default_backend() != "gpu"):
         return {}

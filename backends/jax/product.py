@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.interpreters import ad
 
-from parnl.backends import cbuild
-from parnl.backends.compiled import processors
+from parnl.backends.c import build
+from parnl.backends.c.calls import processors
 from parnl.backends.jax import ffi
 from parnl.backends.jax.implicit import merging
 from parnl.backends.jax.primitive import primitive
-from parnl.expr import Graph
-from parnl.newton import Plan
-from parnl.program import Program
+from parnl.graph.nodes import Graph
+from parnl.graph.program import Program
+from parnl.solver.newton import Plan
 
 # XLA's CPU compiler packs both sides of a product, whatever their size. Measured, N = 65536, hidden
 # = 64: as elementwise code it takes 0.9 ms for 2.8 ms at n = 4, 2.3 for 9 at n = 16.
@@ -79,8 +79,8 @@ def _compiled(rows: Any, matrix: Any) -> Any:
     operands = [*(rows[None, :, j : j + 1] for j in range(n)), *matrix[:, None, None]]
     try:
         (product,) = run(operands, [jnp.zeros((1, plan.chunks, hidden), rows.dtype)])
-    except cbuild.BuildError:  # which has been said
-        if cbuild.choice() == "c":
+    except build.BuildError:  # which has been said
+        if build.choice() == "c":
             raise
         return _composed(rows, matrix)
     return product[0]

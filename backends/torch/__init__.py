@@ -1,6 +1,22 @@
-"""The PyTorch backend, and `RNN`, an `nn.Module` with the conventions of `nn.GRU`."""
+"""The PyTorch backend."""
+
+import warnings
+from typing import Any
 
 from parnl.backends.torch.adaptor import backend
-from parnl.backends.torch.rnn import RNN
 
-__all__ = ["RNN", "backend"]
+__all__ = ["backend"]
+
+
+def __getattr__(name: str) -> Any:
+    """`RNN` moved to `parnl.torch`; this name goes on working for one release."""
+    if name != "RNN":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from parnl.torch import RNN
+
+    warnings.warn(
+        "parnl.backends.torch.RNN has moved: from parnl.torch import RNN",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return RNN

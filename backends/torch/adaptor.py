@@ -11,16 +11,16 @@ import array_api_compat.torch as xp
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from parnl.backends.compiled import CompiledKernels, compiled_device
-from parnl.backends.eager import COMPOSED
-from parnl.backends.torch import tritoncall
+from parnl.backends.c.calls import CompiledKernels, compiled_device
+from parnl.backends.composed import COMPOSED
 from parnl.backends.torch.implicit import cast, implicit_solve
 from parnl.backends.torch.memory import product
 from parnl.backends.torch.operators import operator_solve, recorded
 from parnl.backends.torch.threads import openmp
-from parnl.cost import Device
-from parnl.newton import Plan, Stats, newton
-from parnl.program import Program
+from parnl.backends.triton import calls as triton_calls
+from parnl.graph.program import Program
+from parnl.solver.cost import Device
+from parnl.solver.newton import Plan, Stats, newton
 
 
 def _with_numbers(function: Callable[..., Any], name: str) -> Callable[[Any, Any], Any]:
@@ -80,8 +80,8 @@ class TorchBackend(CompiledKernels):
 
     def device(self, array: torch.Tensor) -> Device:
         """Return the measured number of elements at which an operation's fixed cost is small."""
-        if tritoncall.serves(array):
-            return tritoncall.device(array)
+        if triton_calls.serves(array):
+            return triton_calls.device(array)
         return Device(*_device(array.device, array.dtype))
 
     def address(self, array: torch.Tensor) -> int:
@@ -136,13 +136,13 @@ class TorchBackend(CompiledKernels):
         self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
     ) -> tuple[list[Any], Stats]:
         """Solve, without gradients."""
-        if tritoncall.serves(x0[0], plan.chunks):  # it reads operands of any dtype
-            return tritoncall.solve(program, plan, operands, x0)
+        if triton_calls.serves(x0[0], plan.chunks):  # it reads operands of any dtype
+            return triton_calls.solve(program, plan, operands, x0)
         return newton(self, program, plan, [cast(a, x0[0].dtype) for a in operands], x0)
 
     def writes_gradients(self, array: torch.Tensor, plan: Plan) -> bool:
         """Whether `gradients` serves states like this one."""
-        return tritoncall.serves(array, plan.chunks) or self.compiles(array)
+        return triton_calls.serves(array, plan.chunks) or self.compiles(array)
 
     def gradients(
         self,
@@ -155,8 +155,8 @@ class TorchBackend(CompiledKernels):
         wanted: Sequence[int],
     ) -> tuple[list[Any], list[Any]] | None:
         """Return the gradients of x0, and of the operands `wanted`, before they are summed."""
-        if tritoncall.serves(states[0], plan.chunks):
-            return tritoncall.gradients(program, plan, operands, x0, states, grads, wanted)
+        if triton_calls.serves(states[0], plan.chunks):
+            return triton_calls.gradients(program, plan, operands, x0, states, grads, wanted)
         operands = [cast(a, x0[0].dtype) for a in operands]
         return super().gradients(program, plan, operands, x0, states, grads, wanted)
 

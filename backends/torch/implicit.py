@@ -18,8 +18,8 @@ from torch import Tensor
 from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
-from parnl.newton import Plan, Stats
-from parnl.program import Program, adjoint_program, affine_program
+from parnl.graph.program import Program, adjoint_program, affine_program
+from parnl.solver.newton import Plan, Stats
 
 if TYPE_CHECKING:
     from parnl.backends.torch.adaptor import TorchBackend
@@ -36,7 +36,7 @@ def implicit_solve(
     operands: Sequence[Tensor],
     x0: Sequence[Tensor],
 ) -> tuple[list[Tensor], Stats]:
-    """Return states and statistics as `parnl.newton.newton` does, differentiable in all arrays."""
+    """Return states and statistics as `solver.newton.newton` does, differentiable in all arrays."""
     k = len(x0)
     if not _followed([*x0, *operands]):
         return kernels.run(program, plan, operands, x0)

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from parnl.backends.torch.implicit import implicit_gradients
-from parnl.newton import Plan, Stats
-from parnl.program import Program
+from parnl.graph.program import Program
+from parnl.solver.newton import Plan, Stats
 
 
 def recorded(arrays: Sequence[Tensor] = ()) -> bool:

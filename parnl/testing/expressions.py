@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import parnl
 from parnl import ops
-from parnl.expr import Symbol
+from parnl.graph.nodes import Symbol
 from parnl.params import matrix, vector
 
 # Name -> an expression in x, or x and y; kept where it is defined and its values moderate.

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from parnl.backends import NAMES
 from parnl.cell import Cell
+from parnl.frameworks import NAMES
 from parnl.registry import get_class
 
 # Lengths and widths that kernels treat differently: one, a few, a whole vector of float32.

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from parnl.backends import get_backend
+from parnl.frameworks import get_backend
 from parnl.params import Values
 from parnl.solve import step
-from parnl.stability import certify
+from parnl.stability.certificates import certify
 from parnl.testing.problems import HOSTILE, Problem
 from parnl.testing.reference import (
     TOLERANCES,

@@ -1,0 +1,1 @@
+"""Kernels in C, generated from a program's graph: their text, their compilation, their calls."""

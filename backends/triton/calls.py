@@ -1,0 +1,219 @@
+"""Triton kernels called on tensors: a solve, and a backward run, each in one launch.
+
+Nothing here looks at a value on the device, so a solve takes part in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import linecache
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parnl.backends.c import build
+from parnl.backends.c.calls import dtype_name, layout
+from parnl.backends.triton.text import STATS, Kernel, parameters, source
+from parnl.graph.program import Program, adjoint_program
+from parnl.solver.cost import Device, updates_worth
+from parnl.solver.newton import Plan, Stats
+
+LANES = 512  # that keep one multiprocessor busy
+CHUNKS = 2048  # the most that a program instance holds, several of them in a thread
+REGISTERS = 65536  # of a multiprocessor
+PRICE = 4.0  # of an operation between runs, next to one of a step: both are in one launch
+
+
+def serves(array: Tensor, chunks: int = 1) -> bool:
+    """Whether Triton kernels are to solve for states like `array`, in so many chunks.
+
+    They serve CUDA tensors; with PARNL_KERNELS=triton and Triton's interpreter, any. More chunks
+    than one program instance can hold are left to the composed path, or an error if forced.
+    """
+    if array.dtype not in (torch.float32, torch.float64) or not _chosen(array.device.type):
+        return False
+    if chunks > CHUNKS and build.choice() == "triton":
+        raise ValueError(f"chunks: a Triton kernel takes at most {CHUNKS}, got {chunks}")
+    return chunks <= CHUNKS
+
+
+@torch.compiler.assume_constant_result
+def _chosen(device: str) -> bool:
+    """Whether Triton is to be used on tensors of `device`."""
+    choice = build.choice()
+    if choice == "triton":
+        import triton
+
+        if device != "cuda" and not triton.knobs.runtime.interpret:
+            raise RuntimeError(
+                f"PARNL_KERNELS=triton: the tensors are on {device}, which needs Triton's "
+                "interpreter: set TRITON_INTERPRET=1, or move them to cuda"
+            )
+        return True
+    # of the two kinds of GPU that torch calls cuda, the one that is compiled for
+    return choice == "" and device == "cuda" and bool(torch.version.cuda) and _available()
+
+
+def device(array: Tensor) -> Device:
+    """Return how many lanes fill the device of `array` (rows, channels), in at most 256 chunks."""
+    most = max(1, 256 * array.numel())
+    return Device(min(LANES * _multiprocessors(array.device), most), PRICE)
+
+
+def solve(
+    program: Program, plan: Plan, operands: Sequence[Tensor], x0: Sequence[Tensor]
+) -> tuple[list[Tensor], Stats]:
+    """Return what `newton.newton` does; operands may be of any floating dtype, or bool."""
+    batch, channels = x0[0].shape
+    like = x0[0]
+    states = [like.new_empty(batch, plan.steps, channels) for _ in x0]
+    if like.numel() == 0:
+        nothing = like.new_zeros(())
+        none = nothing.to(torch.int32)
+        return states, Stats(none, nothing, nothing, nothing == 0, none)
+    types = (torch.int32, like.dtype, like.dtype, torch.bool, torch.int32)
+    stats = [torch.empty((), dtype=t, device=like.device) for t in types]
+    arrays = {f"start{i}": x.contiguous() for i, x in enumerate(x0)}
+    arrays |= {f"out{i}": s for i, s in enumerate(states)}
+    arrays |= dict(zip(STATS, stats, strict=True))
+    # one chunk needs no place to compare results in
+    arrays["shared"] = like.new_zeros(5, dtype=torch.int64) if plan.chunks > 1 else stats[0]
+    _launch("solve", program, plan, operands, like, arrays)
+    return states, Stats(*stats)
+
+
+def gradients(
+    program: Program,
+    plan: Plan,
+    operands: Sequence[Tensor],
+    x0: Sequence[Tensor],
+    states: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    wanted: Sequence[int],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return what `CompiledKernels.gradients` does; `plan` is the backward run's."""
+    batch, channels = x0[0].shape
+    like = x0[0]
+    of_x0 = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in x0]
+    found = []
+    for i in wanted:
+        summed = operands[i].shape[1] == 1
+        # what is a whole answer takes its operand's dtype; what is still to be summed does not
+        shape = (batch, plan.chunks if summed else plan.steps, channels)
+        dtype = operands[i].dtype if operands[i].shape == shape and not summed else like.dtype
+        found.append(torch.empty(shape, dtype=dtype, device=like.device))
+    if like.numel() == 0:
+        return of_x0, found
+    arrays: dict[str, Any] = {}
+    for i, (x, state, grad) in enumerate(zip(x0, states, grads, strict=True)):
+        arrays |= {f"start{i}": x.contiguous(), f"state{i}": state.contiguous(), f"g{i}": grad}
+        arrays |= dict(zip((f"g{i}_b", f"g{i}_t", f"g{i}_d"), grad.stride(), strict=True))
+        arrays[f"initial{i}"] = of_x0[i]
+    arrays |= {f"grad{s}": array for s, array in enumerate(found)}
+    _launch("gradients", program, plan, operands, like, arrays, grads, tuple(wanted))
+    return of_x0, found
+
+
+def _launch(
+    kind: str,
+    program: Program,
+    plan: Plan,
+    operands: Sequence[Tensor],
+    like: Tensor,
+    arrays: dict[str, Any],
+    grads: Sequence[Tensor] = (),
+    wanted: tuple[int, ...] = (),
+) -> None:
+    import triton
+
+    for i, operand in enumerate(operands):
+        arrays[f"op{i}"] = operand
+        for axis, name in enumerate("btd"):
+            arrays[f"op{i}_{name}"] = operand.stride(axis) if operand.shape[axis] > 1 else 0
+    batch, channels = like.shape
+    arrays |= dict(T=plan.steps, L=plan.length, C=plan.chunks, D=channels)
+    most, gives_up = plan.max_iterations, plan.max_iterations is None
+    if most is None:
+        asked = program if kind == "solve" else adjoint_program(len(program.states))
+        most = updates_worth(asked, device(like), batch * channels, plan.steps, plan.chunks)
+    arrays |= dict(reverse=int(plan.reverse), max_iterations=most, gives_up=int(gives_up))
+    arrays["tolerance"] = plan.allowed  # single precision is enough of it
+    wide = plan.steps * channels >= 1 << 31 or any(map(_wide, [*operands, *grads]))
+    layouts = "".join(layout(a) for a in operands)
+    dtype = dtype_name(like.dtype)
+    kernel = Kernel(program, kind, dtype, layouts, plan.chunks > 1, wide, wanted)
+    chunks, block, warps = tile(kernel, plan.chunks, channels)
+    how = ("triton", triton.knobs.runtime.interpret, *kernel[1:])
+    function = program.cached(how, lambda: load(kernel))
+    with torch.cuda.device(like.device) if like.device.type == "cuda" else nullcontext():
+        function[(batch * -(-channels // block),)](
+            *(arrays[name] for name in parameters(kernel)),
+            CHUNKS=chunks,
+            BLOCK=block,
+            **options(warps),
+        )
+
+
+def options(warps: int) -> dict[str, Any]:
+    """Return how a kernel is compiled.
+
+    A step must give the same bits in every kernel: what is fused is written as fma, and nothing
+    else is. Loads are issued ahead by the text itself. Without the limit, which is the hardware's,
+    ptxas spills registers to run more instances at once.
+    """
+    limit = min(255, REGISTERS // (32 * warps))
+    return {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": False, "maxnreg": limit}
+
+
+def _wide(array: Tensor) -> bool:
+    sizes = zip(array.shape[1:], array.stride()[1:], strict=True)
+    return sum((n - 1) * abs(stride) for n, stride in sizes) >= 1 << 31
+
+
+def tile(kernel: Kernel, chunks: int, channels: int) -> tuple[int, int, int]:
+    """Return (CHUNKS, BLOCK, warps): the lanes of a program instance, and their threads.
+
+    One lane for each thread, and as many threads as leave each the registers that the built-in
+    cells need. A block of 32 channels is read as whole cache lines; many chunks leave room for
+    fewer.
+    """
+    lanes = 512 if kernel.light else 256
+    rows = 1 << (chunks - 1).bit_length()
+    block = min(32, 1 << (channels - 1).bit_length(), max(1, lanes // rows))
+    return rows, block, max(1, min(lanes, rows * block) // 32)
+
+
+def load(kernel: Kernel) -> Any:
+    """Return the Triton function of a kernel.
+
+    Triton reads the text of a function again; `linecache` has it from memory, so no file is
+    written that another could change. What is compiled, Triton keeps in its own cache.
+    """
+    text = source(kernel)
+    name = f"<parnl triton {hashlib.sha256(text.encode()).hexdigest()}>"
+    linecache.cache[name] = (len(text), None, text.splitlines(True), name)
+    scope: dict[str, Any] = {"__name__": "parnl.backends.triton_generated"}
+    exec(compile(text, name, "exec"), scope)
+    return scope[f"parnl_{kernel.kind}"]
+
+
+@torch.compiler.assume_constant_result
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def _available() -> bool:
+    """Whether Triton can be imported; if not, that is said once."""
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        build.notice(str(error), "Install triton")
+        return False
+    return True

@@ -1,0 +1,124 @@
+"""Which framework an array belongs to, and the backend that serves it.
+
+The framework is recognised by the type of the arrays and imported only then. A backend is a module
+level object `backend` with the interface of `Backend`; it supplies elementwise operations, the two
+runs over chunks that `parnl.solver.newton` is made of, and the implicit gradient. Backends use the
+core; here is the one place where the core names them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import array_api_compat
+
+from parnl.graph.program import Program
+from parnl.solver.newton import Kernels, Plan, Stats
+
+NAMES = ("numpy", "jax", "torch")
+
+
+def _is_torch_array(array: Any) -> bool:
+    torch = sys.modules.get("torch")  # array-api-compat's own test is no code for torch.compile
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+_RECOGNISE: dict[str, Any] = {
+    "torch": _is_torch_array,
+    "numpy": array_api_compat.is_numpy_array,
+    "jax": array_api_compat.is_jax_array,
+}
+
+
+class Backend(Kernels, Protocol):
+    """What the rest of parnl asks of a framework, beyond `Kernels`.
+
+    functions: elementwise operation -> callable over arrays and numbers.
+    """
+
+    def asarray(self, value: Any, dtype: str, device: Any = None) -> Any:
+        """Return `value` (anything NumPy reads) as an array of the framework."""
+
+    def to_numpy(self, array: Any) -> Any:
+        """Return a framework array as a NumPy array."""
+
+    def concrete(self, array: Any) -> Any:
+        """Return the values as a NumPy array, None while they are not known (under a transform)."""
+
+    def solve(
+        self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
+    ) -> tuple[list[Any], Stats]:
+        """Solve as `parnl.solver.newton.newton` does, differentiable where the framework can.
+
+        Operands may be of other dtypes than x0, whose dtype is the one to solve in.
+        """
+
+    def matmul(self, rows: Any, matrix: Any) -> Any:
+        """Return rows (N, n) @ matrix (n, hidden); see `parnl.ops.matmul`."""
+
+    def input_sum(self, term: Any, inputs: Any, matrices: Sequence[Any]) -> Any:
+        """Sum `term` over the input channels; see `parnl.ops.input_sum`."""
+
+
+def get_backend(name: str) -> Backend:
+    """Return the backend called `name`, importing its framework."""
+    if name not in NAMES:
+        raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}")
+    try:
+        # statements, which torch.compile follows, unlike a call of importlib
+        if name == "numpy":
+            from parnl.backends import numpy
+
+            return numpy.backend
+        if name == "jax":
+            from parnl.backends import jax
+
+            return jax.backend
+        from parnl.backends import torch
+
+        return torch.backend
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == name:
+            raise ModuleNotFoundError(
+                f"backend {name!r} needs the package {name}: pip install 'parnl[{name}]'",
+                name=error.name,
+            ) from error
+        raise
+
+
+def name_of(array: Any) -> str | None:
+    """Return the name of the framework that `array` belongs to, None if it is no array."""
+    for name, recognise in _RECOGNISE.items():
+        if recognise(array):
+            return name
+    return None
+
+
+def backend_of(arrays: Iterable[tuple[str, Any]]) -> Backend:
+    """Return the one backend of all (argument name, array) pairs.
+
+    Raises TypeError, naming the arguments, if one is no array or they mix frameworks.
+    """
+    first: tuple[str, str] | None = None
+    known = None
+    for argument, array in arrays:
+        if type(array) is known:
+            continue
+        known, name = type(array), name_of(array)
+        if name is None:
+            raise TypeError(
+                f"{argument}: expected an array of {', '.join(NAMES)}, "
+                f"got {type(array).__module__}.{type(array).__name__}"
+            )
+        if first is None:
+            first = (argument, name)
+        elif name != first[1]:
+            raise TypeError(
+                f"{argument}: got a {name} array, but {first[0]} is a {first[1]} array; "
+                "all arrays of one call must come from one framework"
+            )
+    if first is None:
+        raise TypeError("expected at least one array, got none")
+    return get_backend(first[1])

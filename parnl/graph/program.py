@@ -1,0 +1,226 @@
+"""A traced step with everything derived from it: what a backend runs.
+
+A program reads k state arrays and a list of *operands*: features, per-channel parameters, the time
+step. Every operand is an array that broadcasts to (B, T, D): a feature is (B, T, D), a parameter
+(1, 1, D), one dt per step (B, T, 1). To the solver they are all alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakValueDictionary
+
+from parnl.graph import derivatives
+from parnl.graph.flatcode import compile_function, fused_sums, source
+from parnl.graph.nodes import Graph, Symbol, is_affine, reachable
+
+# Operations that take several instructions; the others count as one.
+_COSTS = {
+    "div": 4, "sqrt": 4, "exp": 8, "expm1": 10, "log": 8, "log1p": 10, "sin": 10, "cos": 10,
+    "tanh": 10, "sigmoid": 10, "softplus": 16, "erf": 10, "pow": 16,
+}  # fmt: skip
+
+
+class Operand(NamedTuple):
+    """Name of an operand: `kind` is "parameter", "feature", "dt", "mask" or "coefficient"."""
+
+    kind: str
+    name: str
+
+
+class Functions(Protocol):
+    """What `Program.function` needs of a backend: its name and its elementwise operations."""
+
+    name: str
+    functions: dict[str, Any]
+
+
+_shared: WeakValueDictionary[str, Program] = WeakValueDictionary()
+
+
+class Program:
+    """A step x' = f(x, operands) as an expression graph.
+
+    `states` and `operands` name the inputs, `linear` tells whether the step is affine in the state
+    with coefficients that do not depend on it, `cost` counts its operations, a transcendental
+    function as about ten.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        states: Sequence[Symbol],
+        operands: Sequence[Symbol],
+        outputs: Sequence[Symbol],
+    ) -> None:
+        self.graph = graph
+        self.state_symbols = list(states)
+        self.operand_symbols = list(operands)
+        self.outputs = list(outputs)
+        self.states = tuple(s.value[1] for s in states)
+        self.operands = tuple(Operand(*s.value) for s in operands)
+        self.linear = is_affine(self.outputs, self.state_symbols)
+        self.key = ""
+        self._made: dict[tuple, Any] = {}
+
+    @classmethod
+    def shared(
+        cls,
+        graph: Graph,
+        states: Sequence[Symbol],
+        operands: Sequence[Symbol],
+        outputs: Sequence[Symbol],
+    ) -> Program:
+        """Return the program of a finished trace, the one that is there if an equal one is.
+
+        Cells of equal steps then share their compiled functions, in whatever cache those are.
+        """
+        nodes = tuple((n.op, repr(n.value), *(a.index for a in n.args)) for n in graph.nodes)
+        ends = tuple(tuple(n.index for n in group) for group in (states, operands, outputs))
+        key = hashlib.sha256(repr((nodes, ends)).encode()).hexdigest()
+        program = _shared.get(key)
+        if program is None:
+            program = _shared[key] = cls(graph, states, operands, outputs)
+            program.key = key
+        return program
+
+    @classmethod
+    def of_key(cls, key: str) -> Program:
+        """Return the program whose `key` this is: `shared` made it, and it is still in use."""
+        if key not in _shared:
+            raise KeyError(f"program {key}: its cell is gone, or was made in another process")
+        return _shared[key]
+
+    def __repr__(self) -> str:
+        equations = (f"{n}' = {o!r}" for n, o in zip(self.states, self.outputs, strict=True))
+        return f"Program({'; '.join(equations)})"
+
+    @cached_property
+    def cost(self) -> int:
+        """Operations of one step of one channel."""
+        return self.costs("step")
+
+    def costs(self, kind: str) -> int:
+        """Operations of the derived function `kind`, see `signature`."""
+        nodes = reachable(self.signature(kind)[1])
+        return sum(_COSTS.get(n.op, 1) for n in nodes if n.op not in ("leaf", "constant"))
+
+    @cached_property
+    def jacobian(self) -> list[Symbol]:
+        """The k * k entries d outputs[i] / d states[j], row by row; zeros are constants."""
+        rows = derivatives.jacobian(self.outputs, self.state_symbols)
+        zero = self.graph.constant(0.0)
+        return [zero if entry is None else entry for row in rows for entry in row]
+
+    def vjp(self, wanted: Sequence[int]) -> tuple[list[Symbol], list[Symbol]]:
+        """Return the cotangent leaves, one per output, and what they give operands `wanted`."""
+        given = [self.graph.leaf("cotangent", name) for name in self.states]
+        pulled = derivatives.vjp(self.outputs, given, [self.operand_symbols[i] for i in wanted])
+        zero = self.graph.constant(0.0)
+        return given, [zero if p is None else p for p in pulled]
+
+    @cached_property
+    def _fused(self) -> dict[int, tuple[Symbol, Symbol]]:
+        return fused_sums(self.outputs)
+
+    def fused(self, results: Sequence[Symbol]) -> dict[int, tuple[Symbol, Symbol]]:
+        """Return which sums of a derived function's `results` take a fused multiply-add.
+
+        The step's own sums are fused alike in every function, so that all of them compute the same
+        next state to the last bit.
+        """
+        step = {n.index for n in reachable(self.outputs)}
+        rest = {i: s for i, s in fused_sums(results).items() if i not in step}
+        return rest | self._fused
+
+    def signature(self, kind: str, wanted: Sequence[int] = ()) -> tuple[list[Symbol], list[Symbol]]:
+        """Return (arguments, results) of the derived function `kind`.
+
+        "step":           states, operands -> next states
+        "step_jacobian":  states, operands -> next states, Jacobian entries
+        "jacobian":       states, operands -> Jacobian entries
+        "vjp":            states, operands, cotangents -> cotangents of the operands `wanted`
+        """
+        arguments = [*self.state_symbols, *self.operand_symbols]
+        match kind:
+            case "step":
+                return arguments, self.outputs
+            case "step_jacobian":
+                return arguments, [*self.outputs, *self.jacobian]
+            case "jacobian":
+                return arguments, self.jacobian
+            case "vjp":
+                given, pulled = self.vjp(wanted)
+                return [*arguments, *given], pulled
+        raise ValueError(f"kind: expected step, step_jacobian, jacobian or vjp, got {kind!r}")
+
+    def function(
+        self, kind: str, backend: Functions, wanted: tuple[int, ...] = ()
+    ) -> Callable[..., tuple[Any, ...]]:
+        """Return the derived function `kind` (see `signature`) over the backend's arrays."""
+
+        def make() -> Callable[..., Any]:
+            arguments, results = self.signature(kind, wanted)
+            fused: dict[int, tuple[Symbol, Symbol]] = {}
+            if "addcmul" in backend.functions:
+                fused = self.fused(results)
+            text = source(kind, arguments, results, fused)
+            return compile_function(text, kind, backend.functions)
+
+        return self.cached((kind, backend.name, wanted), make)
+
+    def cached(self, key: tuple, make: Callable[[], Any]) -> Any:
+        """Return what `make` returned when it was first asked for `key`; kept with the program."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    @cached_property
+    def masked(self) -> Program:
+        """The same step with one more operand, `mask`: where it is 0 the state stays as it is."""
+        mask = self.graph.leaf("mask", "mask")
+        pairs = zip(self.outputs, self.state_symbols, strict=True)
+        held = [self.graph.apply("where", mask > 0.5, new, old) for new, old in pairs]
+        return Program.shared(self.graph, self.state_symbols, [*self.operand_symbols, mask], held)
+
+
+def _coefficients(graph: Graph, name: str, count: int) -> list[Symbol]:
+    return [graph.leaf("coefficient", f"{name}{i}") for i in range(count)]
+
+
+@cache
+def affine_program(k: int) -> Program:
+    """x' = A x + b for blocks of k; operands: the k * k entries of A row by row, then b."""
+    g = Graph()
+    x = [g.leaf("state", f"x{i}") for i in range(k)]
+    a, b = _coefficients(g, "a", k * k), _coefficients(g, "b", k)
+    outputs = []
+    for i in range(k):
+        total = b[i]
+        for j in range(k):
+            total = total + a[i * k + j] * x[j]
+        outputs.append(total)
+    return Program.shared(g, x, [*a, *b], outputs)
+
+
+@cache
+def adjoint_program(k: int) -> Program:
+    """m' = J^T (g + m): the adjoint recurrence; operands: the entries of J row by row, then g.
+
+    Run backward in time it gives m_t = J_t^T lambda_t, from which lambda_t = g_t + m_{t+1}: written
+    so, J and g are read at the same step, and nothing is shifted in memory.
+    """
+    g = Graph()
+    m = [g.leaf("state", f"m{i}") for i in range(k)]
+    jac, grad = _coefficients(g, "j", k * k), _coefficients(g, "g", k)
+    lam = [gi + mi for gi, mi in zip(grad, m, strict=True)]
+    outputs = []
+    for j in range(k):
+        total = jac[j] * lam[0]
+        for i in range(1, k):
+            total = total + jac[i * k + j] * lam[i]
+        outputs.append(total)
+    return Program.shared(g, m, [*jac, *grad], outputs)

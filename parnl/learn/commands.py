@@ -1,0 +1,312 @@
+"""The command `parnl`: list the cells, train one, check one of your own, diagnose one."""
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+EXTRAS = {
+    "torch": ["torch"],
+    "jax": ["jax", "jaxlib"],
+    "testing": ["hypothesis", "pytest"],
+    "train": ["aeon", "equinox", "matplotlib", "optax", "rich", "safetensors", "typer"],
+}
+
+
+def main() -> None:
+    """Entry point. A missing optional package is answered with the command that installs it."""
+    try:
+        build()()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        for extra, packages in EXTRAS.items():
+            if package in packages:
+                sys.exit(f"parnl: {package} is not installed: pip install 'parnl[{extra}]'")
+        raise
+
+
+def build() -> Any:
+    """The typer application."""
+    import typer
+
+    from parnl.learn.training import Config
+
+    app = typer.Typer(
+        help="Nonlinear recurrent networks, in parallel over time.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+
+    # An option that is not given stays None: a resumed run takes it from its checkpoint.
+    def option(text: str, default: Any, *names: str) -> Any:
+        return typer.Option(*names, help=text, show_default=str(default))
+
+    @app.command()
+    def cells() -> None:
+        """List the registered cells."""
+        show_cells()
+
+    @app.command()
+    def train(
+        cell: Annotated[str | None, option("One that `parnl cells` lists.", Config.cell)] = None,
+        data: Annotated[
+            str | None, option("A classification set aeon knows, or an .npz file.", Config.data)
+        ] = None,
+        standardise: Annotated[
+            bool | None,
+            option("Channels, or values as they are.", "standardise", "--standardise/--raw"),
+        ] = None,
+        patch: Annotated[int | None, option("Steps joined into one.", Config.patch)] = None,
+        backend: Annotated[str | None, option("torch or jax.", Config.backend)] = None,
+        blocks: Annotated[int | None, option("Blocks of the model.", Config.blocks)] = None,
+        loops: Annotated[
+            int | None, option("Rounds through the same blocks.", Config.loops)
+        ] = None,
+        width: Annotated[int | None, option("Features between blocks.", Config.width)] = None,
+        state: Annotated[int | None, option("Hidden size of the cell.", Config.state)] = None,
+        dropout: Annotated[float | None, option("In each block's MLP.", Config.dropout)] = None,
+        epochs: Annotated[int | None, option("Epochs at most.", Config.epochs)] = None,
+        batch: Annotated[int | None, option("Series in a batch.", Config.batch)] = None,
+        learning_rate: Annotated[
+            float | None, option("Of Adam.", Config.learning_rate, "--lr")
+        ] = None,
+        patience: Annotated[
+            int | None, option("Epochs to wait for a better validation.", Config.patience)
+        ] = None,
+        seed: Annotated[int | None, option("For weights, order, dropout.", Config.seed)] = None,
+        chunks: Annotated[int | None, option("Of the parallel solve.", "the solver's")] = None,
+        out: Annotated[Path | None, option("The run's folder.", "runs/DATA-CELL-BACKEND")] = None,
+        resume: Annotated[
+            bool, typer.Option("--resume", help="Go on with the run in --out, with its options.")
+        ] = False,
+    ) -> None:
+        """Train a classifier; report its test accuracy and how exact the parallel solve is."""
+        given = {name: value for name, value in locals().items() if value is not None}
+        del given["resume"]
+        run_training(given, given.pop("out", None), resume)
+
+    @app.command()
+    def check(
+        target: Annotated[
+            str,
+            typer.Argument(
+                metavar="MODULE:CELL", help="Or FILE.py:CELL; CELL(dt=0.1) sets options."
+            ),
+        ],
+    ) -> None:
+        """Test a cell of your own: parallel against sequential, gradients, and other properties."""
+        run_check(target)
+
+    @app.command()
+    def diagnose(
+        name: Annotated[str, typer.Argument(help="One that `parnl cells` lists.")],
+        inputs: Annotated[int, option("Size of the inputs, random numbers.", 8, "--input")] = 8,
+        hidden: Annotated[int, option("Channels.", 16)] = 16,
+        steps: Annotated[int, option("Length of the sequence.", 1024)] = 1024,
+        seed: Annotated[int, option("For weights and inputs.", 0)] = 0,
+        budget: Annotated[int, option("Boxes for each channel's proof.", 1000)] = 1000,
+        out: Annotated[Path | None, option("An image of the report.", "none")] = None,
+    ) -> None:
+        """Tell how stable a fresh cell is, and how many iterations solving it takes."""
+        show_diagnosis(name, inputs, hidden, steps, seed, budget, out)
+
+    return app
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Answer a user's mistake with its message alone."""
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"parnl: {error}")
+
+
+def show_cells(input_size: int = 64, hidden_size: int = 64) -> None:
+    """A table of the registered cells; parameters are counted at the given sizes."""
+    from math import prod
+
+    from rich.console import Console
+    from rich.table import Table
+
+    import parnl
+
+    table = Table(
+        caption=f"parameters: at input {input_size}, hidden {hidden_size}; "
+        "operations: of one channel, a transcendental function counts ten"
+    )
+    for column in ("name", "states", "linear"):
+        table.add_column(column)
+    table.add_column("parameters", justify="right")
+    table.add_column("operations\nper step", justify="right")
+    table.add_column("description")
+    for name in parnl.list_cells():
+        cell = parnl.get_cell(name, input_size=input_size, hidden_size=hidden_size)
+        table.add_row(
+            name,
+            ", ".join(cell.states),
+            "yes" if cell.linear else "no",
+            f"{sum(prod(shape) for shape in cell.parameter_shapes.values()):,}",
+            str(cell.cost),
+            (inspect.getdoc(type(cell)) or "").partition("\n")[0],
+        )
+    Console().print(table)
+
+
+def run_training(given: dict[str, Any], out: Path | None, resume: bool) -> None:
+    """`parnl train` with the options that were given on the command line."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from parnl.learn import training
+    from parnl.memory import keep_memory
+
+    keep_memory()
+    # Torch reads it on import. Measured: a second thread gains 1.3 times at T = 1460 and nothing at
+    # T = 29, and loses up to 100 times where another process keeps its core busy.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    with plain_errors():
+        config = training.Config(**given)
+        folder = out or Path("runs", f"{Path(config.data).stem}-{config.cell}-{config.backend}")
+        if resume:
+            _, header = training.read_checkpoint(folder / training.CHECKPOINT)
+            config = replace(training.Config(**header["config"]), **given)
+        dataset = training.dataset_of(config)
+    console.print(describe(dataset))
+
+    columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn())
+    live = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with live as progress, plain_errors():
+        bar = progress.add_task("", total=None, epoch=1)
+
+        def on_step(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        def on_epoch(record: dict[str, Any]) -> None:
+            progress.update(bar, completed=0, epoch=record["epoch"] + 1)
+            console.print(row(record))
+
+        console.print(HEADING)
+        try:
+            result = training.fit(
+                config, dataset, folder, resume=resume, on_step=on_step, on_epoch=on_epoch
+            )
+        except KeyboardInterrupt:
+            sys.exit("parnl: stopped; with --resume it goes on after the last finished epoch")
+    test = training.compare(result.trainer, dataset.test, config.batch, config.chunks)
+    plot(result.history, folder / "training.png")
+    report = dict(config=asdict(config), history=result.history, test=test._asdict())
+    (folder / "report.json").write_text(json.dumps(report, indent=1))
+    seconds = sum(record["seconds"] for record in result.history)
+    console.print(
+        f"\ntest accuracy     {test.accuracy:.1%}   "
+        f"({len(dataset.test.labels)} series, weights of epoch {result.best['epoch']})\n"
+        f"training          {seconds:.1f} s   ({len(result.history)} epochs, "
+        f"{count(result.best['chunks'], 'chunk')})\n"
+        f"parallel solve    {test.gap:.1e} from the sequential one at most, in logits up to "
+        f"{test.scale:.1f}\n"
+        f"                  ({count(test.chunks, 'chunk')}, Newton iterations of the blocks: "
+        f"{', '.join(map(str, test.iterations))})\n"
+        f"written           {', '.join(sorted(path.name for path in folder.iterdir()))} in {folder}"
+    )
+
+
+def count(number: int, name: str) -> str:
+    """1 chunk, 2 chunks."""
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
+def describe(dataset: Any) -> str:
+    """A line on the data."""
+    inputs, _, lengths = dataset.train
+    steps = f"{inputs.shape[1]} steps"
+    if lengths is not None:
+        steps = f"{lengths.min()} to {inputs.shape[1]} steps"
+    return (
+        f"{dataset.name}: {len(inputs)} series to train on, {len(dataset.validation.labels)} to "
+        f"validate, {len(dataset.test.labels)} to test; {inputs.shape[2]} channels, {steps}, "
+        f"{len(dataset.classes)} classes"
+    )
+
+
+HEADING = (
+    "          train             validation         Newton      \n"
+    "epoch     loss  accuracy     loss  accuracy  iterations  seconds"
+)
+
+
+def row(record: dict[str, Any]) -> str:
+    """A line of the table under HEADING; a star marks the best epoch so far."""
+    return (
+        f"{record['epoch']:5} {record['loss']:8.4f}  {record['accuracy']:8.1%} "
+        f"{record['validation_loss']:8.4f}  {record['validation_accuracy']:8.1%}  "
+        f"{' '.join(map(str, record['iterations'])):>10} {record['seconds']:8.2f}"
+        f"{' *' if record['best'] else ''}"
+    )
+
+
+def plot(history: list[dict[str, Any]], path: Path) -> None:
+    """Loss, accuracy and Newton iterations over the epochs, as an image."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = [record["epoch"] for record in history]
+    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    loss, accuracy, iterations = figure.subplots(1, 3)
+    for axis, name in ((loss, "loss"), (accuracy, "accuracy")):
+        axis.plot(epochs, [record[name] for record in history], label="training")
+        axis.plot(epochs, [record[f"validation_{name}"] for record in history], label="validation")
+        axis.set(title=name, xlabel="epoch")
+        axis.legend()
+    loss.set_yscale("log")
+    for block, counts in enumerate(zip(*(record["iterations"] for record in history), strict=True)):
+        # Blocks often take equally many: markers of different sizes keep them all in sight.
+        size = 4 + 3 * (len(history[0]["iterations"]) - block)
+        iterations.plot(epochs, counts, ".", markersize=size, label=f"block {block + 1}")
+    iterations.set(title="Newton iterations (validation)", xlabel="epoch")
+    iterations.set_ylim(bottom=0)
+    iterations.legend()
+    for axis in (loss, accuracy, iterations):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    iterations.yaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.savefig(path, dpi=120)
+
+
+def show_diagnosis(
+    name: str, inputs: int, hidden: int, steps: int, seed: int, budget: int, out: Path | None
+) -> None:
+    """`parnl diagnose`: the report on a cell with fresh weights and normal inputs."""
+    import numpy as np
+    from rich.console import Console
+
+    import parnl
+
+    with plain_errors():
+        cell = parnl.get_cell(name, input_size=inputs, hidden_size=hidden)
+        u = np.random.default_rng(seed).normal(size=(steps, inputs)).astype(np.float32)
+        report = parnl.diagnose(cell, cell.init(seed), u, budget=budget)
+    Console(highlight=False, markup=False, soft_wrap=True).print(str(report))
+    if out is not None:
+        report.plot(out)
+
+
+def run_check(target: str) -> None:
+    """`parnl check`: put the cell that `target` names through `parnl.testing.check_cell`."""
+    os.environ.setdefault("JAX_ENABLE_X64", "1")  # float64 tells a mistake from rounding
+    from parnl import StepError
+    from parnl.testing import check_cell, find
+
+    try:
+        with plain_errors():
+            cell = find(target)
+        check_cell(cell)
+    except (AssertionError, NotImplementedError, StepError) as error:
+        sys.exit(f"parnl: {target} fails: {error}")
+    print(f"{target} passes")

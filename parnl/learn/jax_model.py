@@ -1,0 +1,130 @@
+"""A sequence classifier around any cell: the LrcSSM architecture in JAX, of Equinox layers."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+import parnl
+
+
+class Block(eqx.Module):
+    """Norm, recurrence, residual; norm, MLP, residual. Maps (N, T, width) to (N, T, width)."""
+
+    cell: Any = eqx.field(static=True)
+    norm: eqx.nn.LayerNorm
+    recurrence: dict[str, Array]
+    back: eqx.nn.Identity | eqx.nn.Linear
+    expand: eqx.nn.Linear
+    dropout: eqx.nn.Dropout
+    contract: eqx.nn.Linear
+
+    def __init__(self, cell: Any, width: int, *, dropout: float, seed: int, key: Array) -> None:
+        back, expand, contract = jax.random.split(key, 3)
+        self.cell = cell
+        self.norm = eqx.nn.LayerNorm(width, use_weight=False, use_bias=False)
+        self.recurrence = cell.init(seed=seed, backend="jax")
+        same = cell.hidden_size == width
+        self.back = eqx.nn.Identity() if same else _linear(cell.hidden_size, width, back)
+        self.expand = _linear(width, width, expand)
+        self.dropout = eqx.nn.Dropout(dropout)
+        self.contract = _linear(width, width, contract)
+
+    def __call__(
+        self, x: Array, lengths: Array | None, key: Array | None, **solver: Any
+    ) -> tuple[Array, Any]:
+        """The block's output and the solve's info. Without a key nothing is dropped."""
+        out = parnl.solve(
+            self.cell, self.recurrence, at_every_step(self.norm)(x), lengths=lengths, **solver
+        )
+        x = x + at_every_step(self.back)(out.outputs)
+        hidden = at_every_step(self.expand)(at_every_step(self.norm)(x))
+        hidden = jax.nn.gelu(hidden, approximate=False)
+        # A hidden unit is dropped at all steps or at none (Gal and Ghahramani, 2016).
+        kept = self.dropout(jnp.ones_like(hidden[:, :1]), key=key, inference=key is None)
+        return x + at_every_step(self.contract)(hidden * kept), out.info
+
+
+class Classifier(eqx.Module):
+    """Encoder MLP, `blocks` blocks, a head at every step, and the mean over time.
+
+        model = Classifier(channels=12, classes=9, cell="lrc", width=64, state=64)
+        logits, infos = model(inputs, lengths)
+
+    `state` is the hidden size of the cell; further keywords are options of the cell. With `loops`
+    all blocks are applied that often, with the same weights (arXiv 2605.16048). Names and shapes
+    of the arrays are those of `parnl.learn.torch_model.Classifier`.
+    """
+
+    loops: int = eqx.field(static=True)
+    lift: eqx.nn.Linear
+    encoder: eqx.nn.Linear
+    blocks: list[Block]
+    head: eqx.nn.Linear
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        *,
+        cell: str = "lrc",
+        width: int = 64,
+        state: int = 64,
+        blocks: int = 2,
+        loops: int = 1,
+        dropout: float = 0.0,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        self.loops = loops
+        recurrence = parnl.get_cell(cell, input_size=width, hidden_size=state, **options)
+        lift, encoder, head, *keys = jax.random.split(jax.random.key(seed), blocks + 3)
+        self.lift = _linear(channels, width, lift)
+        self.encoder = _linear(width, width, encoder)
+        self.blocks = [
+            Block(recurrence, width, dropout=dropout, seed=seed + index, key=key)
+            for index, key in enumerate(keys)
+        ]
+        self.head = _linear(width, classes, head)
+
+    def __call__(
+        self,
+        inputs: Array,
+        lengths: Array | None = None,
+        *,
+        key: Array | None = None,
+        **solver: Any,
+    ) -> tuple[Array, list[Any]]:
+        """Logits (N, classes) of inputs (N, T, channels), and the solver's info of each solve.
+
+        With a `key` dropout is on. Other keywords (`method`, `chunks`, ...) go to `parnl.solve`.
+        """
+        lifted = jax.nn.gelu(at_every_step(self.lift)(inputs), approximate=False)
+        x = at_every_step(self.encoder)(lifted)
+        infos = []
+        for index, block in enumerate(self.blocks * self.loops):
+            own = None if key is None else jax.random.fold_in(key, index)
+            x, info = block(x, lengths, own, **solver)
+            infos.append(info)
+        return mean_over_time(at_every_step(self.head)(x), lengths), infos
+
+
+def _linear(size: int, out: int, key: Array) -> eqx.nn.Linear:
+    # Equinox would make float64 of it under jax_enable_x64; the cells' parameters are float32.
+    return eqx.nn.Linear(size, out, dtype=jnp.float32, key=key)
+
+
+def at_every_step(layer: Any) -> Any:
+    """The layer, made for one vector (k,), applied to (N, T, k)."""
+    return jax.vmap(jax.vmap(layer))
+
+
+def mean_over_time(x: Array, lengths: Array | None) -> Array:
+    """The mean of x (N, T, k) over each row's first `lengths` (N,) steps, as (N, k)."""
+    if lengths is None:
+        return x.mean(axis=1)
+    real = jnp.arange(x.shape[1]) < lengths[:, None]
+    total = jnp.where(real[..., None], x, 0).sum(axis=1)
+    return total / jnp.maximum(lengths, 1)[:, None]

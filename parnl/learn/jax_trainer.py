@@ -1,0 +1,134 @@
+"""What `parnl.learn.training` asks of a framework, in JAX with Equinox and Optax."""
+
+from functools import cache
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from parnl.learn.jax_model import Classifier
+
+
+class Trainer:
+    """A classifier and its Adam optimizer. Arrays are NumPy's on the way in and on the way out."""
+
+    def __init__(
+        self,
+        model: dict[str, Any],
+        *,
+        learning_rate: float,
+        clip: float,
+        seed: int,
+        chunks: int | None = None,
+    ) -> None:
+        """`model` holds the keywords of `Classifier`; `clip` bounds the global gradient norm."""
+        self.model = Classifier(**model, seed=seed)
+        self.optimizer = _adam(learning_rate, clip)
+        self.moments = self.optimizer.init(eqx.filter(self.model, eqx.is_array))
+        self.seed, self.chunks = seed, chunks
+        self.count = 0
+
+    def step(
+        self,
+        inputs: np.ndarray,
+        lengths: np.ndarray | None,
+        labels: np.ndarray,
+        weights: np.ndarray,
+    ) -> tuple[float, float, int]:
+        """One optimizer step on a batch; rows of weight 0 do not count.
+
+        inputs: (N, T, channels). lengths, labels, weights: (N,).
+        Returns the mean loss, the number of right answers and the chunks of the solve.
+        """
+        key = jax.random.fold_in(jax.random.key(self.seed), self.count)
+        self.model, self.moments, loss, right, chunks = _step(
+            self.model,
+            self.moments,
+            self.optimizer,
+            key,
+            (inputs, lengths, labels, weights),
+            self.chunks,
+        )
+        self.count += 1
+        return float(loss), float(right), chunks
+
+    def predict(
+        self, inputs: np.ndarray, lengths: np.ndarray | None, **solver: Any
+    ) -> tuple[np.ndarray, list[int]]:
+        """Logits (N, classes) of inputs (N, T, channels), and the iterations of each block."""
+        logits, iterations = _predict(self.model, inputs, lengths, solver)
+        return np.array(logits), [int(count) for count in iterations]
+
+    def export_state(self) -> dict[str, np.ndarray]:
+        """All that decides the next step: `model.*`, `optimizer.*` and the step count."""
+        state = {"optimizer.count": np.array(self.count, np.int64)}
+        return state | _flatten(self.model, "model.") | _flatten(self.moments, "optimizer.")
+
+    def import_state(self, state: dict[str, np.ndarray]) -> None:
+        """Take over what `export_state` gave. Without `optimizer.*` only the model changes."""
+        self.model = _replace(self.model, state, "model.")
+        if "optimizer.count" in state:
+            self.count = int(state["optimizer.count"])
+            self.moments = _replace(self.moments, state, "optimizer.")
+
+
+@cache
+def _adam(learning_rate: float, clip: float) -> optax.GradientTransformation:
+    """Clipped Adam; one object for equal arguments, so that a compiled step serves it again."""
+    return optax.chain(optax.clip_by_global_norm(clip), optax.adam(learning_rate))
+
+
+@eqx.filter_jit
+def _step(
+    model: Classifier,
+    moments: Any,
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    batch: tuple[Any, Any, Any, Any],
+    chunks: int | None,
+) -> tuple[Classifier, Any, Array, Array, int]:
+    inputs, lengths, labels, weights = batch
+
+    @eqx.filter_value_and_grad(has_aux=True)
+    def loss(model: Classifier) -> tuple[Array, tuple[Array, int]]:
+        logits, infos = model(inputs, lengths, key=key, chunks=chunks)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        right = (weights * (logits.argmax(axis=1) == labels)).sum()
+        return (weights * losses).sum() / weights.sum(), (right, infos[0].chunks)
+
+    (value, (right, used)), gradient = loss(model)
+    updates, moments = optimizer.update(gradient, moments)
+    return eqx.apply_updates(model, updates), moments, value, right, used
+
+
+@eqx.filter_jit
+def _predict(
+    model: Classifier, inputs: Any, lengths: Any, solver: dict[str, Any]
+) -> tuple[Array, list[Array]]:
+    logits, infos = model(inputs, lengths, **solver)
+    return logits, _iterations(infos)
+
+
+def _iterations(infos: list[Any]) -> list[Array]:
+    return [jnp.max(jnp.asarray(info.iterations)) for info in infos]
+
+
+def _flatten(tree: Any, prefix: str) -> dict[str, np.ndarray]:
+    """The arrays of a pytree under dotted names, `model.blocks.0.expand.weight`."""
+    leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(tree, eqx.is_array))
+    return {prefix + _name(path): np.array(value) for path, value in leaves}
+
+
+def _replace(tree: Any, arrays: dict[str, np.ndarray], prefix: str) -> Any:
+    def pick(path: Any, value: Any) -> Any:
+        return jnp.asarray(arrays[prefix + _name(path)]) if eqx.is_array(value) else value
+
+    return jax.tree_util.tree_map_with_path(pick, tree)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")

@@ -1,0 +1,122 @@
+"""What `parnl.learn.training` asks of a framework, in PyTorch."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from parnl.learn.torch_model import Classifier
+
+
+class Trainer:
+    """A classifier and its Adam optimizer. Arrays are NumPy's on the way in and on the way out."""
+
+    def __init__(
+        self,
+        model: dict[str, Any],
+        *,
+        learning_rate: float,
+        clip: float,
+        seed: int,
+        chunks: int | None = None,
+    ) -> None:
+        """`model` holds the keywords of `Classifier`; `clip` bounds the global gradient norm."""
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = Classifier(**model, seed=seed).to(self.device)
+        self.parameters = dict(self.model.named_parameters())
+        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=learning_rate, fused=True)
+        self.clip, self.seed, self.chunks = clip, seed, chunks
+        self.count = 0
+        moments = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
+        self._set_moments(moments, moments)
+
+    def step(
+        self,
+        inputs: np.ndarray,
+        lengths: np.ndarray | None,
+        labels: np.ndarray,
+        weights: np.ndarray,
+    ) -> tuple[float, float, int]:
+        """One optimizer step on a batch; rows of weight 0 do not count.
+
+        inputs: (N, T, channels). lengths, labels, weights: (N,).
+        Returns the mean loss, the number of right answers and the chunks of the solve (of
+        attention 0).
+        """
+        self.model.train()
+        answer, weight = self._tensor(labels), self._tensor(weights)
+        # Seeded by the step, so that a resumed run needs no generator state to repeat it.
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed((self.seed << 32) + self.count)
+            logits, infos = self.model(
+                self._tensor(inputs), self._tensor(lengths), chunks=self.chunks
+            )
+        losses = cross_entropy(logits, answer, reduction="none")
+        loss = (weight * losses).sum() / weight.sum()
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.clip)
+        self.optimizer.step()
+        self.count += 1
+        right = (weight * (logits.argmax(dim=1) == answer)).sum()
+        return float(loss.detach()), float(right), 0 if infos[0] is None else infos[0].chunks
+
+    @torch.no_grad()
+    def predict(
+        self, inputs: np.ndarray, lengths: np.ndarray | None, **solver: Any
+    ) -> tuple[np.ndarray, list[int]]:
+        """Logits (N, classes) of inputs (N, T, channels), and the iterations of each block."""
+        self.model.eval()
+        logits, infos = self.model(self._tensor(inputs), self._tensor(lengths), **solver)
+        return logits.cpu().numpy(), _iterations(infos)
+
+    def export_state(self) -> dict[str, np.ndarray]:
+        """All that decides the next step: `model.*`, `optimizer.*` and the step count."""
+        moments = self.optimizer.state_dict()["state"]
+        state = {"optimizer.count": np.array(self.count, np.int64)}
+        for index, (name, value) in enumerate(self.parameters.items()):
+            state[f"model.{name}"] = value.numpy(force=True).copy()
+            state[f"optimizer.mean.{name}"] = moments[index]["exp_avg"].numpy(force=True).copy()
+            state[f"optimizer.square.{name}"] = (
+                moments[index]["exp_avg_sq"].numpy(force=True).copy()
+            )
+        return state
+
+    def import_state(self, state: dict[str, np.ndarray]) -> None:
+        """Take over what `export_state` gave. Without `optimizer.*` only the model changes."""
+        with torch.no_grad():
+            for name, value in self.parameters.items():
+                value.copy_(torch.from_numpy(state[f"model.{name}"]))
+        if "optimizer.count" in state:
+            self.count = int(state["optimizer.count"])
+            self._set_moments(
+                {
+                    name: torch.from_numpy(state[f"optimizer.mean.{name}"])
+                    for name in self.parameters
+                },
+                {
+                    name: torch.from_numpy(state[f"optimizer.square.{name}"])
+                    for name in self.parameters
+                },
+            )
+
+    def _set_moments(self, mean: dict[str, Tensor], square: dict[str, Tensor]) -> None:
+        state = {
+            index: {
+                "step": torch.tensor(float(self.count)),
+                "exp_avg": mean[name].clone(),
+                "exp_avg_sq": square[name].clone(),
+            }
+            for index, name in enumerate(self.parameters)
+        }
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def _tensor(self, array: np.ndarray | None) -> Any:
+        return None if array is None else torch.from_numpy(array).to(self.device)
+
+
+def _iterations(infos: list[Any]) -> list[int]:
+    return [int(torch.as_tensor(info.iterations).max()) for info in infos if info is not None]

@@ -1,0 +1,118 @@
+"""How many chunks, and how many updates: a model of what a solve costs.
+
+A run over all chunks takes L = T / C steps one after the other. A step takes as long as its
+operations on an idle device, however few lanes there are (one channel of one chunk of one sequence
+each); from a number of lanes on that fills the device, it takes longer in proportion:
+
+    time of a run(C) = L * cost * max(1, B * D * C / lanes that fill the device)
+
+C = 1 is one run of the step. More chunks need one run, and a short one before it, where chunk
+starts can be guessed (see `newton`). Elsewhere they need, for each Newton update, a run of the step
+with its Jacobian, one of the step, and some array operations on the chunk starts between them,
+whose price is that of asking for them. So the best C is one that fills the device, if it is worth
+its runs, and 1 if not. Measured constants are how many lanes fill a device, and the price: see the
+backends' `device`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from parnl.graph.program import Program
+
+# Newton updates that a solve is expected to take. Contracting cells with long chunks take 1, most
+# others 2; a linear cell takes 1.
+_UPDATES = 1.5
+# Chunks must promise this much. Measured on a CPU, two threads, GRU: 8 channels, which 4 chunks
+# fill at 3.6 passes, take 0.7 to 1.5 times as long in 8 to 64 chunks as in one; 16 channels, 1.5
+# times; 2 channels, 0.3 times.
+_GAIN = 2.0
+# A chunk shorter than this has forgotten little of its start, and more updates are needed.
+_SHORTEST = 16
+# A step of chunks takes longer than its operations say, next to one of the plain loop: chunks lie
+# apart in memory, and the operations of a Jacobian are cheap but many. Measured: 1.5 to 3 times.
+_APART = 2.0
+# Updates may cost as much as one plain loop before it is run after all. By the model, that is; by
+# the clock it is to stay within 2.5 loops. Two updates are made in any case: who asks for chunks on
+# a full device gets them.
+_BUDGET = 1.0
+_FEWEST = 2
+# A chunk start is guessed from so many steps before it, if a chunk is this many times as long.
+# Measured on ten cells at their initial scale: eight have forgotten their start, to the last bit,
+# after 128 steps, some after 32.
+GUESSED_FROM, _WORTH = 256, 4
+# Array operations of an update that are not products of blocks, for each state.
+_OPERATIONS = 150
+
+
+class Device(NamedTuple):
+    """What decides the time of a run.
+
+    lanes: elements that an operation on arrays wants, to be worth it; price: of one array operation
+    on few elements, however cheap it is, counted in operations of a step on as few. crowd: lanes
+    from which on more of them gain nothing, 0 where chunk starts are not guessed.
+    """
+
+    lanes: int
+    price: float
+    crowd: int = 0
+
+
+def guesses(program: Program, length: int) -> bool:
+    """Return whether chunk starts are guessed first, for chunks of `length` steps."""
+    return not program.linear and length >= _WORTH * GUESSED_FROM
+
+
+def loop_cost(program: Program, device: Device, channels: int, steps: int) -> float:
+    """Return what the plain loop costs; channels: B * D."""
+    return steps * program.cost * max(1.0, channels / device.lanes)
+
+
+def update_cost(program: Program, device: Device, channels: int, steps: int, chunks: int) -> float:
+    """Return what a Newton update costs, in the same unit."""
+    length, k = -(-steps // chunks), len(program.states)
+    filled = max(1.0, channels * chunks / device.lanes)
+    runs = length * (program.costs("step_jacobian") + program.cost) * filled
+    # of a scan over the chunks, some six levels; of the rest, three products of k x k blocks
+    between = _OPERATIONS * k + 9 * k * k * (2 * k - 1)
+    return _APART * runs + device.price * between
+
+
+def auto_chunks(program: Program, device: Device, channels: int, steps: int) -> int:
+    """Return the number of chunks of least cost; channels: B * D.
+
+    >>> import parnl
+    >>> program = parnl.get_cell("gru", input_size=1, hidden_size=1).program
+    >>> device = Device(lanes=1024, price=4.0)
+    >>> auto_chunks(program, device, channels=64, steps=10_000)
+    16
+    >>> auto_chunks(program, device, channels=512, steps=10_000)
+    1
+    """
+    loop = loop_cost(program, device, channels, steps)
+    chunks = min(device.crowd // max(channels, 1), steps // (_WORTH * GUESSED_FROM))
+    if chunks > 1 and not program.linear:
+        # the run and the short one before it, and what stands between them at its price, doubled:
+        # of a loop below a millisecond nothing is to be gained (measured)
+        asked = _GAIN * device.price * _OPERATIONS * len(program.states)
+        if loop >= 1.2 * loop / chunks + asked:
+            return chunks
+    chunks = min(device.lanes // max(channels, 1), steps // _SHORTEST)
+    if chunks < 2:
+        return 1
+    updates = 1.0 if program.linear else _UPDATES
+    parallel = updates * update_cost(program, device, channels, steps, chunks)
+    return chunks if loop >= _GAIN * parallel else 1
+
+
+def updates_worth(program: Program, device: Device, channels: int, steps: int, chunks: int) -> int:
+    """Return after how many updates it is time to give up and run the plain loop.
+
+    >>> import parnl
+    >>> program = parnl.get_cell("gru", input_size=1, hidden_size=1).program
+    >>> updates_worth(program, Device(lanes=1024, price=4.0), 64, 10_000, chunks=16)
+    3
+    """
+    loop = loop_cost(program, device, channels, steps)
+    worth = _BUDGET * loop / update_cost(program, device, channels, steps, chunks)
+    return min(chunks, max(_FEWEST, int(worth)))

@@ -1,0 +1,403 @@
+"""The solver: Newton's method on chunk-start states, with an affine scan over the chunks.
+
+The T steps are cut into C chunks of L steps. The unknowns are the chunk-start states s_c; F_c(s)
+is the state after running chunk c from s, P_c the product of the step Jacobians on the way. The
+iteration solves s_{c+1} = F_c(s_c):
+
+    all chunks in parallel:  guess s_{c+1} from the last steps of chunk c alone
+    all chunks in parallel:  P_c along the run from s_c                                   (advance)
+    over the chunks:         s_{c+1} <- F_c(s_c) + P_c (change of s_c)                 (affine scan)
+    all chunks in parallel:  run from s_c, writing every state, ending in F_c(s_c)     (trajectory)
+
+until the gaps F_c(s_c) - s_{c+1} are at rounding level. C = 1 is the sequential loop, C = T is
+Newton over all time steps (DEER). Since the run that writes the answer also measures the gaps, no
+pass is spent on confirming convergence, and nothing is assumed about its order.
+
+Why it ends, and where: s_1 is known. Once s_c is exact, the run writes the exact F_c(s_c), the
+next change of s_c is an exact zero, and P_c is kept finite: so s_{c+1} becomes F_c(s_c) to the last
+bit. Hence each iteration makes at least one more chunk start exact, for any cell whatever.
+
+Every lane (one channel of one sequence) converges by itself, and a chunk start is settled, and
+from then on untouched, once all gaps up to it are small: in each state, compared with that state's
+own size so far, so that units do not matter. A value depends on nothing but the earlier steps of
+its own lane, so a NaN can disturb neither other sequences nor earlier steps, not even through the
+number of iterations. One thing looks ahead: whether the lane amplifies what is left at a chunk
+start (see `_growth`), and so whether its starts are right to rounding or to the last bit.
+
+Nor does it take long. Where Newton makes little of its updates, on a chaotic, expanding or
+discontinuous cell, it is given up once they have cost about a plain loop (see `cost.py`). In
+long chunks, whose products tell the cell and not the guess, it is so after the first update that
+shows a rounding error to reach full size by most of the lane's chunk starts. The loop then runs the
+lanes that are not settled, from their own operands: no lane sees another's.
+Damping does not pay there: with products clamped to anything from 100 down to 0, the cells of
+`benchmarks/hostile.py` took as many updates, one for each chunk, or at best a tenth fewer.
+
+The guess is often all there is to do: where two short runs from different states meet in the same
+bits, the cell has forgotten its start, and where running the chunks then meets the guesses, to the
+last bit, it is the plain loop's own answer and there is nothing left to update (see `_guess`).
+
+A linear program needs one update, and its gaps are not looked at, unless it amplifies rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from parnl.graph.program import Functions, Program
+from parnl.solver import blocks
+from parnl.solver.cost import GUESSED_FROM, Device, guesses, updates_worth
+from parnl.solver.scan import affine_scan
+
+# A lane whose products of Jacobians grow by more than this over some stretch amplifies what is
+# left at a chunk start: there, only exact chunk starts count as settled.
+GROWTH = math.log(100.0)
+
+
+class Plan(NamedTuple):
+    """How to solve: all that is fixed before the arrays are looked at.
+
+    steps: T; chunks: C; epsilon: the machine epsilon of the arrays' dtype; tolerance: as given, see
+    `allowed`; max_iterations: as given, None for as many updates as are worth it; reverse: run from
+    the last step to the first.
+    """
+
+    steps: int
+    chunks: int
+    epsilon: float
+    tolerance: float | None = None
+    max_iterations: int | None = None
+    reverse: bool = False
+
+    @property
+    def length(self) -> int:
+        """L, the number of steps of a chunk (the last one run may be shorter)."""
+        return -(-self.steps // self.chunks)
+
+    @property
+    def allowed(self) -> float:
+        """Largest gap accepted in a state at a chunk boundary, relative to that state's size.
+
+        Its size is its largest magnitude at the lane's chunk starts so far.
+
+        0: bit-equal. By default, each of the L steps of a chunk is allowed a rounding error of its
+        own. A property, for in a compiled graph L may be unknown until it is run.
+        """
+        if self.tolerance is not None:
+            return self.tolerance
+        return 8.0 * self.epsilon * math.sqrt(self.length)
+
+    @classmethod
+    def make(
+        cls,
+        steps: int,
+        chunks: int,
+        epsilon: float,
+        tolerance: float | None = None,
+        max_iterations: int | None = None,
+        reverse: bool = False,
+    ) -> Plan:
+        """Return the plan with the number of chunks of ceil(T / C) steps that T steps fill."""
+        length = -(-steps // chunks)
+        return cls(steps, -(-steps // length), epsilon, tolerance, max_iterations, reverse)
+
+    def backward(self) -> Plan:
+        """Return the plan of the adjoint: exact, however far the solve itself has come."""
+        return self._replace(reverse=not self.reverse, max_iterations=None)
+
+
+class Stats(NamedTuple):
+    """Scalars: Newton updates, largest change of a chunk start in the last, largest gap left,
+    whether all gaps are small enough, and how many lanes the plain loop has run.
+    """
+
+    iterations: Any
+    update: Any
+    residual: Any
+    converged: Any
+    sequential: Any
+
+
+class Kernels(Functions, Protocol):
+    """What the algorithm asks of a backend.
+
+    States are lists of k arrays; chunk starts are (B, C, D), chunks in the order they are run.
+    """
+
+    @property
+    def xp(self) -> Any:
+        """The arrays' namespace, as the array API names its functions."""
+
+    def device(self, array: Any) -> Device:
+        """Return what the device of `array` can do at once, and what it costs to ask it."""
+
+    def advance(
+        self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
+    ) -> tuple[list[Any], list[Any]]:
+        """Run the first C - 1 chunks from `starts` (B, C - 1, D): (ends, products), k and k * k."""
+
+    def trajectory(
+        self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
+    ) -> tuple[list[Any], list[Any]]:
+        """Run all chunks: (states (B, T, D) in the order of time, ends of the first C - 1)."""
+
+    def unwritten(self, write: Callable[[], Any]) -> Any:
+        """Return what stands for the result of `write` before it was called; it is never read."""
+
+    def running_max(self, x: Any) -> Any:
+        """Return the running maximum of x along axis 1."""
+
+    def while_loop(
+        self, condition: Callable[[Any], Any], body: Callable[[Any], Any], carry: Any
+    ) -> Any:
+        """Apply `body` to `carry` while `condition` holds."""
+
+
+def newton(
+    kernels: Kernels, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
+) -> tuple[list[Any], Stats]:
+    """Return every state, k arrays (B, T, D), and the statistics of the solve.
+
+    operands: arrays that broadcast to (B, T, D); x0: k arrays (B, D). Nothing here is
+    differentiated: gradients are implicit, and each backend states them in terms of this function.
+    """
+    xp = kernels.xp
+    chunks = plan.chunks
+    batch, channels = x0[0].shape
+    shape = (batch, chunks, channels)
+    starts = [xp.broadcast_to(x[:, None, :], shape) for x in x0]
+    zero = xp.sum(xp.zeros_like(x0[0]))
+    none = xp.astype(zero, xp.int32)
+    if chunks == 1:
+        states, _ = kernels.trajectory(program, plan, operands, starts)
+        return states, Stats(none, zero, zero, zero == 0, none + batch * channels)
+
+    info = xp.finfo(x0[0].dtype)
+    limit = math.sqrt(float(info.max)) / 100
+    most = plan.max_iterations
+    if most is None:
+        device = kernels.device(x0[0])
+        most = updates_worth(program, device, batch * channels, plan.steps, chunks)
+    gives_up = plan.max_iterations is None and most < chunks
+    guessed = guesses(program, plan.length)
+
+    def body(carry: tuple) -> tuple:
+        iteration, starts, _, ends, settled, lost, *_ = carry
+        before = [s[:, 1:] for s in starts]
+        run_ends, raw = kernels.advance(program, plan, operands, [s[:, :-1] for s in starts])
+        # the trajectory's own ends once there are some: exactness is then in terms of its bits
+        ends = [xp.where(iteration == 0, r, e) for r, e in zip(run_ends, ends, strict=True)]
+        products = [xp.clip(xp.where(xp.isnan(p), 0.0, p), -limit, limit) for p in raw]
+
+        gaps = [xp.where(settled, 0.0, _gap(xp, e, s)) for e, s in zip(ends, before, strict=True)]
+        change = affine_scan(xp, products, gaps, limit)
+        earlier = [xp.concat([xp.zeros_like(d[:, :1]), d[:, :-1]], axis=1) for d in change]
+        moved = [e + d for e, d in zip(ends, blocks.matvec(products, earlier), strict=True)]
+        after = [xp.where(settled, s, m) for s, m in zip(before, moved, strict=True)]
+        starts = [xp.concat([s[:, :1], a], axis=1) for s, a in zip(starts, after, strict=True)]
+
+        finite = [xp.where(xp.isfinite(s), xp.abs(s), 0.0) for s in starts]
+        sizes = [kernels.running_max(s) for s in finite]
+        grown = _growth(kernels, raw, None if program.linear else sizes, limit)
+        tame = grown < GROWTH
+        lane_tame = xp.all(tame, axis=1, keepdims=True)
+        states, ends = kernels.trajectory(program, plan, operands, starts)
+        gaps = [xp.abs(_gap(xp, e, a)) for e, a in zip(ends, after, strict=True)]
+        gap = _largest(xp, gaps)
+        if program.linear:
+            enough = _all_so_far(kernels, tame & (_largest(xp, raw) < limit))  # False where NaN
+        else:
+            enough = lane_tame
+            for g, s in zip(gaps, sizes, strict=True):
+                enough = enough & (g <= plan.allowed * s[:, 1:])
+        settled = _all_so_far(kernels, settled | enough | (gap == 0))
+        update = _largest(xp, [_gap(xp, a, s) for a, s in zip(after, before, strict=True)])
+        stats = (_peak(xp, update), gap)
+        if gives_up and guessed:
+            chaotic = _mostly(xp, grown > -math.log(plan.epsilon))
+            # for good, or it would depend on other lanes' updates which way the answer comes
+            lost = lost | (chaotic & ~settled[:, -1:])
+        return iteration + 1, starts, states, ends, settled, lost, lane_tame, stats
+
+    def unfinished(carry: tuple) -> Any:
+        return (carry[0] < most) & ~xp.all(carry[4][:, -1:] | carry[5])
+
+    flat = xp.zeros_like(starts[0][:, 1:])
+    states = kernels.unwritten(lambda: kernels.trajectory(program, plan, operands, starts)[0])
+    settled = flat > 0
+    if guessed:
+        starts, forgotten = _guess(kernels, program, plan, operands, x0)
+
+        def verify(carry: tuple) -> tuple:
+            states, ends = kernels.trajectory(program, plan, operands, starts)
+            gaps = [_gap(xp, e, s[:, 1:]) for e, s in zip(ends, starts, strict=True)]
+            met = forgotten & (_largest(xp, gaps) == 0)
+            return carry[0] & False, states, _all_so_far(kernels, met)
+
+        # Any lane that seems to have forgotten its start calls for it, so none depends on another.
+        _, states, settled = kernels.while_loop(
+            lambda carry: carry[0], verify, (xp.any(forgotten[:, 0]), states, settled)
+        )
+    first = [s[:, 1:] for s in starts]
+    lost = flat[:, :1] > 0
+    carry = (none, starts, states, first, settled, lost, ~lost, (zero, flat))
+    iterations, _, states, _, settled, lost, tame, (update, gap) = kernels.while_loop(
+        unfinished, body, carry
+    )
+    if not gives_up:
+        return states, Stats(iterations, update, _peak(xp, gap), xp.all(settled), none)
+
+    done = settled[:, -1:] & ~lost
+
+    def give_up(carry: tuple) -> tuple:
+        states, finished = carry
+        alone = [x[:, None, :] for x in x0]
+        loop, _ = kernels.trajectory(program, plan._replace(chunks=1), operands, alone)
+        # The framework may round differently over one chunk: so a lane that amplifies what differs
+        # is taken from the loop from its first step on.
+        kept = settled & (done | tame)
+        return _spliced(xp, plan, kept, done, states, loop), finished == finished
+
+    states, _ = kernels.while_loop(lambda carry: ~xp.all(carry[1]), give_up, (states, done))
+    residual = _peak(xp, xp.where(done, gap, 0.0))
+    taken = xp.sum(xp.astype(~done, xp.int32), dtype=xp.int32)
+    return states, Stats(iterations, update, residual, zero == 0, taken)
+
+
+def _guess(
+    kernels: Kernels, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
+) -> tuple[list[Any], Any]:
+    """Return guessed chunk starts (B, C, D), and where the cell has forgotten what was before.
+
+    The last steps before each chunk are run twice, from x0 and from x0 + 1, all chunks and both
+    runs side by side as sequences of their own. forgotten: (B, C - 1, D), whether both end in the
+    same bits: from there on they would be the same for ever.
+    """
+    xp, count = kernels.xp, plan.chunks - 1
+    batch, channels = x0[0].shape
+    several = (2, batch, count)
+
+    def last_steps(operand: Any) -> Any:
+        rows, steps, width = operand.shape
+        if steps == 1:
+            chunked = operand[:, None]
+            if rows == 1:
+                return operand
+        elif plan.reverse:
+            chunked = operand[:, plan.steps - count * plan.length :]
+            chunked = xp.reshape(chunked, (rows, count, plan.length, width))[:, :, :GUESSED_FROM]
+            chunked = xp.flip(chunked, axis=1)
+        else:
+            chunked = xp.reshape(
+                operand[:, : count * plan.length], (rows, count, plan.length, width)
+            )
+            chunked = chunked[:, :, -GUESSED_FROM:]
+        wide = xp.broadcast_to(chunked[None], (*several, *chunked.shape[2:]))
+        return xp.reshape(wide, (2 * batch * count, *chunked.shape[2:]))
+
+    begin = [xp.stack([x, x + 1.0]) for x in x0]
+    begin = [xp.broadcast_to(x[:, :, None], (*several, channels)) for x in begin]
+    begin = [xp.reshape(x, (2 * batch * count, 1, channels)) for x in begin]
+    short = plan._replace(steps=GUESSED_FROM, chunks=1)
+    states, _ = kernels.trajectory(program, short, [last_steps(a) for a in operands], begin)
+    ends = [xp.reshape(x[:, 0 if plan.reverse else -1], (*several, channels)) for x in states]
+    forgotten = _largest(xp, [_gap(xp, e[0], e[1]) for e in ends]) == 0
+    guesses = [xp.where(xp.isfinite(e[0]), e[0], x[:, None]) for e, x in zip(ends, x0, strict=True)]
+    starts = [xp.concat([x[:, None], g], axis=1) for x, g in zip(x0, guesses, strict=True)]
+    return starts, forgotten
+
+
+def _spliced(
+    xp: Any, plan: Plan, kept: Any, done: Any, chunked: Sequence[Any], loop: Sequence[Any]
+) -> list[Any]:
+    """Return the results of the chunks to be kept, and of the loop after them.
+
+    kept: (B, C - 1, D), whether the chunk's start is; done: (B, 1, D), whether all are.
+    """
+    batch, count, channels = kept.shape
+    shape = (batch, count + 1, plan.length, channels)
+    kept = xp.concat([done | kept[:, :1], kept], axis=1)
+    kept = xp.reshape(xp.broadcast_to(kept[:, :, None, :], shape), (batch, -1, channels))
+    kept = kept[:, : plan.steps]
+    kept = xp.flip(kept, axis=1) if plan.reverse else kept
+    results = []
+    for a, b in zip(chunked, loop, strict=True):
+        if b.shape[1] == 1:  # a gradient: of x0, or a sum over all time in place of one a chunk
+            rest = xp.zeros_like(a[:, 1:])
+            results.append(xp.where(done, a, xp.concat([b, rest], axis=1)))
+        else:
+            results.append(xp.where(kept, a, b))
+    return results
+
+
+def _gap(xp: Any, a: Any, b: Any) -> Any:
+    """Return a - b, an exact 0 where both are the same inf or both NaN."""
+    same = (a == b) | (xp.isnan(a) & xp.isnan(b))
+    return xp.where(same, 0.0, a - b)
+
+
+def _largest(xp: Any, parts: Sequence[Any]) -> Any:
+    """Return the largest magnitude over the k states of a lane."""
+    total = xp.abs(parts[0])
+    for part in parts[1:]:
+        total = xp.maximum(total, xp.abs(part))
+    return total
+
+
+def _peak(xp: Any, x: Any) -> Any:
+    return xp.max(xp.where(xp.isnan(x), math.inf, x))
+
+
+def _all_so_far(kernels: Kernels, ok: Any) -> Any:
+    """Return where `ok` holds at this and every earlier chunk of the lane."""
+    xp = kernels.xp
+    return kernels.running_max(xp.astype(~ok, xp.float32)) == 0
+
+
+def _growth(
+    kernels: Kernels, products: Sequence[Any], sizes: Sequence[Any] | None, limit: float
+) -> Any:
+    """Return by how much what was left at a chunk start has grown up to this one, at most: a log.
+
+    Below `GROWTH` the lane is tame so far. Nonlinear: small gaps settle a chunk start, if the lane
+    stays tame further on. Linear: one update is the answer, whatever the gaps say, until rounding
+    has been amplified. From there on only a zero gap tells. `sizes`: of each state at the chunk
+    starts, (B, C, D), never falling; the last ones are the units that growth is measured in, None
+    for the units that states come in.
+    """
+    xp, k = kernels.xp, math.isqrt(len(products))
+    nan = xp.isnan(_largest(xp, products))
+    entries = [xp.clip(xp.where(nan, 0.0, p), -limit, limit) for p in products]
+    if k > 1 and sizes is not None:
+        entries = _in_proportion(xp, entries, [s[:, -1:] for s in sizes], limit)
+    power = 1
+    while k > 1 and power < 4:  # the norm of a power nears the spectral radius, which is what grows
+        entries = [xp.clip(p, -limit, limit) for p in blocks.matmul(entries, entries, k)]
+        power *= 2
+    # 1e-30 stands for zero: what is forgotten there does not hide growth that comes later
+    growth = xp.log(xp.clip(_largest(xp, entries), 1e-30, None)) / power
+    level = xp.cumulative_sum(xp.where(nan, 0.0, growth), axis=1)
+    return level + kernels.running_max(xp.clip(-level, 0.0, None))
+
+
+def _mostly(xp: Any, flags: Any) -> Any:
+    """Return whether more than half of the flags (B, n, D) of a lane are set, as (B, 1, D)."""
+    count = xp.sum(xp.astype(flags, xp.int32), axis=1, keepdims=True, dtype=xp.int32)
+    return 2 * count > flags.shape[1]
+
+
+def _in_proportion(
+    xp: Any, products: Sequence[Any], sizes: Sequence[Any], limit: float
+) -> list[Any]:
+    """Return blocks (B, C - 1, D) for states each in units of its own size (B, 1, D).
+
+    One similarity for all chunks, so that growth is that of their product. A state that is 0 all
+    along has no size; its gaps must be 0, so there is nothing to amplify.
+    """
+    scaled: list[Any] = []
+    for i in sizes:
+        for j in sizes:
+            ratio = xp.clip(xp.where(i > 0, j / i, 0.0), 0.0, limit)
+            scaled.append(xp.clip(products[len(scaled)] * ratio, -limit, limit))
+    return scaled

@@ -1,0 +1,459 @@
+"""The property tests that users run on their cells: they pass what is right and catch faults.
+
+`tests/mutations.py` plants ten faults in parnl itself; here the suite's own parts are broken.
+"""
+
+import ast
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import parnl
+from parnl import inputs, ops
+from parnl.graph import derivatives
+from parnl.graph.program import Program, adjoint_program
+from parnl.params import matrix, vector
+from parnl.testing import (
+    HOSTILE,
+    PROPERTIES,
+    TOLERANCES,
+    NotApplicable,
+    cells,
+    check_cell,
+    check_property,
+    find,
+    hostile,
+    installed,
+    problems,
+    shapes,
+)
+from parnl.testing import properties as checks
+
+pytest_plugins = "pytester"
+
+
+def passes(name, cell, backend="torch", **how):
+    """Whether the property holds; NotApplicable passes through."""
+    try:
+        check_property(name, cell, backend, **how)
+    except AssertionError as error:
+        if not str(error).startswith(f"{name}: "):
+            raise
+        return False
+    return True
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+@pytest.mark.parametrize("name", ["gru", "lrc", "lstm", "ltc"])
+def test_built_in_cells_pass(name, backend):
+    check_cell(name, backends=[backend], examples=8)
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_a_built_in_cell_passes_in_jax():
+    check_cell("lrc", backends=["jax"], examples=5)
+
+
+def test_an_instance_keeps_its_sizes_and_options():
+    check_cell(parnl.get_cell("lrc", 2, 5, symmetric=True), backends=["torch"], examples=2)
+
+
+def test_all_frameworks_are_found():
+    assert installed() == ("numpy", "jax", "torch")
+
+
+# -- strategies -----------------------------------------------------------------------------------
+
+
+def drawn(strategy, count):
+    found = []
+
+    @settings(max_examples=count, database=None, derandomize=True, deadline=None)
+    @given(strategy)
+    def collect(x):
+        found.append(x)
+
+    collect()
+    return found
+
+
+def test_problems_vary():
+    seen = drawn(problems("lrc"), 100)
+    for field in ("backend", "dtype", "chunks", "reverse", "cut", "batch", "steps"):
+        assert len({getattr(p, field) for p in seen}) > 1, field
+    for field in ("initial_state", "dt", "lengths"):
+        assert len({getattr(p, field) is None for p in seen}) == 2, field
+    assert {p.dtype for p in seen} == {"float64", "float32"} <= set(TOLERANCES)
+    assert all(1 <= p.chunks <= p.steps and 0 <= p.cut <= p.steps for p in seen)
+
+
+def test_shapes_vary():
+    seen = drawn(shapes(max_steps=9, hidden=(2, 5)), 100)
+    assert {s.hidden_size for s in seen} == {2, 5}
+    assert {s.steps for s in seen} == set(range(1, 10))
+    assert len({s.batch for s in seen}) == 4
+
+
+def test_hostile_inputs_are_what_they_are_called():
+    rng = np.random.default_rng(0)
+    with np.errstate(all="ignore"):
+        found = {n: make(rng, rng.normal(size=(40, 3))) for n, make in HOSTILE.items()}
+    size = {n: np.abs(x) for n, x in found.items()}
+    assert size["huge"].min() > 1e19
+    assert 0 < size["tiny"].max() < 1e-19
+    assert 0 < size["subnormal"].max() < np.finfo(np.float32).tiny
+    assert 0 < size["subnormal"].min() < np.finfo(np.float64).tiny
+    assert np.isnan(found["nan"]).sum() == np.isinf(found["inf"]).sum() == 1
+    assert np.ptp(found["constant"]) == 0
+    assert np.all(np.diff(np.sign(found["alternating"]), axis=0) != 0)
+    assert np.isnan(found["mixed"]).any()
+    assert np.isinf(found["mixed"]).any()
+    assert all(x.shape == (7, 2) for x in drawn(hostile((7, 2)), 20))
+
+
+def test_random_cells_are_their_source():
+    """What is printed makes the same step, and in time every operation is drawn."""
+    seen = drawn(cells(hidden=(2,), max_leaves=16), 200)
+    used = set()
+    for cell in seen:
+        used |= {node.op for node in cell.program.graph.nodes}
+        scope = {"parnl": parnl, "ops": ops, "matrix": matrix, "vector": vector}
+        ast.parse(cell.source)
+        exec(cell.source, scope)
+        again = scope["Random"](2, 2)
+        assert again.program is cell.program
+        assert cell.source in repr(cell)
+    assert {len(c.states) for c in seen} == {1, 2, 3, 4}
+    wanted = "add sub mul div neg exp expm1 log log1p sqrt sin cos tanh sigmoid softplus relu"
+    assert set(f"{wanted} abs sign erf minimum maximum where pow".split()) <= used
+
+
+def test_random_cells_pass_the_suite():
+    for cell in drawn(cells(hidden=(3,)), 4):
+        check_cell(cell, backends=["torch"], examples=1)
+
+
+# -- cells that break a property, and are caught by it --------------------------------------------
+
+
+class Plain(parnl.Cell):
+    parameters = dict(W=matrix("input", "hidden"), a=vector("hidden"))
+
+    def features(self, p, u):
+        return dict(f=u @ p.W)
+
+    def step(self, p, x, f):
+        return ops.tanh(p.a * x + f.f)
+
+
+class Tied(Plain):
+    """Its features read the future."""
+
+    def features(self, p, u):
+        return dict(f=(u - u.sum(-2, keepdims=True) / max(1, u.shape[-2])) @ p.W)
+
+
+class Mixing(Plain):
+    """Its features mix the sequences of a batch."""
+
+    def features(self, p, u):
+        return dict(f=(u + (u[::-1] if u.ndim > 2 else u)) @ p.W)
+
+
+class Forgetful(Plain):
+    """Its features depend on the direction of time."""
+
+    def features(self, p, u):
+        ramp = 1.0 + 0.0 * u[..., :1] + (u[..., :1] * 0 + 1.0).cumsum(-2)
+        return dict(f=(u * ramp) @ p.W)
+
+
+class Choosy(Plain):
+    """Its last channel is another one."""
+
+    def features(self, p, u):
+        f = u @ p.W
+        return dict(f=f * f, g=f[..., -1:])
+
+    def step(self, p, x, f):
+        return ops.tanh(p.a * x + f.f + f.g)
+
+
+@pytest.mark.parametrize(
+    ("cell", "caught"),
+    [
+        (Plain, set()),
+        (Tied, {"streaming", "splitting", "padding"}),
+        (Mixing, {"padding", "batch_order", "hostile_inputs"}),
+        (Forgetful, {"streaming", "splitting", "reversal"}),
+    ],
+)
+def test_cells_are_caught_by_what_they_break(monkeypatch, cell, caught):
+    names = ["streaming", "splitting", "padding", "batch_order", "reversal", "hostile_inputs"]
+    names += ["precision", "channel_order", "chunking"]
+    monkeypatch.setenv("PARNL_KERNELS", "off")
+    failed = {n for n in names if not passes(n, cell, "numpy", examples=12, max_steps=6)}
+    assert caught <= failed
+    assert not (failed if cell is Plain else failed & {"chunking", "channel_order"})
+
+
+def test_channels_that_differ_are_left_out():
+    with pytest.raises(NotApplicable, match="tell channels apart"):
+        check_property("channel_order", parnl.get_cell("s6", 2, 8), "numpy", examples=5)
+
+
+def test_channels_that_the_solver_mixes_are_caught(monkeypatch):
+    from parnl.backends.numpy import NumpyBackend
+
+    right = NumpyBackend.solve
+
+    def mixing(self, program, plan, operands, x0):
+        states, stats = right(self, program, plan, operands, x0)
+        return [s + 1e-6 * s[..., :1] for s in states], stats
+
+    assert passes("channel_order", "gru", "numpy")
+    monkeypatch.setattr(NumpyBackend, "solve", mixing)
+    assert not passes("channel_order", "gru", "numpy")
+
+
+def test_half_precision_solved_in_half_precision_is_caught(monkeypatch):
+    right = inputs.working_dtype
+
+    def low(xp, features, given):
+        _, result = right(xp, features, given)
+        return result, result
+
+    assert passes("precision", "indrnn", "numpy", examples=20)
+    monkeypatch.setattr(sys.modules["parnl.solve"], "working_dtype", low)
+    assert not passes("precision", "indrnn", "numpy", examples=20)
+
+
+def test_a_function_that_differs_from_numpy_is_caught(monkeypatch):
+    """The loop calls the same wrong function: only another library can tell."""
+    from parnl.backends.torch import adaptor
+
+    monkeypatch.setenv("PARNL_KERNELS", "off")
+    right = adaptor.backend.functions["tanh"]
+    assert passes("same_on_numpy", Fresh(2, 3, salt=50.0))
+    monkeypatch.setitem(adaptor.backend.functions, "tanh", lambda x: right(x) * (1 + 1e-6))
+    assert passes("equals_loop", Fresh(2, 3, salt=51.0)) is False
+    assert passes("same_on_numpy", Fresh(2, 3, salt=51.0)) is False
+
+
+def test_gradients_that_do_not_shrink_are_caught(monkeypatch):
+    """A proof of too much: half the rho that holds; and a box that is left."""
+    cell, right = parnl.get_cell("indrnn", 2, 2), checks.certify
+    assert passes("shrinking_gradients", cell, examples=20)
+
+    def half(*args, **kwargs):
+        proof = right(*args, **kwargs)
+        return proof._replace(rho=proof.rho / 2)
+
+    monkeypatch.setattr(checks, "certify", half)
+    with pytest.raises(AssertionError, match="times the bound"):
+        check_property("shrinking_gradients", cell, "torch", examples=40)
+
+    def narrow(*args, **kwargs):
+        proof = right(*args, **kwargs)
+        return proof._replace(low=proof.low / 50, high=proof.high / 50)
+
+    monkeypatch.setattr(checks, "certify", narrow)
+    with pytest.raises(AssertionError, match="is reached at step"):
+        check_property("shrinking_gradients", cell, "torch", examples=40)
+
+
+def test_an_unproved_cell_has_no_bound():
+    with pytest.raises(NotApplicable, match="no bound below 1"):
+        check_property("shrinking_gradients", "slstm", "torch", examples=4)
+
+
+class Fresh(parnl.Cell):
+    """A cell whose derived functions nobody has asked for yet; `salt` makes it a program apart."""
+
+    parameters = dict(W=matrix("input", "hidden"), a=vector("hidden"), b=vector("hidden"))
+    states = ("x", "y")
+    options = dict(salt=0.0)
+
+    def features(self, p, u):
+        return dict(f=u @ p.W)
+
+    def step(self, p, x, y, f):
+        new = ops.tanh(p.a * x + 0.5 * y + f.f) + 1e-9 * self.salt
+        return new, ops.sigmoid(p.b * y + x) * ops.sin(new)
+
+
+def wrong_rule(op, factor):
+    right = derivatives._partial
+
+    def partial(node, position):
+        return right(node, position) * factor if node.op == op else right(node, position)
+
+    return partial
+
+
+def transposed(k):
+    """The adjoint recurrence with J where J^T belongs."""
+    program = adjoint_program(k)
+    n = k * k
+    jac, grad = program.operand_symbols[:n], program.operand_symbols[n:]
+    lam = [g + m for g, m in zip(grad, program.state_symbols, strict=True)]
+    outputs = [sum((jac[i * k + j] * lam[j] for j in range(1, k)), jac[i * k] * lam[0])
+               for i in range(k)]  # fmt: skip
+    return Program(program.graph, program.state_symbols, program.operand_symbols, outputs)
+
+
+@pytest.mark.parametrize("kernels", ["c", "off"])
+@pytest.mark.parametrize("op", ["tanh", "sigmoid", "sin"])
+def test_a_wrong_derivative_rule_is_caught(monkeypatch, op, kernels):
+    monkeypatch.setenv("PARNL_KERNELS", kernels)
+    monkeypatch.setattr(derivatives, "_partial", wrong_rule(op, 1.001))
+    salt = 1.0 + ["tanh", "sigmoid", "sin"].index(op) + 10 * (kernels == "c")
+    name = "equals_loop" if kernels == "c" else "diagonal_jacobian"
+    assert not passes(name, Fresh(2, 3, salt=salt), examples=3)
+
+
+def test_a_missing_transpose_in_the_adjoint_is_caught(monkeypatch):
+    from parnl.backends.torch import implicit
+
+    monkeypatch.setenv("PARNL_KERNELS", "off")
+    monkeypatch.setattr(implicit, "adjoint_program", transposed)
+    with pytest.raises(AssertionError, match="equals_loop: gradient"):
+        check_cell(Fresh(2, 3, salt=30.0), backends=["torch"])
+
+
+def test_a_solve_that_stops_too_early_is_caught(monkeypatch):
+    from parnl.solver.newton import Plan
+
+    right = Plan.make.__func__
+
+    def lax(cls, steps, chunks, epsilon, tolerance=None, max_iterations=None, reverse=False):
+        return right(cls, steps, chunks, epsilon, 1e-3, max_iterations, reverse)
+
+    monkeypatch.setattr(Plan, "make", classmethod(lax))
+    with pytest.raises(AssertionError, match="relative error"):
+        check_cell("gru", backends=["numpy"])
+
+
+def test_without_faults_the_same_cell_passes():
+    check_cell(Fresh(2, 3), backends=["torch"], examples=10)
+
+
+def test_nonfinite_answers_are_compared_too(monkeypatch):
+    monkeypatch.setenv("PARNL_KERNELS", "off")
+
+    class Exploding(parnl.Cell):
+        parameters = dict(W=matrix("input", "hidden"))
+
+        def features(self, p, u):
+            return dict(f=u @ p.W)
+
+        def step(self, p, x, f):
+            return x * x * 30.0 + f.f
+
+    with np.errstate(all="ignore"):
+        check_cell(Exploding, backends=["numpy"], examples=20)
+
+
+# -- pytest --parnl-cell --------------------------------------------------------------------------
+
+MINE = """
+import parnl
+from parnl import ops
+from parnl.params import matrix, vector
+
+class Right(parnl.Cell):
+    parameters = dict(W=matrix("input", "hidden"), a=vector("hidden"))
+    options = dict(gain=1.0)
+
+    def features(self, p, u):
+        return dict(z=self.gain * (u @ p.W))
+
+    def step(self, p, x, f):
+        return ops.tanh(p.a * x + f.z)
+
+class Wrong(Right):
+    def features(self, p, u):
+        return dict(z=(u @ p.W) * u.shape[-2])
+"""
+
+
+@pytest.fixture
+def project(pytester, monkeypatch):
+    """A folder with cells in it; the options that keep a run short."""
+    pytester.makepyfile(mine=MINE)
+    monkeypatch.setenv("PARNL_KERNELS", "off")
+    short = ("--parnl-backend", "numpy", "--parnl-examples", "2")
+    return lambda *arguments: pytester.runpytest_subprocess(*arguments, *short, "-v")
+
+
+def test_plugin_makes_an_item_for_each_property(project):
+    result = project("--parnl-cell", "mine:Right", "--parnl-cell", "mine.py:Right(gain=0.5)")
+    result.assert_outcomes(passed=2 * (len(PROPERTIES) - 3), skipped=2 * 3)
+    for name in PROPERTIES:
+        result.stdout.fnmatch_lines([f"mine:Right::{name}[[]numpy[]]*"])
+    result.stdout.fnmatch_lines(["mine.py:Right(gain=0.5)::chunking[[]numpy[]] PASSED*"])
+
+
+def test_plugin_shares_its_items_among_workers(project):
+    result = project("--parnl-cell", "mine:Right", "-n", "2")
+    result.assert_outcomes(passed=len(PROPERTIES) - 3, skipped=3)
+
+
+def test_plugin_fails_a_wrong_cell_with_its_smallest_problem(project):
+    result = project("--parnl-cell", "mine:Wrong")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(
+        [
+            "*streaming[[]numpy[]]*FAILED*",
+            "streaming: outputs: relative error*inputs (2, 1)*",
+            "FAILED mine:Wrong::splitting[[]numpy[]]*",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_plugin_stands_beside_other_tests_and_obeys_k_and_m(project, pytester):
+    pytester.makepyfile(test_other="def test_nothing(): pass")
+    cell = ("--parnl-cell", "mine:Right")
+    project(*cell, "-k", "chunking or nothing").assert_outcomes(
+        passed=2, deselected=len(PROPERTIES) - 1
+    )
+    project(*cell, "-m", "parnl", "-k", "chunking", "--strict-markers").assert_outcomes(
+        passed=1, deselected=len(PROPERTIES)
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("mine:Absent", "expected a parnl.Cell named 'Absent' in 'mine', got None"),
+        ("absent.py:Right", "there is no file absent.py"),
+        ("mine:Right(gain", "expected options as in MODULE:CELL(dt=0.1)"),
+    ],
+)
+def test_plugin_answers_a_mistake_with_a_message(project, target, message):
+    result = project("--parnl-cell", target)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert message in result.stdout.str()
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_plugin_imports_no_framework_until_it_is_asked():
+    code = (
+        "import sys, pytest, parnl.testing.plugin\n"
+        "assert not {'torch', 'jax', 'hypothesis'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})
+
+
+def test_options_of_a_cell_can_be_given(tmp_path, monkeypatch):
+    (tmp_path / "mine_too.py").write_text(MINE)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    cell = find(f"{tmp_path}/mine_too.py:Right(gain=-0.5)")(2, 3)
+    assert (cell.gain, type(cell).__name__) == (-0.5, "Right")
+    with pytest.raises(ValueError, match="expected options"):
+        find(f"{tmp_path}/mine_too.py:Right(0.5)")
