@@ -444,7 +444,7 @@ def test_plugin_answers_a_mistake_with_a_message(project, target, message):
 
 def test_plugin_imports_no_framework_until_it_is_asked():
     code = (
-        "import sys, pytest, parnl.testing.plugin\n"
+        "import sys, pytest, parnl.pytest_plugin\n"
         "assert not {'torch', 'jax', 'hypothesis'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})
