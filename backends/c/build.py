@@ -26,6 +26,10 @@ from parnl.backends.c import vecmath
 # No -ffast-math: NaN and inf are values here. These two let the compiler vectorise all the same.
 # -O3 makes the same loops, measured, in twice the time.
 FLAGS = ("-O2", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC")
+# Of AVX-512 machines GCC takes some for ones that prefer vectors of 256 bits, and calls the vector
+# functions of either width, whose last bits differ, as it pleases: a step's bits would depend on
+# how its lanes are grouped. One width also is faster: measured, 1.0 to 1.6 times.
+X86_FLAGS = ("-march=native", "-mprefer-vector-width=512")
 CHOICES = ("off", "c", "triton", "pallas")
 
 
@@ -98,7 +102,7 @@ def _function(text: str, symbol: str, include: str, release: str) -> Any:
     options = list(FLAGS)
     if "Free Software Foundation" in version and vecmath.FLOAT32 in text:
         options += vecmath.GCC_FLAGS
-    key = "\n".join([text, *options, version, release, _processor()])
+    key = "\n".join([text, *options, *X86_FLAGS, version, release, _processor()])
     name = hashlib.sha256(key.encode()).hexdigest()[:40]
     options += ["-I", include] if include else []
     folder, reason = _folder()
@@ -142,9 +146,9 @@ def _build(compiler: str, text: str, folder: Path, name: str, options: list[str]
     os.close(descriptor)
     temporary = Path(made)
     try:
-        native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
+        native = X86_FLAGS if platform.machine() in ("x86_64", "AMD64") else ("-mcpu=native",)
         for extra in (["-DPARNL_VECTOR_MATH", "-lmvec"], []):
-            command = [compiler, *options, native, "-x", "c", "-", "-o", made]
+            command = [compiler, *options, *native, "-x", "c", "-", "-o", made]
             done = subprocess.run(
                 [*command, *extra, "-lm", "-lpthread"],
                 input=text,
