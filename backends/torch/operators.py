@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from parnl.backends.torch.implicit import implicit_gradients
+from parnl.frameworks import get_backend
 from parnl.graph.program import Program
 from parnl.solver.newton import Plan, Stats
 
@@ -62,7 +63,7 @@ def solve_operator(
     operands: Sequence[Tensor],
 ) -> list[Tensor]:
     """Return the k states (B, T, D), then the statistics."""
-    kernels = _backend()
+    kernels = get_backend("torch")
     plan = Plan(steps, chunks, epsilon, tolerance, max_iterations, reverse)
     states, stats = kernels.run(Program.of_key(program), plan, operands, x0)
     return _apart([*states, *stats], [*x0, *operands])
@@ -103,7 +104,7 @@ def gradients_operator(
     wanted: Sequence[int],
 ) -> list[Tensor]:
     """Return the gradients of x0, then those of the operands `wanted`; the plan is the solve's."""
-    kernels = _backend()
+    kernels = get_backend("torch")
     plan = Plan(steps, chunks, epsilon, tolerance, max_iterations, reverse)
     of_x0, found = implicit_gradients(
         kernels, Program.of_key(program), plan, operands, x0, states, grads, wanted
@@ -163,9 +164,3 @@ def _apart(found: list[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
         known.add(x.untyped_storage().data_ptr())
         results.append(x)
     return results
-
-
-def _backend() -> Any:
-    from parnl.backends.torch.adaptor import backend
-
-    return backend

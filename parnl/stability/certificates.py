@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from parnl.cell import Cell
+from parnl.frameworks import backend_of
 from parnl.graph.nodes import Symbol
 from parnl.graph.program import Program
 from parnl.inputs import check_params, feature_operands, time_step, working_dtype
@@ -238,8 +239,6 @@ def _range(name: str, pair: Any, hidden: int) -> Interval:
 
 def as_float64(name: str, value: Any) -> np.ndarray:
     """Return a number, or an array of any framework, as the float64 array it is exactly."""
-    from parnl.frameworks import backend_of
-
     if isinstance(value, int | float):
         return np.asarray(value, np.float64)
     backend = backend_of([(name, value)])

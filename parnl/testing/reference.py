@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from parnl.frameworks import get_backend
+from parnl.frameworks import backend_of, get_backend
 from parnl.params import Values
 from parnl.solve import solve
 from parnl.testing.problems import Problem
@@ -31,8 +31,6 @@ def loop(
     Arguments and results as those of `parnl.solve`; it shares none of its code: no trace, no
     chunks, no derivative rules. Features of half precision are iterated on in float32.
     """
-    from parnl.frameworks import backend_of
-
     xp = backend_of([("inputs", inputs)]).xp
     steps = inputs.shape[-2]
     if lengths is not None:
