@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels import trees, value
 
 from parnl import ops
 from parnl.graph.nodes import Graph, reachable
@@ -27,6 +26,7 @@ from parnl.stability.intervals import (
     sub,
     where,
 )
+from parnl.testing.expressions import trees, value
 
 HOSTILE = [
     *(0.0, -0.0, 1.0, 0.5, math.pi, 1e-3, 1 + 2**-52, 5e-324, 2.3e-308, 1e-160, 1e160),
