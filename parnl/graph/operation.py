@@ -31,13 +31,15 @@ DEFINED = "by definition"  # a form: the target has none of its own, or none tha
 class Operation:
     """An elementwise function.
 
-    numpy: the function on arrays; enclosure: the same on `Interval`s; cost: in additions;
-    derivative: a rule for each argument, none where the function is constant between its jumps;
-    definition: the function by other operations; syntax: how every target writes it, as in "{x} +
-    {y}", and `python` how those of arrays do, if not as a call; conditions: positions of the
-    arguments that are conditions; is_condition: whether the value is one; jumps: where the function
-    may jump, given intervals; example: an expression with moderate values for all x and y, for
-    random tests, "" for the plain call; smooth: whether it has derivatives everywhere.
+    numpy: the function on arrays; enclosure: the same on `Interval`s, where a comparison gets a
+    third argument, whether both sides are the same number; cost: in additions; derivative: a rule
+    for each argument, none where the function is constant between its jumps; definition: the
+    function by other operations; syntax: how every target writes it, as in "{x} + {y}", and
+    `python` how those of arrays do, if not as a call; c_float32: the form for float, where C has
+    another for it; conditions: positions of the arguments that are conditions; is_condition:
+    whether the value is one; jumps: where the function may jump, given intervals; example: for
+    random tests, an expression in x and y that is moderate everywhere, "" for the plain call;
+    smooth: whether the example has derivatives everywhere.
     """
 
     name: str

@@ -172,7 +172,7 @@ where = Operation(
     triton="tl.where",
     conditions=(0,),
     jumps=lambda condition, x, y: condition.low != condition.high,
-    example="ops.where(x < y, x, 0.3 * y)",
+    example="ops.where(x > 0.1, y, 0.5 * x)",
     smooth=False,
 )
 
