@@ -227,7 +227,8 @@ _sign = Operation(
     numpy=np.sign,
     enclosure=monotone(np.sign),
     definition=lambda x: where(x > 0.0, 1.0, where(x < 0.0, -1.0, x)),
-    torch="torch.sign",
+    # torch.sign(NaN) is 0
+    torch="torch.where(torch.isnan({x}), {x}.detach(), torch.sign({x}))",
     jax="jnp.sign",
     pallas=DEFINED,
     jumps=lambda x: ~((x.low > 0) | (x.high < 0) | ((x.low == 0) & (x.high == 0))),
