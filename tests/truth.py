@@ -36,6 +36,7 @@ EXACT = {
     "log1p": mpmath.log1p,
     "sin": mpmath.sin,
     "cos": mpmath.cos,
+    "atan": mpmath.atan,
     "tanh": mpmath.tanh,
     "sigmoid": lambda x: 1 / (1 + mpmath.exp(-x)),
     "softplus": lambda x: mpmath.log1p(mpmath.exp(x)) if x < 500 else x + mpmath.exp(-x),

@@ -131,6 +131,46 @@ tanh = Operation(
 )
 
 
+# (atan(t) / t - 1) / t^2 in powers of t^2 for |t| <= tan(pi / 8), highest first, within 2^-57: an
+# interpolation in Chebyshev points.
+_ATAN = (
+    -0.01917688711906226, 0.03923165829558719, -0.0508544973794026, 0.0585814891280221,
+    -0.06664511447381948, 0.07692183190826087, -0.09090904578123903, 0.11111111015256361,
+    -0.14285714284666542, 0.1999999999999552, -0.3333333333333333,
+)  # fmt: skip
+
+
+def _atan_by_polynomial(x: Any) -> Any:
+    """atan s = pi/2 - atan 1/s, and atan s = pi/4 + atan (s - 1) / (s + 1), until s is small."""
+    size = abs(x)
+    small = where(size > 1.0, 1.0 / size, size)
+    turned = small > math.tan(math.pi / 8)
+    t = where(turned, (small - 1.0) / (small + 1.0), small)
+    square = t * t
+    total = square * _ATAN[0]
+    for coefficient in _ATAN[1:]:
+        total = square * (total + coefficient)
+    angle = t + t * total
+    angle = where(turned, angle + math.pi / 4, angle)
+    angle = where(size > 1.0, math.pi / 2 - angle, angle)
+    return where(x < 0.0, -angle, angle)
+
+
+_RIGHT_ANGLE = math.nextafter(math.pi / 2, 2.0)  # and no less
+
+atan = Operation(
+    name="atan",
+    cost=12,
+    numpy=np.arctan,
+    enclosure=increasing(np.arctan, -_RIGHT_ANGLE, _RIGHT_ANGLE, odd_like=True),
+    derivative=slope(lambda f, x: 1.0 / (1.0 + x * x)),
+    definition=_atan_by_polynomial,
+    torch="torch.atan",
+    jax="jnp.arctan",
+    c="atan",
+)
+
+
 @np.errstate(over="ignore")  # an overflow of exp is the limit 0
 def _sigmoid_of_arrays(x: Any) -> Any:
     return 1.0 / (1.0 + np.exp(-x))
