@@ -149,7 +149,7 @@ _not = Operation(
     example="ops.where(~(x < 0.3), x, 0.5)",
     smooth=False,
 )
-where = Operation(
+where: Operation = Operation(
     name="where",
     arity=3,
     numpy=np.where,
@@ -215,7 +215,7 @@ _abs = Operation(
     triton="tl.abs",
     smooth=False,
 )
-sign = Operation(
+sign: Operation = Operation(
     name="sign",
     numpy=np.sign,
     enclosure=monotone(np.sign),

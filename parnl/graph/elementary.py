@@ -106,7 +106,7 @@ sin = Operation(
     c="sin",
     triton="tl.sin",
 )
-cos = Operation(
+cos: Operation = Operation(
     name="cos",
     cost=10,
     numpy=np.cos,
