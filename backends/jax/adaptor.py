@@ -15,6 +15,7 @@ from parnl.backends.c.calls import compiled_device, processors
 from parnl.backends.jax import ffi, product
 from parnl.backends.jax.implicit import implicit_solve
 from parnl.backends.jax.kernels import by_platform
+from parnl.backends.jax.private import Tracer
 from parnl.graph.flatcode import array_functions
 from parnl.graph.program import Program
 from parnl.solver import blocks
@@ -58,7 +59,7 @@ class JaxBackend:
 
     def concrete(self, array: jax.Array) -> np.ndarray | None:
         """Return the values, None under a transformation."""
-        return None if isinstance(array, jax.core.Tracer) else np.asarray(array)
+        return None if isinstance(array, Tracer) else np.asarray(array)
 
     def running_max(self, x: jax.Array) -> jax.Array:
         """Return the running maximum of x along axis 1."""
