@@ -20,6 +20,7 @@ from parnl import ops
 from parnl.backends import arrays, get_backend
 from parnl.params import matrix, vector
 from parnl.testing import loop
+from parnl.testing.kinds import kinds, spread
 
 B, T, D = 3, 23, 5
 CHUNKS = 4
@@ -42,45 +43,11 @@ CELL = Through(D, D)
 # -- kinds of arrays ------------------------------------------------------------------------------
 
 
-class Own(np.ndarray):
-    """A subclass that is no more than an array."""
-
-
 class Units(np.ndarray):
     """A subclass with arithmetic of its own."""
 
     def __array_ufunc__(self, ufunc, method, *args, **how):
         raise AssertionError("not to be called")
-
-
-class Tagged(torch.Tensor):
-    """A subclass that is plain memory."""
-
-
-def field(v):
-    """Seven bytes from one number to the next, or eleven: no multiple of four or eight."""
-    records = np.zeros(v.shape, [("flag", "u1"), ("value", v.dtype), ("rest", "u2")])
-    records["value"] = v
-    return records["value"]
-
-
-def packed(v):
-    """As `field`, but aligned where it begins."""
-    records = np.zeros(v.shape, [("value", v.dtype), ("flag", "u1")])
-    records["value"] = v
-    return records["value"]
-
-
-def misaligned(v):
-    array = np.zeros(v.nbytes + 1, np.uint8)[1:].view(v.dtype).reshape(v.shape)
-    array[...] = v
-    return array
-
-
-def read_only(v):
-    v = v.copy()
-    v.flags.writeable = False
-    return v
 
 
 def mapped(v):
@@ -92,23 +59,6 @@ def mapped(v):
     return array
 
 
-def backward(axis):
-    return lambda v: np.flip(np.flip(v, axis).copy(), axis)
-
-
-def spread(axis):
-    """Every second along an axis, from the last to the first."""
-
-    def kind(v):
-        at = axis % v.ndim
-        wide = np.ones([2 * n if i == at else n for i, n in enumerate(v.shape)], v.dtype)
-        view = wide[tuple([slice(None)] * at + [slice(None, None, -2)])]
-        view[...] = v
-        return view
-
-    return kind
-
-
 def windows(v):
     """Each number is part of several rows."""
     return as_strided(v.copy(), v.shape, [v.itemsize] * v.ndim)
@@ -116,47 +66,15 @@ def windows(v):
 
 NUMPY = {
     "plain": lambda v: v,
-    "field": field,
-    "packed": packed,
-    "misaligned": misaligned,
-    "byte order": lambda v: v.astype(v.dtype.newbyteorder()),
-    "read-only": read_only,
+    **kinds("numpy"),
     "mapped": mapped,
-    "Fortran": lambda v: np.asfortranarray(v),
-    "first axis backward": backward(0),
-    "last axis backward": backward(-1),
     "first axis spread": spread(0),
-    "last axis spread": spread(-1),
-    "second to last spread": lambda v: spread(-2)(v) if v.ndim > 1 else v,
     "broadcast": lambda v: np.broadcast_to(v[:1], v.shape),
     "one number": lambda v: np.broadcast_to(v.flat[0], v.shape),
     "windows": windows,
-    "subclass": lambda v: v.view(Own),
-    "recarray": lambda v: np.rec.array(v),
     "matrix": lambda v: np.asmatrix(v) if v.ndim == 2 else v,
-    "nothing masked": lambda v: np.ma.masked_array(v, np.zeros(v.shape, bool)),
-    "no mask": lambda v: np.ma.masked_array(v),
     "longdouble": lambda v: v.astype(np.longdouble),
 }
-
-
-def in_torch(kind):
-    return lambda v: torch.from_numpy(kind(v))
-
-
-def negated(v):
-    """Negated when it is read; numbers lie two apart."""
-    return torch.complex(torch.zeros(v.shape, dtype=v.dtype), -v).conj().imag
-
-
-def misaligned_tensor(v):
-    memory = bytearray(1) + bytearray(v.numpy().tobytes())
-    return torch.frombuffer(memory, dtype=v.dtype, offset=1).reshape(v.shape)
-
-
-def turned(v):
-    """In the memory of its transpose."""
-    return v.permute(*reversed(range(v.ndim))).contiguous().permute(*reversed(range(v.ndim)))
 
 
 def without_tracking(v):
@@ -173,35 +91,25 @@ def file_tensor(v):
 
 TORCH = {
     "plain": lambda v: v,
-    "negated": negated,
-    "negated, dense": lambda v: torch._neg_view(-v),
-    "negated, turned": lambda v: turned(torch._neg_view(-v)),
+    **kinds("torch"),
     "negated, one number": lambda v: torch._neg_view(v.flatten()[0]).expand(v.shape),
-    "misaligned": misaligned_tensor,
-    "misaligned, negated": lambda v: torch._neg_view(misaligned_tensor(-v)),
     "zeros": lambda v: torch._efficientzerotensor(v.shape, dtype=v.dtype),
     "expanded": lambda v: v[:1].expand(v.shape),
     "one number": lambda v: v.flatten()[0].expand(v.shape),
     "windows": lambda v: torch.as_strided(v, v.shape, [1] * v.ndim),
-    "turned": turned,
-    "spread": lambda v: torch.stack([v, torch.full_like(v, torch.nan)], -1)[..., 0],
-    "part": lambda v: torch.cat([torch.full_like(v, torch.nan), v])[len(v) :],
     "parameter": lambda v: torch.nn.Parameter(v),
     "buffer": lambda v: torch.nn.Buffer(v),
     "view with a gradient": lambda v: v.clone().requires_grad_()[:],
     "without tracking": without_tracking,
-    "subclass": lambda v: v.as_subclass(Tagged),
-    "copied on write": lambda v: torch._lazy_clone(v.clone()),
-    "shared": lambda v: v.clone().share_memory_(),
     "mapped": file_tensor,
-}  # fmt: skip
+}
 KINDS = {"numpy": NUMPY, "torch": TORCH}
 
 
-def cases(kinds, arguments):
+def cases(table, arguments):
     return [
         pytest.param(backend, kind, argument, id=f"{backend}-{kind}-{argument}")
-        for backend, found in kinds.items()
+        for backend, found in table.items()
         for kind in found
         for argument in arguments[backend]
     ]
@@ -330,7 +238,7 @@ def test_kinds_in_triton(monkeypatch, kind, argument):
 @pytest.mark.parametrize("form", [arrays.rows, arrays.whole])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
-    ("backend", "kind"), [(b, k) for b, kinds in KINDS.items() for k in kinds if k != "longdouble"]
+    ("backend", "kind"), [(b, k) for b, table in KINDS.items() for k in table if k != "longdouble"]
 )
 def test_at_the_address_stands_what_the_array_holds(backend, kind, dtype, form):
     """What a kernel would read, number by number; at addresses that it may read numbers at."""
@@ -365,8 +273,8 @@ def test_what_triton_is_given(kind):
 def test_kinds_that_features_return(monkeypatch, kernels):
     """They are made by the cell, and come in by no argument."""
     monkeypatch.setenv("PARNL_KERNELS", kernels)
-    for backend, kinds in KINDS.items():
-        for kind, make in kinds.items():
+    for backend, table in KINDS.items():
+        for kind, make in table.items():
             if kind == "longdouble":
                 continue
             values = drawn()["inputs"]
