@@ -132,7 +132,8 @@ def answer(case, backend, dtype, run):
     upstream = [weights, *(make(np.ones(s.shape), dtype) for s in found[1:])]
     # a loop's state is a constant where the step returns a number
     pairs = [(x, g) for x, g in zip(found, upstream, strict=True) if x.requires_grad]
-    grads = torch.autograd.grad(*zip(*pairs, strict=True), leaves(arrays), materialize_grads=True)
+    ends, upstream = zip(*pairs, strict=True)
+    grads = torch.autograd.grad(ends, leaves(arrays), upstream, materialize_grads=True)
     return [x.numpy(force=True) for x in (*found, *grads)]
 
 
