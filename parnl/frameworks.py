@@ -41,6 +41,12 @@ class Backend(Kernels, Protocol):
     def asarray(self, value: Any, dtype: str, device: Any = None) -> Any:
         """Return `value` (anything NumPy reads) as an array of the framework."""
 
+    def take(self, name: str, array: Any) -> Any:
+        """Return a user's array as parnl computes with it, nearly always itself.
+
+        Raises TypeError or ValueError that names the argument; see `parnl.backends.arrays`.
+        """
+
     def to_numpy(self, array: Any) -> Any:
         """Return a framework array as a NumPy array."""
 

@@ -123,7 +123,7 @@ def solve(
     """
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-    backend = check_params(cell, params, inputs)
+    backend, params, inputs = check_params(cell, params, inputs)
     xp = backend.xp
     *batch, steps, _ = inputs.shape
     if check:
@@ -188,13 +188,13 @@ def step(
     dt: a number or (...). Returns (output (..., hidden), state), one array (..., hidden) for each
     state of the cell. Differentiable by the framework's own autodiff.
     """
-    backend = check_params(cell, params, input_t, time_axis=False)
+    backend, params, input_t = check_params(cell, params, input_t, time_axis=False)
     xp = backend.xp
     inputs = input_t[..., None, :]
     p = Values("parameter", params)
     features = Values("feature", cell.features(p, inputs))
     dtype, result_dtype = working_dtype(xp, features, inputs)
-    dt = time_step(backend, cell, dt[..., None] if getattr(dt, "ndim", 0) else dt, inputs)
+    dt = time_step(backend, cell, dt, inputs, time_axis=False)
     operands = feature_operands(backend, cell, p, features, dt, inputs)
     given = initial_states(backend, cell, state, inputs, result_dtype)
     rows, channels = math.prod(given[0].shape[:-1]), cell.hidden_size
@@ -236,6 +236,8 @@ def affine_scan(a: Any, b: Any, x0: Any = None, reverse: bool = False) -> Any:
 
     given = [("a", a), ("b", b)] + ([] if x0 is None else [("x0", x0)])
     backend = backend_of(given)
+    given = [(name, backend.take(name, array)) for name, array in given]
+    a, b, x0 = (*(array for _, array in given), None)[:3]
     xp = backend.xp
     for name, array in given:
         if not xp.isdtype(array.dtype, "real floating"):

@@ -45,6 +45,15 @@ class JaxBackend:
         """Return the array's values."""
         return np.asarray(array)
 
+    def take(self, name: str, array: Any) -> Any:
+        """Return the array; raise ValueError if it was deleted, by being donated for instance."""
+        if not isinstance(array, jax.core.Tracer) and array.is_deleted():
+            raise ValueError(
+                f"{name}: expected an array with values, got one of shape {array.shape} that was "
+                "deleted, or donated to a jitted function"
+            )
+        return array
+
     def device(self, array: Any) -> Device:
         """Return how many lanes fill the device: a vector register of a CPU, all of a GPU.
 

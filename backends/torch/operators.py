@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from parnl.backends.torch.arrays import PLAIN, readable
 from parnl.backends.torch.implicit import implicit_gradients
 from parnl.frameworks import get_backend
 from parnl.graph.program import Program
@@ -27,10 +28,7 @@ def recorded(arrays: Sequence[Tensor] = ()) -> bool:
     modes = torch._C._TorchDispatchModeKey
     if any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.FAKE, modes.PROXY)):
         return True
-    return any(type(a) not in _PLAIN and torch._C._dispatch_keys(a).has("Python") for a in arrays)
-
-
-_PLAIN = (Tensor, torch.nn.Parameter)  # by far the most, and sooner told by their type
+    return any(type(a) not in PLAIN and torch._C._dispatch_keys(a).has("Python") for a in arrays)
 
 
 def operator_solve(
@@ -158,7 +156,7 @@ def _apart(found: list[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
     known = {a.untyped_storage().data_ptr() for a in given}
     results = []
     for x in found:
-        x = x.contiguous()
+        x = readable(x).contiguous()  # a compiled graph reads it by its address, too
         if x.untyped_storage().data_ptr() in known:
             x = x.clone()
         known.add(x.untyped_storage().data_ptr())
