@@ -108,9 +108,12 @@ def backend_of(arrays: Iterable[tuple[str, Any]]) -> Backend:
             continue
         known, name = type(array), name_of(array)
         if name is None:
+            kind = f"{type(array).__module__}.{type(array).__name__}"
+            hint = ""
+            if kind.startswith("torch.fx."):
+                hint = "; torch.fx.symbolic_trace cannot record a solve, torch.export.export can"
             raise TypeError(
-                f"{argument}: expected an array of {', '.join(NAMES)}, "
-                f"got {type(array).__module__}.{type(array).__name__}"
+                f"{argument}: expected an array of {', '.join(NAMES)}, got {kind}{hint}"
             )
         if first is None:
             first = (argument, name)
