@@ -13,6 +13,9 @@ from parnl.graph.nodes import Graph, StepError, Symbol
 from parnl.graph.program import Program
 from parnl.params import Parameter
 
+# Attributes of a cell that follow from its class and the others.
+_DERIVED = ("specs", "parameter_shapes", "time_aware", "program", "masked")
+
 
 class Cell:
     """A recurrent cell x_t = step(x_{t-1}, features(u)_t) whose channels do not mix in the step.
@@ -61,6 +64,10 @@ class Cell:
         self.input_size, self.hidden_size = int(input_size), int(hidden_size)
         self.chosen = {**self.options, **options}
         self.__dict__.update(self.chosen)
+        self._derive()
+
+    def _derive(self) -> None:
+        """Set what follows from the class, the sizes and the options."""
         self.specs: dict[str, Parameter] = dict(self.parameters)
         for kind, names in (("parameters", self.specs), ("states", self.states)):
             for name in names:
@@ -86,6 +93,19 @@ class Cell:
 
     def __hash__(self) -> int:
         return hash(self._identity())
+
+    def __repr__(self) -> str:
+        options = {name: getattr(self, name) for name in self.chosen}
+        given = {"input_size": self.input_size, "hidden_size": self.hidden_size} | options
+        return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v in given.items())})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # what is derived is not copied but derived again: it holds functions, and compiled kernels
+        return {n: v for n, v in vars(self).items() if n not in _DERIVED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._derive()
 
     def _identity(self) -> object:
         # specs may hold functions, which equal nothing but themselves; the others are dicts; all
