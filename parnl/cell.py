@@ -146,14 +146,34 @@ class Cell:
         return self.program.cost
 
     def init(
-        self, seed: int = 0, backend: str = "numpy", dtype: str = "float32", device: Any = None
+        self,
+        seed: Any = 0,
+        backend: str | None = None,
+        dtype: str = "float32",
+        device: Any = None,
     ) -> dict[str, Any]:
-        """Return fresh parameters, name -> array; a seed gives the same values on every backend."""
-        from parnl.frameworks import get_backend
+        """Return fresh parameters, name -> array.
+
+        seed: an integer, or a JAX PRNG key, old or new style. Either gives the same values on every
+        backend, and in JAX inside and outside of `jit` and `vmap`, where both may be traced; the
+        values of `jax.random.key(0)` are not those of 0. They are NumPy's: under a trace they come
+        by `jax.pure_callback`.
+        backend: "numpy", "jax" or "torch"; None is NumPy, or JAX if the seed is an array of it.
+        """
+        from parnl.frameworks import get_backend, name_of
 
         if np.dtype(dtype).kind != "f":
             raise TypeError(f"dtype: expected a floating point type, got {dtype!r}")
-        target, drawn = get_backend(backend), self.draw(np.random.default_rng(seed))
+        of_jax = name_of(seed) == "jax"
+        target = get_backend(backend or ("jax" if of_jax else "numpy"))
+        if of_jax:
+            jax: Any = get_backend("jax")
+            key, seed = seed, jax.seed_of_key(seed)
+            if seed is None:
+                if target is not jax:
+                    raise TypeError(f"seed: a traced key needs backend='jax', got {backend!r}")
+                return jax.draw_traced(self, key, str(np.dtype(dtype)), device)
+        drawn = self.draw(np.random.default_rng(seed))
         return {n: target.asarray(v, str(np.dtype(dtype)), device) for n, v in drawn.items()}
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cloudpickle
-import joblib
 import numpy as np
 import pytest
 
@@ -21,13 +19,18 @@ WAYS = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda x: pickle.loads(pickle.dumps(x)),
     "pickle protocol 2": lambda x: pickle.loads(pickle.dumps(x, 2)),
-    "cloudpickle": lambda x: cloudpickle.loads(cloudpickle.dumps(x)),
+    "cloudpickle": lambda x: _by_cloudpickle(x),
     "joblib": lambda x: _by_joblib(x),
 }
 
 
+def _by_cloudpickle(x):
+    cloudpickle = pytest.importorskip("cloudpickle")
+    return cloudpickle.loads(cloudpickle.dumps(x))
+
+
 def _by_joblib(x):
-    file = io.BytesIO()
+    joblib, file = pytest.importorskip("joblib"), io.BytesIO()
     joblib.dump(x, file)
     return joblib.load(io.BytesIO(file.getvalue()))
 

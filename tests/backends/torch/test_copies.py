@@ -4,8 +4,6 @@ import copy
 import io
 import pickle
 
-import cloudpickle
-import joblib
 import pytest
 import torch
 from oracles import assert_bits, assert_close
@@ -21,8 +19,13 @@ def _saved(module):
     return torch.load(file, weights_only=False)
 
 
+def _by_cloudpickle(module):
+    cloudpickle = pytest.importorskip("cloudpickle")
+    return cloudpickle.loads(cloudpickle.dumps(module))
+
+
 def _by_joblib(module):
-    file = io.BytesIO()
+    joblib, file = pytest.importorskip("joblib"), io.BytesIO()
     joblib.dump(module, file)
     file.seek(0)
     return joblib.load(file)
@@ -32,7 +35,7 @@ WAYS = {
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,
     "pickle": lambda m: pickle.loads(pickle.dumps(m)),
-    "cloudpickle": lambda m: cloudpickle.loads(cloudpickle.dumps(m)),
+    "cloudpickle": _by_cloudpickle,
     "joblib": _by_joblib,
     "torch.save": _saved,
 }
