@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -199,7 +200,8 @@ def step(
     given = initial_states(backend, cell, state, inputs, result_dtype)
     rows, channels = math.prod(given[0].shape[:-1]), cell.hidden_size
     start = [xp.astype(xp.reshape(x, (rows, 1, channels)), dtype) for x in given]
-    with np.errstate(all="ignore"):  # overflow and NaN are answers here, not warnings
+    # overflow and NaN are answers here, not warnings; torch.compile cannot follow NumPy's context
+    with np.errstate(all="ignore") if backend.name == "numpy" else nullcontext():
         advance = cell.program.function("step", backend)
         results = advance(*start, *(xp.astype(a, dtype) for a in operands))
     # a step may return a number, or an array that has yet to be broadcast

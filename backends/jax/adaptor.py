@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from parnl.backends.c.calls import compiled_device, processors
-from parnl.backends.jax import ffi, product
+from parnl.backends.jax import ffi, keys, product
 from parnl.backends.jax.implicit import implicit_solve
 from parnl.backends.jax.kernels import by_platform
 from parnl.backends.jax.private import Tracer
@@ -33,13 +33,23 @@ class JaxBackend:
     xp = jnp
     functions: dict[str, Any] = {**array_functions("jax", _SCOPE), "number": _SCOPE["number"]}
 
+    seed_of_key = staticmethod(keys.seed_of_key)
+
+    def draw_traced(self, cell: Any, key: Any, dtype: str, device: Any) -> dict[str, jax.Array]:
+        """Return the parameters that `cell` draws from a traced `key`."""
+        self._check_dtype(dtype)
+        return keys.draw_traced(cell, key, dtype, device)
+
     def asarray(self, value: Any, dtype: str, device: Any = None) -> jax.Array:
         """Return `value` as a JAX array; float64 needs JAX's own 64-bit mode."""
+        self._check_dtype(dtype)
+        return jnp.asarray(np.asarray(value, dtype=dtype), device=device)
+
+    def _check_dtype(self, dtype: str) -> None:
         if np.dtype(dtype).itemsize == 8 and not jax.config.read("jax_enable_x64"):
             raise ValueError(
                 f"dtype: {dtype} needs jax.config.update('jax_enable_x64', True), which is off"
             )
-        return jnp.asarray(np.asarray(value, dtype=dtype), device=device)
 
     def to_numpy(self, array: jax.Array) -> np.ndarray:
         """Return the array's values."""
