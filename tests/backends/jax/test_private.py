@@ -1,4 +1,4 @@
-"""What JAX does not promise to keep: used in one file, and all there in the JAX that is installed."""
+"""What JAX does not promise to keep is used in one file, and is there in the JAX installed."""
 
 import ast
 import importlib
@@ -37,10 +37,14 @@ def attributes():
     for file, tree in trees().items():
         names = {name for module, name in imported(tree) if module.endswith("jax.private")}
         names = {*names, "pl"} if "pallas" in names else names
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                if node.value.id in names & {*MODULES} and file != FILE:
-                    found.add((MODULES[node.value.id], node.attr))
+        if file != FILE:
+            found |= {
+                (MODULES[node.value.id], node.attr)
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id in names & {*MODULES}
+            }
     return found
 
 

@@ -94,7 +94,8 @@ def test_a_kernel_that_is_not_loaded_is_an_error_that_names_it():
 
 def test_threads_add_and_find_kernels_at_once():
     trampoline, library = ffi._trampoline(), build.library(ANSWER)
-    assert trampoline is not None and library is not None
+    assert trampoline is not None
+    assert library is not None
     wrong = []
 
     def add_and_call(mine):
@@ -178,6 +179,7 @@ def test_programs_compiled_by_another_process(tmp_path):
 
     (first,) = process("first")
     refused, hits, found, again = process("second")  # which has none of the other's kernels
-    assert "parnl: kernel " in refused and "is not loaded" in refused
+    assert "parnl: kernel " in refused
+    assert "is not loaded" in refused
     assert int(hits) >= 1
     assert found == again == first
