@@ -108,6 +108,7 @@ def source(kernel: Kernel) -> str:
             _LANES,
             *(f"SIMD_MATH {real} {name}{suffix}({real});" for name in MATH),
             vecmath.FLOAT32 if suffix else "",
+            Expressions(suffix).definitions(),
             *ways,
             "static void group(const int64_t *a, int64_t item) {",
             "  const int64_t near = near_count(a);",

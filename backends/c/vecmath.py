@@ -13,8 +13,6 @@ tanh(x) / x as a ratio of polynomials in x^2 on |x| <= 9.1 within 2^-29; beyond,
 
 from pathlib import Path
 
-INLINED = ("exp", "tanh", "sigmoid")
-
 # GCC, jumping over what follows a clamp, computes that again for the bounds: a sixth more
 # instructions and up to 1.2 times the time. Clang does not, nor does it know the option.
 GCC_FLAGS = ("-fno-thread-jumps",)
