@@ -20,7 +20,7 @@ import numpy as np
 from parnl.graph.nodes import StepError, Symbol
 
 __all__ = [
-    "abs", "clip", "cos", "erf", "exp", "expm1", "gelu", "input_sum", "log", "log1p",
+    "abs", "atan", "clip", "cos", "erf", "exp", "expm1", "gelu", "input_sum", "log", "log1p",
     "logical_and", "logical_not", "logical_or", "logsigmoid", "matmul", "maximum", "minimum",
     "relu", "sigmoid", "sign", "silu", "sin", "softplus", "sqrt", "tanh", "where",
 ]  # fmt: skip
@@ -78,6 +78,11 @@ def sin(x: Any) -> Any:
 def cos(x: Any) -> Any:
     """Cosine."""
     return _apply("cos", x)
+
+
+def atan(x: Any) -> Any:
+    """Arc tangent, the angle in (-pi/2, pi/2) whose tangent is x."""
+    return _apply("atan", x)
 
 
 def tanh(x: Any) -> Any:

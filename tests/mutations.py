@@ -32,13 +32,13 @@ class Fault(NamedTuple):
 FAULTS = [
     Fault(
         "the derivative of the sigmoid has a wrong sign",
-        "parnl/graph/operations.py",
+        "parnl/graph/elementary.py",
         "f - f * f",
         "f + f * f",
     ),
     Fault(
         "the derivative by a divisor is that of the quotient by its numerator",
-        "parnl/graph/operations.py",
+        "parnl/graph/arithmetic.py",
         "-(t * (f / y))",
         "-(t / y)",
     ),
@@ -129,7 +129,7 @@ FAULTS = [
     ),
     Fault(
         "torch: softplus is x from 4 on",
-        "parnl/graph/operations.py",
+        "parnl/graph/elementary.py",
         "threshold=40.0",
         "threshold=4.0",
     ),

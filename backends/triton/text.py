@@ -22,10 +22,11 @@ from typing import NamedTuple
 
 from parnl.backends.triton.mathematics import MATHEMATICS
 from parnl.graph import derivatives
+from parnl.graph.arithmetic import whole_power
 from parnl.graph.flatcode import definition, needed, operands_of
 from parnl.graph.nodes import Symbol, reachable
 from parnl.graph.operation import DEFINED
-from parnl.graph.operations import OPERATIONS, whole_power
+from parnl.graph.operations import OPERATIONS
 from parnl.graph.program import Program
 from parnl.solver import newton
 
