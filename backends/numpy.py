@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,24 +10,10 @@ import numpy as np
 
 from parnl.backends.c.calls import CompiledKernels, compiled_device
 from parnl.backends.composed import COMPOSED
+from parnl.graph.operations import OPERATIONS
 from parnl.graph.program import Program
 from parnl.solver.cost import Device
 from parnl.solver.newton import Plan, Stats, newton
-
-_erf = np.frompyfunc(math.erf, 1, 1)
-
-
-@np.errstate(over="ignore")  # an overflow of exp is the limit 0
-def _sigmoid(x: Any) -> Any:
-    return 1.0 / (1.0 + np.exp(-x))
-
-
-def _softplus(x: Any) -> Any:
-    return np.maximum(x, 0.0) + np.log1p(np.exp(-np.abs(x)))
-
-
-def _erf_of(x: Any) -> Any:
-    return np.asarray(_erf(x)).astype(np.result_type(x))[()]  # a number's is a number
 
 
 class NumpyBackend(CompiledKernels):
@@ -37,18 +22,8 @@ class NumpyBackend(CompiledKernels):
     name = "numpy"
     xp = xp
     functions: dict[str, Any] = {
-        **{
-            op: getattr(np, op)
-            for op in (
-                "exp expm1 log log1p sqrt sin cos tanh abs sign minimum maximum where "
-                "logical_and logical_or logical_not"
-            ).split()
-        },
-        "sigmoid": _sigmoid,
-        "softplus": _softplus,
-        "relu": lambda x: np.maximum(x, 0.0),
-        "erf": _erf_of,
-        "number": lambda x, reference: reference.dtype.type(x),
+        **{name: o.numpy for name, o in OPERATIONS.items() if not o.inline},
+        "number": lambda x, like: like.dtype.type(x),
     }
 
     def asarray(self, value: Any, dtype: str, device: Any = None) -> np.ndarray:

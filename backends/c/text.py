@@ -260,6 +260,7 @@ def source(kernel: Kernel, ffi: bool = False) -> str:
     group, span, near, staged, _ = kernel.lanes
     head = _HEAD.format(real=real, lanes=group, span=span, f=suffix, declarations=declarations)
     head += vecmath.FLOAT32 if suffix else ""
+    head += Expressions(suffix).definitions()
     ways = [w(kernel, suffix).text() for w, there in ((_Near, near), (_Staged, staged)) if there]
     calls = {
         True: "  if (item < near) { near_group(a, item); return; }",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -16,10 +15,14 @@ from parnl.backends.c.calls import compiled_device, processors
 from parnl.backends.jax import ffi, product
 from parnl.backends.jax.implicit import implicit_solve
 from parnl.backends.jax.kernels import by_platform
+from parnl.graph.flatcode import array_functions
 from parnl.graph.program import Program
 from parnl.solver import blocks
 from parnl.solver.cost import Device
 from parnl.solver.newton import Plan, Stats
+
+# What the forms of `parnl.graph.operations` name.
+_SCOPE = {"jax": jax, "jnp": jnp, "number": lambda x, like: jnp.asarray(x, like.dtype)}
 
 
 class JaxBackend:
@@ -27,21 +30,7 @@ class JaxBackend:
 
     name = "jax"
     xp = jnp
-    functions: dict[str, Any] = {
-        **{
-            op: getattr(jnp, op)
-            for op in (
-                "exp expm1 log log1p sqrt sin cos tanh abs sign minimum maximum where "
-                "logical_and logical_or logical_not"
-            ).split()
-        },
-        "sigmoid": jax.nn.sigmoid,
-        "softplus": jax.nn.softplus,
-        "relu": jax.nn.relu,
-        "erf": lax.erf,
-        "number": lambda x, reference: jnp.asarray(x, reference.dtype),
-        "pow": operator.pow,
-    }
+    functions: dict[str, Any] = {**array_functions("jax", _SCOPE), "number": _SCOPE["number"]}
 
     def asarray(self, value: Any, dtype: str, device: Any = None) -> jax.Array:
         """Return `value` as a JAX array; float64 needs JAX's own 64-bit mode."""

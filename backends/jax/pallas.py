@@ -23,7 +23,7 @@ from parnl.backends.c import build
 from parnl.backends.c.calls import results
 from parnl.backends.jax.elementwise import elementwise
 from parnl.backends.jax.primitive import typed
-from parnl.graph.nodes import INFIX, reachable
+from parnl.graph.flatcode import absent
 from parnl.graph.program import Program
 from parnl.solver import blocks
 from parnl.solver.newton import Plan
@@ -66,9 +66,7 @@ def _unsupported(program: Program, dtype: str) -> str:
     """Return why Pallas cannot run the program, "" if it can."""
     if dtype not in ("float32", "float64"):
         return f"there are no kernels for {dtype}"
-    known = {*elementwise.functions, *INFIX, "neg", "pow", "leaf", "constant"}
-    nodes = reachable([*program.outputs, *program.jacobian])
-    missing = sorted({n.op for n in nodes} - known)
+    missing = absent([*program.outputs, *program.jacobian], elementwise.functions)
     return f"Triton has no form of {', '.join(missing)}" if missing else ""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from parnl.backends.torch.memory import product
 from parnl.backends.torch.operators import operator_solve, recorded
 from parnl.backends.torch.threads import openmp
 from parnl.backends.triton import calls as triton_calls
+from parnl.graph.flatcode import array_functions
 from parnl.graph.program import Program
 from parnl.solver.cost import Device
 from parnl.solver.newton import Plan, Stats, newton
@@ -33,6 +33,15 @@ def _with_numbers(function: Callable[..., Any], name: str) -> Callable[[Any, Any
         return torch.clamp(tensor, **{name: number})
 
     return either
+
+
+# What the forms of `parnl.graph.operations` name.
+_SCOPE = {
+    "torch": torch,
+    "minimum": _with_numbers(torch.minimum, "max"),
+    "maximum": _with_numbers(torch.maximum, "min"),
+    "number": lambda x, like: like.new_tensor(x),
+}
 
 
 @torch.compiler.assume_constant_result
@@ -55,19 +64,9 @@ class TorchBackend(CompiledKernels):
     name = "torch"
     xp = xp
     functions: dict[str, Any] = {
-        **{
-            op: getattr(torch, op)
-            for op in (
-                "exp expm1 log log1p sqrt sin cos tanh sigmoid relu abs sign erf where addcmul "
-                "logical_and logical_or logical_not"
-            ).split()
-        },
-        # the threshold beyond which softplus(x) is x: below it, float64 would lose digits
-        "softplus": lambda x: torch.nn.functional.softplus(x, threshold=40.0),
-        "minimum": _with_numbers(torch.minimum, "max"),
-        "maximum": _with_numbers(torch.maximum, "min"),
-        "number": lambda x, reference: reference.new_tensor(x),
-        "pow": operator.pow,
+        **array_functions("torch", _SCOPE),
+        "addcmul": torch.addcmul,
+        "number": _SCOPE["number"],
     }
 
     def asarray(self, value: Any, dtype: str, device: Any = None) -> torch.Tensor:

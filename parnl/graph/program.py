@@ -14,14 +14,9 @@ from typing import Any, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 from parnl.graph import derivatives
-from parnl.graph.flatcode import compile_function, fused_sums, source
+from parnl.graph.flatcode import absent, compile_function, fused_sums, source
 from parnl.graph.nodes import Graph, Symbol, is_affine, reachable
-
-# Operations that take several instructions; the others count as one.
-_COSTS = {
-    "div": 4, "sqrt": 4, "exp": 8, "expm1": 10, "log": 8, "log1p": 10, "sin": 10, "cos": 10,
-    "tanh": 10, "sigmoid": 10, "softplus": 16, "erf": 10, "pow": 16,
-}  # fmt: skip
+from parnl.graph.operations import OPERATIONS
 
 
 class Operand(NamedTuple):
@@ -106,7 +101,7 @@ class Program:
     def costs(self, kind: str) -> int:
         """Operations of the derived function `kind`, see `signature`."""
         nodes = reachable(self.signature(kind)[1])
-        return sum(_COSTS.get(n.op, 1) for n in nodes if n.op not in ("leaf", "constant"))
+        return sum(OPERATIONS[n.op].cost for n in nodes if n.op in OPERATIONS)
 
     @cached_property
     def jacobian(self) -> list[Symbol]:
@@ -167,6 +162,8 @@ class Program:
             fused: dict[int, tuple[Symbol, Symbol]] = {}
             if "addcmul" in backend.functions:
                 fused = self.fused(results)
+            if missing := absent(results, backend.functions):
+                raise NotImplementedError(f"{backend.name} has no form of {', '.join(missing)}")
             text = source(kind, arguments, results, fused)
             return compile_function(text, kind, backend.functions)
 

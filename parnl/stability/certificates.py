@@ -13,11 +13,11 @@ import numpy as np
 
 from parnl.cell import Cell
 from parnl.frameworks import backend_of
+from parnl.graph.intervals import Interval
 from parnl.graph.nodes import Symbol
 from parnl.graph.program import Program
 from parnl.inputs import check_params, feature_operands, time_step, working_dtype
 from parnl.params import Values
-from parnl.stability.intervals import Interval
 from parnl.stability.refinement import Hull, Norm, refine
 
 
