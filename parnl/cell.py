@@ -170,7 +170,7 @@ class Cell:
             jax: Any = get_backend("jax")
             key, seed = seed, jax.seed_of_key(seed)
             if seed is None:
-                if target is not jax:
+                if target.name != jax.name:
                     raise TypeError(f"seed: a traced key needs backend='jax', got {backend!r}")
                 return jax.draw_traced(self, key, str(np.dtype(dtype)), device)
         drawn = self.draw(np.random.default_rng(seed))

@@ -9,14 +9,16 @@ core; here is the one place where the core names them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from typing import Any, Protocol, TypeVar, cast
 
 import array_api_compat
 
 from parnl.graph.program import Program
 from parnl.solver.newton import Kernels, Plan, Stats
 
+F = TypeVar("F", bound=Callable[..., Any])
 NAMES = ("numpy", "jax", "torch")
 
 
@@ -132,6 +134,24 @@ def backend_of(arrays: Iterable[tuple[str, Any]]) -> Backend:
     if first is None:
         raise TypeError("expected at least one array, got none")
     return get_backend(first[1])
+
+
+def lenient(position: int, name: str) -> Callable[[F], F]:
+    """Make a function run free of JAX's strict modes, where its argument `name` is of JAX."""
+
+    def decorate(function: F) -> F:
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            array = args[position] if len(args) > position else kwargs.get(name)
+            if name_of(array) != "jax":
+                return function(*args, **kwargs)
+            jax: Any = get_backend("jax")
+            with jax.lenient():
+                return function(*args, **kwargs)
+
+        return cast(F, run)
+
+    return decorate
 
 
 # From one framework to another, as code.

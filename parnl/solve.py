@@ -16,6 +16,7 @@ import numpy as np
 
 from parnl.cell import Cell
 from parnl.check import check_finite, check_parameters, check_residuals, require_values
+from parnl.frameworks import lenient
 from parnl.graph.program import Program, affine_program
 from parnl.inputs import (
     batched,
@@ -64,6 +65,7 @@ class Solution(NamedTuple):
     info: Info
 
 
+@lenient(2, "inputs")
 def solve(
     cell: Cell,
     params: Mapping[str, Any],
@@ -180,6 +182,7 @@ def solve(
     )
 
 
+@lenient(2, "input_t")
 def step(
     cell: Cell, params: Mapping[str, Any], input_t: Any, state: Any = None, *, dt: Any = None
 ) -> tuple[Any, tuple[Any, ...]]:
@@ -223,6 +226,7 @@ def _outputs(
     return xp.astype(states[-1], dtype, copy=False)
 
 
+@lenient(1, "b")
 def affine_scan(a: Any, b: Any, x0: Any = None, reverse: bool = False) -> Any:
     """Return all x_t of x_t = a_t x_{t-1} + b_t, in parallel over time; differentiable.
 
