@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from parnl.backends.c.calls import CompiledKernels, compiled_device
 from parnl.backends.composed import COMPOSED
+from parnl.backends.torch import arrays
 from parnl.backends.torch.implicit import cast, implicit_solve
 from parnl.backends.torch.memory import product
 from parnl.backends.torch.operators import operator_solve, recorded
@@ -75,13 +76,21 @@ class TorchBackend(CompiledKernels):
 
     def to_numpy(self, array: torch.Tensor) -> Any:
         """Return the tensor's values, on the CPU and without gradient."""
-        return array.detach().cpu().numpy()
+        return array.numpy(force=True)
+
+    def take(self, name: str, array: torch.Tensor) -> torch.Tensor:
+        """Return the tensor; see `parnl.backends.arrays` for what is refused."""
+        return arrays.take(name, array)
 
     def device(self, array: torch.Tensor) -> Device:
         """Return the measured number of elements at which an operation's fixed cost is small."""
         if triton_calls.serves(array):
             return triton_calls.device(array)
         return Device(*_device(array.device, array.dtype))
+
+    def readable(self, array: torch.Tensor) -> torch.Tensor:
+        """Return the tensor, or a copy where address and strides would not tell what it holds."""
+        return arrays.readable(array)
 
     def address(self, array: torch.Tensor) -> int:
         """Return the address of the first element.
@@ -90,7 +99,7 @@ class TorchBackend(CompiledKernels):
         """
         address = array.data_ptr()
         if not address and array.numel():
-            raise TypeError(f"inputs: {type(array).__name__} has no values to compute with")
+            raise TypeError(f"{type(array).__name__} has no values to compute with")
         return address
 
     def strides(self, array: torch.Tensor) -> tuple[int, ...]:
@@ -136,6 +145,7 @@ class TorchBackend(CompiledKernels):
     ) -> tuple[list[Any], Stats]:
         """Solve, without gradients."""
         if triton_calls.serves(x0[0], plan.chunks):  # it reads operands of any dtype
+            operands, x0 = ([arrays.readable(a) for a in group] for group in (operands, x0))
             return triton_calls.solve(program, plan, operands, x0)
         return newton(self, program, plan, [cast(a, x0[0].dtype) for a in operands], x0)
 
@@ -155,7 +165,8 @@ class TorchBackend(CompiledKernels):
     ) -> tuple[list[Any], list[Any]] | None:
         """Return the gradients of x0, and of the operands `wanted`, before they are summed."""
         if triton_calls.serves(states[0], plan.chunks):
-            return triton_calls.gradients(program, plan, operands, x0, states, grads, wanted)
+            given = ([arrays.readable(a) for a in xs] for xs in (operands, x0, states, grads))
+            return triton_calls.gradients(program, plan, *given, wanted)
         operands = [cast(a, x0[0].dtype) for a in operands]
         return super().gradients(program, plan, operands, x0, states, grads, wanted)
 

@@ -188,9 +188,13 @@ def _coefficients(graph: Graph, name: str, count: int) -> list[Symbol]:
     return [graph.leaf("coefficient", f"{name}{i}") for i in range(count)]
 
 
-@cache
 def affine_program(k: int) -> Program:
     """x' = A x + b for blocks of k; operands: the k * k entries of A row by row, then b."""
+    return _AFFINE[k] if k in _AFFINE else _affine_program(k)
+
+
+@cache
+def _affine_program(k: int) -> Program:
     g = Graph()
     x = [g.leaf("state", f"x{i}") for i in range(k)]
     a, b = _coefficients(g, "a", k * k), _coefficients(g, "b", k)
@@ -221,3 +225,9 @@ def adjoint_program(k: int) -> Program:
             total = total + jac[i * k + j] * lam[i]
         outputs.append(total)
     return Program.shared(g, m, [*jac, *grad], outputs)
+
+
+# Made here, with what is derived from them, for torch.compile cannot follow a trace.
+_AFFINE = {k: _affine_program(k) for k in (1, 2)}
+for _program in _AFFINE.values():
+    _ = _program.cost, _program.jacobian

@@ -44,7 +44,8 @@ def save_params(path: str | Path, cell: Cell, params: Mapping[str, Any]) -> None
     found = {n: (_dtype(a), tuple(getattr(a, "shape", ()))) for n, a in params.items()}
     _check_params("params", cell, found)
     backend = backend_of((f"parameter {name}", array) for name, array in params.items())
-    write_checkpoint(Path(path), {name: backend.to_numpy(a) for name, a in params.items()})
+    taken = {n: backend.take(f"parameter {n}", a) for n, a in params.items()}
+    write_checkpoint(Path(path), {n: backend.to_numpy(a) for n, a in taken.items()})
 
 
 def load_params(

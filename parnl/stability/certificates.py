@@ -242,6 +242,7 @@ def as_float64(name: str, value: Any) -> np.ndarray:
     if isinstance(value, int | float):
         return np.asarray(value, np.float64)
     backend = backend_of([(name, value)])
+    value = backend.take(name, value)
     if backend.xp.isdtype(value.dtype, "real floating") and backend.xp.finfo(value.dtype).bits < 32:
         value = backend.xp.astype(value, backend.xp.float32)  # NumPy may not know the type
     return np.asarray(backend.to_numpy(value), np.float64)
@@ -249,7 +250,7 @@ def as_float64(name: str, value: Any) -> np.ndarray:
 
 def float64_operands(cell: Cell, params: Mapping[str, Any], inputs: Any, dt: Any) -> list[Any]:
     """Return the operands of the cell's program as `parnl.solve` computes them, in float64."""
-    backend = check_params(cell, params, inputs)
+    backend, params, inputs = check_params(cell, params, inputs)
     p = Values("parameter", params)
     features = Values("feature", cell.features(p, inputs))
     dtype, _ = working_dtype(backend.xp, features, inputs)
