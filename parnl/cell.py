@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from parnl.dtypes import is_half
 from parnl.graph.nodes import Graph, StepError, Symbol
 from parnl.graph.program import Program
 from parnl.params import Parameter
@@ -128,13 +129,17 @@ class Cell:
     def init(
         self, seed: int = 0, backend: str = "numpy", dtype: str = "float32", device: Any = None
     ) -> dict[str, Any]:
-        """Return fresh parameters, name -> array; a seed gives the same values on every backend."""
+        """Return fresh parameters, name -> array; a seed gives the same values on every backend.
+
+        dtype: "float32" and so on, "float16" or "bfloat16"; the latter needs ml_dtypes in NumPy.
+        """
         from parnl.frameworks import get_backend
 
-        if np.dtype(dtype).kind != "f":
+        name = dtype if is_half(dtype) else np.dtype(dtype).name
+        if not is_half(name) and np.dtype(name).kind != "f":
             raise TypeError(f"dtype: expected a floating point type, got {dtype!r}")
         target, drawn = get_backend(backend), self.draw(np.random.default_rng(seed))
-        return {n: target.asarray(v, str(np.dtype(dtype)), device) for n, v in drawn.items()}
+        return {n: target.asarray(v, name, device) for n, v in drawn.items()}
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Draw every parameter, in float64; to be extended where one depends on another's draw."""
