@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import wraps
 from typing import Any, Protocol, TypeVar, cast
 
@@ -62,6 +63,16 @@ class Backend(Kernels, Protocol):
 
         Operands may be of other dtypes than x0, whose dtype is the one to solve in.
         """
+
+    def products(self, dtype: Any, array: Any) -> AbstractContextManager[Any]:
+        """Return a context in which products of matrices are taken in `dtype` if that is faster.
+
+        `dtype` is that of a solve's outputs, `array` on the device it runs on; only half precision
+        changes anything.
+        """
+
+    def complex_numbers(self, re: Any, im: Any) -> Any:
+        """Return the complex array re + i im; unlike that sum, for inf and NaN too."""
 
     def matmul(self, rows: Any, matrix: Any) -> Any:
         """Return rows (N, n) @ matrix (n, hidden); see `parnl.ops.matmul`."""

@@ -136,7 +136,7 @@ FAULTS = [
     Fault(
         "half precision is solved in half precision",
         "parnl/inputs.py",
-        "return (xp.float32 if xp.finfo(result).bits < 32 else result), result",
+        "return (xp.float32 if is_half(result) else result), result",
         "return result, result",
     ),
 ]

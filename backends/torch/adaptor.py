@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -18,6 +19,7 @@ from parnl.backends.torch.memory import product
 from parnl.backends.torch.operators import operator_solve, recorded
 from parnl.backends.torch.threads import openmp
 from parnl.backends.triton import calls as triton_calls
+from parnl.dtypes import is_half
 from parnl.graph.flatcode import array_functions
 from parnl.graph.program import Program
 from parnl.solver.cost import Device
@@ -169,6 +171,17 @@ class TorchBackend(CompiledKernels):
             return triton_calls.gradients(program, plan, *given, wanted)
         operands = [cast(a, x0[0].dtype) for a in operands]
         return super().gradients(program, plan, operands, x0, states, grads, wanted)
+
+    def products(self, dtype: Any, array: Any) -> AbstractContextManager[Any]:
+        """Return `torch.autocast` for half precision where the device has it."""
+        kind = array.device.type
+        if is_half(dtype) and torch.amp.is_autocast_available(kind):
+            return torch.autocast(kind, dtype)
+        return nullcontext()
+
+    def complex_numbers(self, re: Any, im: Any) -> Any:
+        """Return re + i im."""
+        return torch.complex(re, im)
 
     def matmul(self, rows: Any, matrix: Any) -> Any:
         """Return rows @ matrix."""
