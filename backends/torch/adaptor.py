@@ -167,8 +167,10 @@ class TorchBackend(CompiledKernels):
     ) -> tuple[list[Any], list[Any]] | None:
         """Return the gradients of x0, and of the operands `wanted`, before they are summed."""
         if triton_calls.serves(states[0], plan.chunks):
-            given = ([arrays.readable(a) for a in xs] for xs in (operands, x0, states, grads))
-            return triton_calls.gradients(program, plan, *given, wanted)
+            operands, x0, states, grads = (
+                [arrays.readable(a) for a in xs] for xs in (operands, x0, states, grads)
+            )
+            return triton_calls.gradients(program, plan, operands, x0, states, grads, wanted)
         operands = [cast(a, x0[0].dtype) for a in operands]
         return super().gradients(program, plan, operands, x0, states, grads, wanted)
 
