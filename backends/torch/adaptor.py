@@ -67,9 +67,13 @@ class TorchBackend(CompiledKernels):
         "softplus": lambda x: torch.nn.functional.softplus(x, threshold=40.0),
         "minimum": _with_numbers(torch.minimum, "max"),
         "maximum": _with_numbers(torch.maximum, "min"),
-        "number": lambda x, reference: reference.new_tensor(x),
+        # new_tensor refuses tensors that are negated lazily
+        "number": lambda x, like: torch.full((), x, dtype=like.dtype, device=like.device),
         "pow": operator.pow,
     }
+
+    take = staticmethod(arrays.take)
+    readable = staticmethod(arrays.readable)
 
     def asarray(self, value: Any, dtype: str, device: Any = None) -> torch.Tensor:
         """Return `value` as a tensor, on `device` or torch's default device."""
@@ -79,19 +83,11 @@ class TorchBackend(CompiledKernels):
         """Return the tensor's values, on the CPU and without gradient."""
         return array.numpy(force=True)
 
-    def take(self, name: str, array: torch.Tensor) -> torch.Tensor:
-        """Return the tensor; see `parnl.backends.arrays` for what is refused."""
-        return arrays.take(name, array)
-
     def device(self, array: torch.Tensor) -> Device:
         """Return the measured number of elements at which an operation's fixed cost is small."""
         if triton_calls.serves(array):
             return triton_calls.device(array)
         return Device(*_device(array.device, array.dtype))
-
-    def readable(self, array: torch.Tensor) -> torch.Tensor:
-        """Return the tensor, or a copy where address and strides would not tell what it holds."""
-        return arrays.readable(array)
 
     def address(self, array: torch.Tensor) -> int:
         """Return the address of the first element.
