@@ -43,7 +43,8 @@ _SCOPE = {
     "torch": torch,
     "minimum": _with_numbers(torch.minimum, "max"),
     "maximum": _with_numbers(torch.maximum, "min"),
-    "number": lambda x, like: like.new_tensor(x),
+    # new_tensor refuses tensors that are negated lazily
+    "number": lambda x, like: torch.full((), x, dtype=like.dtype, device=like.device),
 }
 
 
@@ -72,6 +73,9 @@ class TorchBackend(CompiledKernels):
         "number": _SCOPE["number"],
     }
 
+    take = staticmethod(arrays.take)
+    readable = staticmethod(arrays.readable)
+
     def asarray(self, value: Any, dtype: str, device: Any = None) -> torch.Tensor:
         """Return `value` as a tensor, on `device` or torch's default device."""
         return torch.asarray(value).to(dtype=getattr(torch, dtype), device=device)
@@ -80,19 +84,11 @@ class TorchBackend(CompiledKernels):
         """Return the tensor's values, on the CPU and without gradient."""
         return array.numpy(force=True)
 
-    def take(self, name: str, array: torch.Tensor) -> torch.Tensor:
-        """Return the tensor; see `parnl.backends.arrays` for what is refused."""
-        return arrays.take(name, array)
-
     def device(self, array: torch.Tensor) -> Device:
         """Return the measured number of elements at which an operation's fixed cost is small."""
         if triton_calls.serves(array):
             return triton_calls.device(array)
         return Device(*_device(array.device, array.dtype))
-
-    def readable(self, array: torch.Tensor) -> torch.Tensor:
-        """Return the tensor, or a copy where address and strides would not tell what it holds."""
-        return arrays.readable(array)
 
     def address(self, array: torch.Tensor) -> int:
         """Return the address of the first element.
