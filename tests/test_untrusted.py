@@ -77,7 +77,7 @@ def texts(program):
         wanted = (0, 1) if kind == "backward" else ()
         for dtype in ("float32", "float64"):
             kernel = c_text.Kernel(program, kind, dtype, "cf", lanes, wanted)
-            found.append(c_text.source(kernel, ffi=True))
+            found.append(c_text.source(kernel))
     for kind in ("solve", "gradients"):
         wanted = (0, 1) if kind == "gradients" else ()
         kernel = triton_text.Kernel(program, kind, "float32", "cf", True, False, wanted)

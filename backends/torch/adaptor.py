@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -13,11 +13,14 @@ from torch.utils.checkpoint import checkpoint
 
 from parnl.backends.c.calls import CompiledKernels, compiled_device
 from parnl.backends.composed import COMPOSED
+from parnl.backends.torch import arrays
 from parnl.backends.torch.implicit import cast, implicit_solve
 from parnl.backends.torch.memory import product
 from parnl.backends.torch.operators import operator_solve, recorded
 from parnl.backends.torch.threads import openmp
 from parnl.backends.triton import calls as triton_calls
+from parnl.dtypes import is_half
+from parnl.graph.flatcode import array_functions
 from parnl.graph.program import Program
 from parnl.solver.cost import Device
 from parnl.solver.newton import Plan, Stats, newton
@@ -33,6 +36,16 @@ def _with_numbers(function: Callable[..., Any], name: str) -> Callable[[Any, Any
         return torch.clamp(tensor, **{name: number})
 
     return either
+
+
+# What the forms of `parnl.graph.operations` name.
+_SCOPE = {
+    "torch": torch,
+    "minimum": _with_numbers(torch.minimum, "max"),
+    "maximum": _with_numbers(torch.maximum, "min"),
+    # new_tensor refuses tensors that are negated lazily
+    "number": lambda x, like: torch.full((), x, dtype=like.dtype, device=like.device),
+}
 
 
 @torch.compiler.assume_constant_result
@@ -55,20 +68,13 @@ class TorchBackend(CompiledKernels):
     name = "torch"
     xp = xp
     functions: dict[str, Any] = {
-        **{
-            op: getattr(torch, op)
-            for op in (
-                "exp expm1 log log1p sqrt sin cos tanh sigmoid relu abs sign erf where addcmul "
-                "logical_and logical_or logical_not"
-            ).split()
-        },
-        # the threshold beyond which softplus(x) is x: below it, float64 would lose digits
-        "softplus": lambda x: torch.nn.functional.softplus(x, threshold=40.0),
-        "minimum": _with_numbers(torch.minimum, "max"),
-        "maximum": _with_numbers(torch.maximum, "min"),
-        "number": lambda x, reference: reference.new_tensor(x),
-        "pow": operator.pow,
+        **array_functions("torch", _SCOPE),
+        "addcmul": torch.addcmul,
+        "number": _SCOPE["number"],
     }
+
+    take = staticmethod(arrays.take)
+    readable = staticmethod(arrays.readable)
 
     def asarray(self, value: Any, dtype: str, device: Any = None) -> torch.Tensor:
         """Return `value` as a tensor, on `device` or torch's default device."""
@@ -76,7 +82,7 @@ class TorchBackend(CompiledKernels):
 
     def to_numpy(self, array: torch.Tensor) -> Any:
         """Return the tensor's values, on the CPU and without gradient."""
-        return array.detach().cpu().numpy()
+        return array.numpy(force=True)
 
     def device(self, array: torch.Tensor) -> Device:
         """Return the measured number of elements at which an operation's fixed cost is small."""
@@ -91,7 +97,7 @@ class TorchBackend(CompiledKernels):
         """
         address = array.data_ptr()
         if not address and array.numel():
-            raise TypeError(f"inputs: {type(array).__name__} has no values to compute with")
+            raise TypeError(f"{type(array).__name__} has no values to compute with")
         return address
 
     def strides(self, array: torch.Tensor) -> tuple[int, ...]:
@@ -137,6 +143,7 @@ class TorchBackend(CompiledKernels):
     ) -> tuple[list[Any], Stats]:
         """Solve, without gradients."""
         if triton_calls.serves(x0[0], plan.chunks):  # it reads operands of any dtype
+            operands, x0 = ([arrays.readable(a) for a in group] for group in (operands, x0))
             return triton_calls.solve(program, plan, operands, x0)
         return newton(self, program, plan, [cast(a, x0[0].dtype) for a in operands], x0)
 
@@ -156,9 +163,23 @@ class TorchBackend(CompiledKernels):
     ) -> tuple[list[Any], list[Any]] | None:
         """Return the gradients of x0, and of the operands `wanted`, before they are summed."""
         if triton_calls.serves(states[0], plan.chunks):
+            operands, x0, states, grads = (
+                [arrays.readable(a) for a in xs] for xs in (operands, x0, states, grads)
+            )
             return triton_calls.gradients(program, plan, operands, x0, states, grads, wanted)
         operands = [cast(a, x0[0].dtype) for a in operands]
         return super().gradients(program, plan, operands, x0, states, grads, wanted)
+
+    def products(self, dtype: Any, array: Any) -> AbstractContextManager[Any]:
+        """Return `torch.autocast` for half precision where the device has it."""
+        kind = array.device.type
+        if is_half(dtype) and torch.amp.is_autocast_available(kind):
+            return torch.autocast(kind, dtype)
+        return nullcontext()
+
+    def complex_numbers(self, re: Any, im: Any) -> Any:
+        """Return re + i im."""
+        return torch.complex(re, im)
 
     def matmul(self, rows: Any, matrix: Any) -> Any:
         """Return rows @ matrix."""

@@ -70,7 +70,7 @@ def _trajectory(
     cell: Cell, params: Any, inputs: Any, initial_state: Any, dt: Any
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Return the states, k arrays (B, T + 1, D), and the Jacobian of each step, (B, T, D, k, k)."""
-    given = check_params(cell, params, inputs)
+    given, params, inputs = check_params(cell, params, inputs)
     *batch, steps, _ = inputs.shape
     if steps == 0 or 0 in batch:
         raise ValueError(f"inputs: expected at least one step, got shape {tuple(inputs.shape)}")
