@@ -39,6 +39,7 @@ MISSING = FRAMEWORKS - set(installed())
 # What whole files and folders need; other tests ask `optional` for what they use.
 NEEDED = {
     "backends/c": {"torch", "jax"},
+    "backends/test_arrays.py": {"torch"},
     "backends/jax": {"jax"},
     "backends/torch": {"torch"},
     "backends/triton": {"torch"},
