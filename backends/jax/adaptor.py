@@ -58,7 +58,7 @@ class JaxBackend:
 
     def take(self, name: str, array: Any) -> Any:
         """Return the array; raise ValueError if it was deleted, by being donated for instance."""
-        if not isinstance(array, jax.core.Tracer) and array.is_deleted():
+        if not isinstance(array, Tracer) and array.is_deleted():
             raise ValueError(
                 f"{name}: expected an array with values, got one of shape {array.shape} that was "
                 "deleted, or donated to a jitted function"
