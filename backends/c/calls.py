@@ -26,7 +26,7 @@ from parnl.solver.newton import Kernels, Plan, newton
 
 
 class CompiledKernels(ComposedKernels):
-    """`ComposedKernels` with C in their place where it serves; subclasses add `address`, `threads`."""
+    """C in place of `ComposedKernels` where it serves; subclasses add `address`, `threads`."""
 
     @abstractmethod
     def device(self, array: Any) -> Device:
