@@ -43,7 +43,7 @@ _SCOPE = {
     "minimum": _with_numbers(torch.minimum, "max"),
     "maximum": _with_numbers(torch.maximum, "min"),
     # new_tensor refuses tensors that are negated lazily
-    "number": lambda x, like: torch.full((), x, dtype=like.dtype, device=like.device),
+    "number": lambda x, like: torch.tensor(x, dtype=like.dtype, device=like.device),
 }
 
 
