@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,24 +10,12 @@ import numpy as np
 
 from parnl.backends.c.calls import CompiledKernels, compiled_device
 from parnl.backends.composed import COMPOSED
+from parnl.graph.operations import OPERATIONS
 from parnl.graph.program import Program
 from parnl.solver.cost import Device
 from parnl.solver.newton import Plan, Stats, newton
 
-_erf = np.frompyfunc(math.erf, 1, 1)
-
-
-@np.errstate(over="ignore")  # an overflow of exp is the limit 0
-def _sigmoid(x: Any) -> Any:
-    return 1.0 / (1.0 + np.exp(-x))
-
-
-def _softplus(x: Any) -> Any:
-    return np.maximum(x, 0.0) + np.log1p(np.exp(-np.abs(x)))
-
-
-def _erf_of(x: Any) -> Any:
-    return np.asarray(_erf(x)).astype(np.result_type(x))[()]  # a number's is a number
+_FLOATS = frozenset(np.dtype(name) for name in ("float32", "float64", "float16"))
 
 
 class NumpyBackend(CompiledKernels):
@@ -37,18 +24,8 @@ class NumpyBackend(CompiledKernels):
     name = "numpy"
     xp = xp
     functions: dict[str, Any] = {
-        **{
-            op: getattr(np, op)
-            for op in (
-                "exp expm1 log log1p sqrt sin cos tanh abs sign minimum maximum where "
-                "logical_and logical_or logical_not"
-            ).split()
-        },
-        "sigmoid": _sigmoid,
-        "softplus": _softplus,
-        "relu": lambda x: np.maximum(x, 0.0),
-        "erf": _erf_of,
-        "number": lambda x, reference: reference.dtype.type(x),
+        **{name: o.numpy for name, o in OPERATIONS.items() if not o.inline},
+        "number": lambda x, like: like.dtype.type(x),
     }
 
     def asarray(self, value: Any, dtype: str, device: Any = None) -> np.ndarray:
@@ -61,11 +38,24 @@ class NumpyBackend(CompiledKernels):
         """Return the array."""
         return np.asarray(array)
 
+    def take(self, name: str, array: Any) -> np.ndarray:
+        """Return the plain array that this is; see `parnl.backends.arrays` for what is refused."""
+        if type(array) is not np.ndarray:
+            array = _plain(name, array)
+        return array if array.dtype in _FLOATS else _native(name, array)
+
     def device(self, array: Any) -> Device:
         """Return the measured number of elements at which an operation's fixed cost is small."""
         if self.compiles(array):
             return compiled_device(array.dtype, self.threads(), price=1500.0)
         return Device(1 << 15, COMPOSED)
+
+    def readable(self, array: np.ndarray) -> np.ndarray:
+        """Return the array, or a copy where address and strides would not tell what it holds."""
+        # where the alignment is the item size, as it nearly always is, strides are multiples of it
+        if array.flags.aligned and array.dtype.alignment == array.itemsize:
+            return array
+        return array.copy(order="C")
 
     def address(self, array: np.ndarray) -> int:
         """Return the address of the first element."""
@@ -73,7 +63,8 @@ class NumpyBackend(CompiledKernels):
 
     def strides(self, array: np.ndarray) -> tuple[int, ...]:
         """Return the strides in elements."""
-        return tuple(s // array.itemsize for s in array.strides)
+        size = array.itemsize
+        return tuple([s // size for s in array.strides])
 
     def on_cpu(self, array: np.ndarray) -> bool:
         """Return True."""
@@ -110,6 +101,37 @@ class NumpyBackend(CompiledKernels):
             new = term(inputs[..., j : j + 1], *(m[j] for m in matrices))
             total = new if total is None else tuple(t + n for t, n in zip(total, new, strict=True))
         return total
+
+
+def _plain(name: str, array: Any) -> np.ndarray:
+    """Return an array of a subclass as one of NumPy's own, if that is all it is."""
+    kind = type(array)
+    if isinstance(array, np.ma.MaskedArray):
+        if np.ma.is_masked(array):
+            raise TypeError(
+                f"{name}: expected an array without a mask, got a {kind.__name__} of shape "
+                f"{array.shape} with {np.ma.count_masked(array)} values masked; fill them, by "
+                ".filled(value), or pass lengths"
+            )
+        return np.asarray(array.data)
+    for method in ("__array_ufunc__", "__array_function__"):
+        if getattr(kind, method) is not getattr(np.ndarray, method):
+            raise TypeError(
+                f"{name}: expected a NumPy array, got a {kind.__module__}.{kind.__qualname__}, "
+                f"which has arithmetic of its own ({method}); pass .view(np.ndarray)"
+            )
+    return np.asarray(array)
+
+
+def _native(name: str, array: np.ndarray) -> np.ndarray:
+    """Return the array in this machine's byte order, if its dtype is NumPy's own."""
+    dtype = array.dtype
+    if dtype.isbuiltin == 2:
+        raise TypeError(
+            f"{name}: expected float16, float32 or float64, got dtype {dtype}, which another "
+            f"package has defined ({dtype.type.__module__}); convert it by .astype(np.float32)"
+        )
+    return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
 
 
 backend = NumpyBackend()

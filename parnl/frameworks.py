@@ -41,6 +41,12 @@ class Backend(Kernels, Protocol):
     def asarray(self, value: Any, dtype: str, device: Any = None) -> Any:
         """Return `value` (anything NumPy reads) as an array of the framework."""
 
+    def take(self, name: str, array: Any) -> Any:
+        """Return a user's array as parnl computes with it, nearly always itself.
+
+        Raises TypeError or ValueError that names the argument; see `parnl.backends.arrays`.
+        """
+
     def to_numpy(self, array: Any) -> Any:
         """Return a framework array as a NumPy array."""
 
@@ -108,17 +114,44 @@ def backend_of(arrays: Iterable[tuple[str, Any]]) -> Backend:
             continue
         known, name = type(array), name_of(array)
         if name is None:
+            kind = f"{type(array).__module__}.{type(array).__name__}"
+            hint = ""
+            if kind.startswith("torch.fx."):
+                hint = "; torch.fx.symbolic_trace cannot record a solve, torch.export.export can"
             raise TypeError(
-                f"{argument}: expected an array of {', '.join(NAMES)}, "
-                f"got {type(array).__module__}.{type(array).__name__}"
+                f"{argument}: expected an array of {', '.join(NAMES)}, got {kind}{hint}"
             )
         if first is None:
             first = (argument, name)
         elif name != first[1]:
             raise TypeError(
                 f"{argument}: got a {name} array, but {first[0]} is a {first[1]} array; "
-                "all arrays of one call must come from one framework"
+                "all arrays of one call must come from one framework: "
+                + _conversion((argument, name), first)
             )
     if first is None:
         raise TypeError("expected at least one array, got none")
     return get_backend(first[1])
+
+
+# From one framework to another, as code.
+_CONVERT = {
+    ("numpy", "jax"): "jnp.asarray({})",
+    ("numpy", "torch"): "torch.from_numpy({})",
+    ("torch", "jax"): "jnp.from_dlpack({}.detach())",
+    ("jax", "torch"): "torch.from_dlpack({})",
+}
+
+
+def _conversion(one: tuple[str, str], first: tuple[str, str]) -> str:
+    """Return how to convert one of two (argument, framework): NumPy's, or else not the first."""
+    (argument, source), (_, target) = (first, one) if first[1] == "numpy" else (one, first)
+    convert = _CONVERT[source, target]
+    if argument.startswith("parameter "):
+        each = convert.format("a")
+        return (
+            f'make the parameters by cell.init(backend="{target}"), or convert them: '
+            f"{{n: {each} for n, a in params.items()}}"
+        )
+    name = argument if argument.isidentifier() else "x"
+    return f"convert {argument} by {convert.format(name)}"

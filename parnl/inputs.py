@@ -14,8 +14,11 @@ from parnl.params import Values
 
 def check_params(
     cell: Cell, params: Mapping[str, Any], inputs: Any, *, time_axis: bool = True
-) -> Any:
-    """Return the backend of `params` and `inputs` after checking types, dtypes and shapes."""
+) -> tuple[Any, dict[str, Any], Any]:
+    """Return (backend, parameters, inputs) after checking types, dtypes and shapes.
+
+    The arrays come as the backend takes them.
+    """
     from parnl.frameworks import backend_of
 
     if not isinstance(cell, Cell):
@@ -35,6 +38,10 @@ def check_params(
     named = {"inputs" if time_axis else "input_t": inputs}
     named |= {f"parameter {n}": params[n] for n in shapes}
     backend = backend_of(named.items())
+    _check_devices(backend, named)
+    named = {n: backend.take(n, a) for n, a in named.items()}
+    inputs, *rest = named.values()
+    params = dict(zip(shapes, rest, strict=True))
     xp = backend.xp
     argument, pattern = ("inputs", "(..., T, {})") if time_axis else ("input_t", "(..., {})")
     if inputs.ndim < (2 if time_axis else 1) or inputs.shape[-1] != cell.input_size:
@@ -50,8 +57,7 @@ def check_params(
     for name, array in named.items():
         if not xp.isdtype(array.dtype, "real floating"):
             raise TypeError(f"{name}: expected a floating point array, got dtype {array.dtype}")
-    _check_devices(backend, named)
-    return backend
+    return backend, params, inputs
 
 
 def _check_devices(backend: Any, named: Mapping[str, Any]) -> None:
@@ -65,13 +71,15 @@ def _check_devices(backend: Any, named: Mapping[str, Any]) -> None:
 
 def mask_of(backend: Any, lengths: Any, inputs: Any) -> Any:
     """Return the mask (..., T) of valid steps."""
-    from parnl.frameworks import name_of
+    from parnl.frameworks import get_backend, name_of
 
     xp = backend.xp
     *batch, steps, _ = inputs.shape
     device = getattr(inputs, "device", None)
     if name_of(lengths) != backend.name:  # a list, or NumPy's integers: no harm in either
-        lengths = xp.asarray(np.asarray(lengths))
+        numbers = get_backend("numpy").take("lengths", np.asanyarray(lengths))
+        lengths = xp.asarray(np.array(numbers))  # a copy: PyTorch takes no strides but its own
+    lengths = backend.take("lengths", lengths)
     if not xp.isdtype(lengths.dtype, "integral"):
         raise TypeError(f"lengths: expected integers, got dtype {lengths.dtype}")
     if tuple(lengths.shape) != tuple(batch):
@@ -96,8 +104,11 @@ def working_dtype(xp: Any, features: Values, inputs: Any) -> tuple[Any, Any]:
     return (xp.float32 if xp.finfo(result).bits < 32 else result), result
 
 
-def time_step(backend: Any, cell: Cell, dt: Any, inputs: Any) -> Any:
-    """Return dt as an array that broadcasts to (..., T), None if the cell reads none."""
+def time_step(backend: Any, cell: Cell, dt: Any, inputs: Any, *, time_axis: bool = True) -> Any:
+    """Return dt as an array that broadcasts to (..., T), None if the cell reads none.
+
+    Without `time_axis` it comes as (...), for one step.
+    """
     if not cell.time_aware:
         if dt is not None:
             kind = type(cell).__name__
@@ -111,6 +122,9 @@ def time_step(backend: Any, cell: Cell, dt: Any, inputs: Any) -> Any:
     from parnl.frameworks import backend_of
 
     backend_of([("inputs", inputs), ("dt", dt)])
+    dt = backend.take("dt", dt)
+    if not time_axis and dt.ndim:
+        dt = dt[..., None]
     if not xp.isdtype(dt.dtype, "real floating"):
         raise TypeError(f"dt: expected a number or a floating point array, got dtype {dt.dtype}")
     expected = tuple(inputs.shape[:-1])
@@ -137,8 +151,9 @@ def initial_states(backend: Any, cell: Cell, given: Any, inputs: Any, dtype: Any
             f"initial_state: expected {len(cell.states)} array(s), one for each of the states "
             f"{', '.join(cell.states)}, got {len(arrays)}"
         )
-    for name, x in zip(cell.states, arrays, strict=True):
-        backend_of([("inputs", inputs), (f"initial_state {name}", x)])
+    for i, name in enumerate(cell.states):
+        backend_of([("inputs", inputs), (f"initial_state {name}", arrays[i])])
+        arrays[i] = x = backend.take(f"initial_state {name}", arrays[i])
         if tuple(x.shape) != shape:
             raise ValueError(f"initial_state {name}: expected shape {shape}, got {tuple(x.shape)}")
         if not xp.isdtype(x.dtype, "real floating"):
@@ -162,7 +177,7 @@ def feature_operands(
         elif kind == "dt":
             operands.append(batched(xp, dt[..., None], tuple(batch)))
         else:
-            array = getattr(features, name)
+            array = backend.take(f"feature {name}", getattr(features, name))
             if array.ndim < 2 or not _broadcasts(tuple(array.shape), whole):
                 raise ValueError(
                     f"feature {name}: expected shape {whole}, got {tuple(array.shape)}"

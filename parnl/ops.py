@@ -33,9 +33,12 @@ def _apply(op: str, *args: Any) -> Any:
     from parnl.frameworks import backend_of, get_backend
 
     arrays = [(f"argument {i + 1} of ops.{op}", a) for i, a in enumerate(args) if not _is_number(a)]
-    if arrays:
-        return backend_of(arrays).functions[op](*args)
-    return get_backend("numpy").functions[op](*map(np.float64, args))
+    if not arrays:
+        return get_backend("numpy").functions[op](*map(np.float64, args))
+    backend = backend_of(arrays)
+    if op not in backend.functions:
+        raise NotImplementedError(f"ops.{op}: {backend.name} has no form of {op}")
+    return backend.functions[op](*args)
 
 
 def _is_number(value: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,7 +124,7 @@ def solve(
     """
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-    backend = check_params(cell, params, inputs)
+    backend, params, inputs = check_params(cell, params, inputs)
     xp = backend.xp
     *batch, steps, _ = inputs.shape
     if check:
@@ -188,18 +189,19 @@ def step(
     dt: a number or (...). Returns (output (..., hidden), state), one array (..., hidden) for each
     state of the cell. Differentiable by the framework's own autodiff.
     """
-    backend = check_params(cell, params, input_t, time_axis=False)
+    backend, params, input_t = check_params(cell, params, input_t, time_axis=False)
     xp = backend.xp
     inputs = input_t[..., None, :]
     p = Values("parameter", params)
     features = Values("feature", cell.features(p, inputs))
     dtype, result_dtype = working_dtype(xp, features, inputs)
-    dt = time_step(backend, cell, dt[..., None] if getattr(dt, "ndim", 0) else dt, inputs)
+    dt = time_step(backend, cell, dt, inputs, time_axis=False)
     operands = feature_operands(backend, cell, p, features, dt, inputs)
     given = initial_states(backend, cell, state, inputs, result_dtype)
     rows, channels = math.prod(given[0].shape[:-1]), cell.hidden_size
     start = [xp.astype(xp.reshape(x, (rows, 1, channels)), dtype) for x in given]
-    with np.errstate(all="ignore"):  # overflow and NaN are answers here, not warnings
+    # overflow and NaN are answers here, not warnings; torch.compile cannot follow NumPy's context
+    with np.errstate(all="ignore") if backend.name == "numpy" else nullcontext():
         advance = cell.program.function("step", backend)
         results = advance(*start, *(xp.astype(a, dtype) for a in operands))
     # a step may return a number, or an array that has yet to be broadcast
@@ -236,6 +238,8 @@ def affine_scan(a: Any, b: Any, x0: Any = None, reverse: bool = False) -> Any:
 
     given = [("a", a), ("b", b)] + ([] if x0 is None else [("x0", x0)])
     backend = backend_of(given)
+    given = [(name, backend.take(name, array)) for name, array in given]
+    a, b, x0 = (*(array for _, array in given), None)[:3]
     xp = backend.xp
     for name, array in given:
         if not xp.isdtype(array.dtype, "real floating"):

@@ -21,6 +21,7 @@ import parnl
 from parnl.backends.jax import pallas
 from parnl.frameworks import get_backend
 from parnl.testing import cells, loop
+from parnl.testing.kinds import unusual
 
 PART = 100
 CELLS = int(os.environ.get("PARNL_FUZZ", "8"))
@@ -90,10 +91,18 @@ def by_loop(case, params, u, x0, dt):
 
 
 def answer(case, backend, dtype, run):
-    """Return outputs, final state and, where there are any, all gradients."""
+    """Return outputs, final state and, where there are any, all gradients.
+
+    What a solve is given is of unusual memory: the arguments, and the gradients of its results.
+    """
     rng, cell = np.random.default_rng(case.seed), case.cell
     batch, steps = case.batch, case.steps
-    make = get_backend(backend).asarray
+    kinds = np.random.default_rng(case.seed)
+
+    def make(values, dtype):
+        array = get_backend(backend).asarray(values, dtype)
+        return array if run is by_loop else unusual(backend, array, kinds)
+
     given = dict(cell.init(case.seed, dtype="float64"))
     arrays = (
         {n: make(v, dtype) for n, v in given.items()},
@@ -103,21 +112,29 @@ def answer(case, backend, dtype, run):
     )
     weights = make(rng.normal(size=(batch, steps, cell.hidden_size)), dtype)
 
-    def loss(arrays):
+    def results(arrays):
         outputs, final = run(case, *arrays)
-        return (outputs * weights).sum() + sum(s.sum() for s in final), [outputs, *final]
+        return [outputs, *final]
+
+    def loss(arrays):  # for JAX
+        outputs, *final = found = results(arrays)
+        return (outputs * weights).sum() + sum(s.sum() for s in final), found
 
     if backend == "numpy":
         with np.errstate(all="ignore"):
-            return loss(arrays)[1]
+            return results(arrays)
     if backend == "jax":
-        (_, results), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(arrays)
-        return [np.asarray(x) for x in (*results, *leaves(grads))]
+        (_, found), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(arrays)
+        return [np.asarray(x) for x in (*found, *leaves(grads))]
     for leaf in leaves(arrays):
         leaf.requires_grad_()
-    total, results = loss(arrays)
-    grads = torch.autograd.grad(total, leaves(arrays), materialize_grads=True)
-    return [x.detach().numpy() for x in (*results, *grads)]
+    found = results(arrays)
+    upstream = [weights, *(make(np.ones(s.shape), dtype) for s in found[1:])]
+    # a loop's state is a constant where the step returns a number
+    pairs = [(x, g) for x, g in zip(found, upstream, strict=True) if x.requires_grad]
+    ends, upstream = zip(*pairs, strict=True)
+    grads = torch.autograd.grad(ends, leaves(arrays), upstream, materialize_grads=True)
+    return [x.numpy(force=True) for x in (*found, *grads)]
 
 
 def leaves(arrays):

@@ -10,11 +10,13 @@ import math
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
+from parnl.backends import arrays
+from parnl.backends.arrays import Memory
 from parnl.backends.c import build
 from parnl.backends.c.text import CHANNEL, FULL, SCALAR, TIME, Kernel, Lanes, fields, source
 from parnl.backends.composed import EagerKernels
@@ -31,12 +33,16 @@ class CompiledKernels(EagerKernels):
         """See `newton.Kernels`."""
 
     @abstractmethod
+    def readable(self, array: Any) -> Any:
+        """See `arrays.Memories`."""
+
+    @abstractmethod
     def address(self, array: Any) -> int:
-        """Return the address of the first element."""
+        """See `arrays.Memories`."""
 
     @abstractmethod
     def strides(self, array: Any) -> tuple[int, ...]:
-        """Return the strides in elements."""
+        """See `arrays.Memories`."""
 
     @abstractmethod
     def on_cpu(self, array: Any) -> bool:
@@ -44,7 +50,7 @@ class CompiledKernels(EagerKernels):
 
     @abstractmethod
     def contiguous(self, array: Any) -> Any:
-        """Return the array in row-major order."""
+        """See `arrays.Memories`."""
 
     def threads(self) -> int:
         """Return how many threads a kernel may use."""
@@ -102,17 +108,18 @@ class CompiledKernels(EagerKernels):
         Jacobian is computed again on the way, which costs less than to store and read it. The one
         of an operand is (B, T, D), or (B, C, D) where the operand does not depend on time.
         """
-        x0, states = ([self.contiguous(x) for x in xs] for xs in (x0, states))
-        grads = [
-            g if self.strides(g)[2] == 1 or g.shape[2] == 1 else self.contiguous(g) for g in grads
-        ]
+        fixed = {
+            "x0": [arrays.whole(self, x) for x in x0],
+            "state": [arrays.whole(self, x) for x in states],
+            "g": [arrays.rows(self, g) for g in grads],
+        }
 
         def run(kind: str, plan: Plan, starts: Sequence[Any]) -> tuple[list[Any], list[Any]]:
             asked = tuple(wanted) if kind == "backward" else ()
             call = _Call(self, program, plan, kind, operands, starts, asked)
             if call.function is None:
                 raise build.BuildError
-            call.backward(x0, states, grads)
+            call.backward(fixed)
             return call.run()
 
         try:
@@ -177,15 +184,12 @@ class _Call:
         self.like = starts[0]
         batch, count, channels = self.like.shape
         self.layouts = "".join(layout(a) for a in operands)
-        self.operands = [
-            a if a.shape[2] == 1 or kernels.strides(a)[2] == 1 else kernels.contiguous(a)
-            for a in operands
-        ]
-        self.starts = [kernels.contiguous(s) for s in starts]
-        self.fixed: dict[str, list[Any]] = {}
-        self.numbers: dict[str, list[int]] = {
-            "opb": [0 if a.shape[0] == 1 else kernels.strides(a)[0] for a in self.operands],
-            "opt": [0 if a.shape[1] == 1 else kernels.strides(a)[1] for a in self.operands],
+        self.shapes = partial(results, kind, plan, operands, starts, wanted)
+        read = [arrays.rows(kernels, a) for a in operands]
+        self.given = {"op": read, "start": [arrays.whole(kernels, s) for s in starts]}
+        self.numbers = {
+            "opb": [0 if m.array.shape[0] == 1 else m.strides[0] for m in read],
+            "opt": [0 if m.array.shape[1] == 1 else m.strides[1] for m in read],
         }
         dtype = dtype_name(self.like.dtype)
         lanes = grouped(kind, channels, batch * count, kernels.threads())
@@ -194,25 +198,22 @@ class _Call:
         if self.function is None and build.choice() == "c":
             self._load()  # raises BuildError
 
-    def backward(self, x0: list[Any], states: list[Any], grads: list[Any]) -> None:
-        """Add what a backward run reads: x0 and states, contiguous, and the states' gradients.
+    def backward(self, fixed: dict[str, list[Memory]]) -> None:
+        """Add what a backward run reads: "x0" and "state", whole, and "g", the states' gradients.
 
         The gradients are (B, T, D) with any strides but along D.
         """
-        self.fixed = {"x0": x0, "state": states, "g": grads}
-        self.numbers["gb"] = [self.kernels.strides(g)[0] for g in grads]
-        self.numbers["gt"] = [self.kernels.strides(g)[1] for g in grads]
+        self.given |= fixed
+        self.numbers["gb"] = [g.strides[0] for g in fixed["g"]]
+        self.numbers["gt"] = [g.strides[1] for g in fixed["g"]]
 
     def run(self) -> tuple[list[Any], list[Any]]:
         """Call the kernel; return its two groups of results."""
         plan, like, empty = self.plan, self.like, self.kernels.xp.empty
         made = {
             name: [empty(shape, dtype=like.dtype, device=like.device) for shape in shapes]
-            for name, shapes in results(
-                self.kernel.kind, plan, self.operands, self.starts, self.kernel.wanted
-            ).items()
+            for name, shapes in self.shapes().items()
         }
-        given = {"op": self.operands, "start": self.starts, **self.fixed, **made}
         sizes = [*like.shape, plan.steps, plan.length, plan.reverse]
         most, team = self.kernels.threads(), self.kernels.team()
         threads = worthwhile(self.kernel, plan, like.shape, most, waiting=team > 0)
@@ -221,8 +222,10 @@ class _Call:
         for name, size in fields(self.kernel):
             if name in self.numbers:
                 entries = self.numbers[name]
+            elif name in self.given:
+                entries = [m.address for m in self.given[name]]
             else:
-                entries = [self.kernels.address(x) for x in given[name]]
+                entries = [self.kernels.address(x) for x in made[name]]
             assert len(entries) == size, name
             table += entries
         numbers = np.array(table, np.int64)

@@ -19,12 +19,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.core import ShapedArray
-from jax.interpreters import ad
 
 from parnl.backends.c.calls import backward
 from parnl.backends.jax.kernels import by_platform
 from parnl.backends.jax.primitive import primitive
+from parnl.backends.jax.private import ShapedArray, ad
 from parnl.graph.program import Program, adjoint_program, affine_program
 from parnl.solver import blocks
 from parnl.solver.newton import Plan, Stats, newton

@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.interpreters import ad
 
 from parnl.backends.c import build
 from parnl.backends.c.calls import processors
 from parnl.backends.jax import ffi
 from parnl.backends.jax.implicit import merging
 from parnl.backends.jax.primitive import primitive
+from parnl.backends.jax.private import ad
 from parnl.graph.nodes import Graph
 from parnl.graph.program import Program
 from parnl.solver.newton import Plan

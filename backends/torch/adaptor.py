@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,11 +12,13 @@ from torch.utils.checkpoint import checkpoint
 
 from parnl.backends.c.calls import CompiledKernels, compiled_device
 from parnl.backends.composed import COMPOSED
+from parnl.backends.torch import arrays
 from parnl.backends.torch.implicit import cast, implicit_solve
 from parnl.backends.torch.memory import product
 from parnl.backends.torch.operators import operator_solve, recorded
 from parnl.backends.torch.threads import openmp
 from parnl.backends.triton import calls as triton_calls
+from parnl.graph.flatcode import array_functions
 from parnl.graph.program import Program
 from parnl.solver.cost import Device
 from parnl.solver.newton import Plan, Stats, newton
@@ -33,6 +34,15 @@ def _with_numbers(function: Callable[..., Any], name: str) -> Callable[[Any, Any
         return torch.clamp(tensor, **{name: number})
 
     return either
+
+
+# What the forms of `parnl.graph.operations` name.
+_SCOPE = {
+    "torch": torch,
+    "minimum": _with_numbers(torch.minimum, "max"),
+    "maximum": _with_numbers(torch.maximum, "min"),
+    "number": lambda x, like: like.new_tensor(x),
+}
 
 
 @torch.compiler.assume_constant_result
@@ -55,19 +65,9 @@ class TorchBackend(CompiledKernels):
     name = "torch"
     xp = xp
     functions: dict[str, Any] = {
-        **{
-            op: getattr(torch, op)
-            for op in (
-                "exp expm1 log log1p sqrt sin cos tanh sigmoid relu abs sign erf where addcmul "
-                "logical_and logical_or logical_not"
-            ).split()
-        },
-        # the threshold beyond which softplus(x) is x: below it, float64 would lose digits
-        "softplus": lambda x: torch.nn.functional.softplus(x, threshold=40.0),
-        "minimum": _with_numbers(torch.minimum, "max"),
-        "maximum": _with_numbers(torch.maximum, "min"),
-        "number": lambda x, reference: reference.new_tensor(x),
-        "pow": operator.pow,
+        **array_functions("torch", _SCOPE),
+        "addcmul": torch.addcmul,
+        "number": _SCOPE["number"],
     }
 
     def asarray(self, value: Any, dtype: str, device: Any = None) -> torch.Tensor:
@@ -76,13 +76,21 @@ class TorchBackend(CompiledKernels):
 
     def to_numpy(self, array: torch.Tensor) -> Any:
         """Return the tensor's values, on the CPU and without gradient."""
-        return array.detach().cpu().numpy()
+        return array.numpy(force=True)
+
+    def take(self, name: str, array: torch.Tensor) -> torch.Tensor:
+        """Return the tensor; see `parnl.backends.arrays` for what is refused."""
+        return arrays.take(name, array)
 
     def device(self, array: torch.Tensor) -> Device:
         """Return the measured number of elements at which an operation's fixed cost is small."""
         if triton_calls.serves(array):
             return triton_calls.device(array)
         return Device(*_device(array.device, array.dtype))
+
+    def readable(self, array: torch.Tensor) -> torch.Tensor:
+        """Return the tensor, or a copy where address and strides would not tell what it holds."""
+        return arrays.readable(array)
 
     def address(self, array: torch.Tensor) -> int:
         """Return the address of the first element.
@@ -91,7 +99,7 @@ class TorchBackend(CompiledKernels):
         """
         address = array.data_ptr()
         if not address and array.numel():
-            raise TypeError(f"inputs: {type(array).__name__} has no values to compute with")
+            raise TypeError(f"{type(array).__name__} has no values to compute with")
         return address
 
     def strides(self, array: torch.Tensor) -> tuple[int, ...]:
@@ -137,6 +145,7 @@ class TorchBackend(CompiledKernels):
     ) -> tuple[list[Any], Stats]:
         """Solve, without gradients."""
         if triton_calls.serves(x0[0], plan.chunks):  # it reads operands of any dtype
+            operands, x0 = ([arrays.readable(a) for a in group] for group in (operands, x0))
             return triton_calls.solve(program, plan, operands, x0)
         return newton(self, program, plan, [cast(a, x0[0].dtype) for a in operands], x0)
 
@@ -156,7 +165,8 @@ class TorchBackend(CompiledKernels):
     ) -> tuple[list[Any], list[Any]] | None:
         """Return the gradients of x0, and of the operands `wanted`, before they are summed."""
         if triton_calls.serves(states[0], plan.chunks):
-            return triton_calls.gradients(program, plan, operands, x0, states, grads, wanted)
+            given = ([arrays.readable(a) for a in xs] for xs in (operands, x0, states, grads))
+            return triton_calls.gradients(program, plan, *given, wanted)
         operands = [cast(a, x0[0].dtype) for a in operands]
         return super().gradients(program, plan, operands, x0, states, grads, wanted)
 

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from parnl.backends.torch.arrays import PLAIN
+
 # Bytes from which on it is asked for, as in NumPy: a huge page is 2 MiB.
 _LARGE = 4 << 20
 
@@ -37,10 +39,11 @@ def _plain(rows: Tensor, matrix: Tensor) -> bool:
     """Whether these are dense matrices in the processor's memory, and nothing looks on."""
     return (
         all(
-            type(x) in (Tensor, torch.nn.Parameter)
+            type(x) in PLAIN
             and x.device.type == "cpu"
             and x.layout is torch.strided
             and x.ndim == 2
+            and not x._is_zerotensor()
             for x in (rows, matrix)
         )
         and rows.dtype == matrix.dtype

@@ -14,14 +14,9 @@ from typing import Any, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 from parnl.graph import derivatives
-from parnl.graph.flatcode import compile_function, fused_sums, source
+from parnl.graph.flatcode import absent, compile_function, fused_sums, source
 from parnl.graph.nodes import Graph, Symbol, is_affine, reachable
-
-# Operations that take several instructions; the others count as one.
-_COSTS = {
-    "div": 4, "sqrt": 4, "exp": 8, "expm1": 10, "log": 8, "log1p": 10, "sin": 10, "cos": 10,
-    "tanh": 10, "sigmoid": 10, "softplus": 16, "erf": 10, "pow": 16,
-}  # fmt: skip
+from parnl.graph.operations import OPERATIONS
 
 
 class Operand(NamedTuple):
@@ -106,7 +101,7 @@ class Program:
     def costs(self, kind: str) -> int:
         """Operations of the derived function `kind`, see `signature`."""
         nodes = reachable(self.signature(kind)[1])
-        return sum(_COSTS.get(n.op, 1) for n in nodes if n.op not in ("leaf", "constant"))
+        return sum(OPERATIONS[n.op].cost for n in nodes if n.op in OPERATIONS)
 
     @cached_property
     def jacobian(self) -> list[Symbol]:
@@ -115,9 +110,7 @@ class Program:
         zero = self.graph.constant(0.0)
         return [zero if entry is None else entry for row in rows for entry in row]
 
-    def vjp(
-        self, wanted: Sequence[int], states: bool = False
-    ) -> tuple[list[Symbol], list[Symbol]]:
+    def vjp(self, wanted: Sequence[int], states: bool = False) -> tuple[list[Symbol], list[Symbol]]:
         """Return the cotangent leaves, one per output, and what they give operands `wanted`.
 
         states: what they give the states comes first.
@@ -174,6 +167,8 @@ class Program:
             fused: dict[int, tuple[Symbol, Symbol]] = {}
             if "addcmul" in backend.functions:
                 fused = self.fused(results)
+            if missing := absent(results, backend.functions):
+                raise NotImplementedError(f"{backend.name} has no form of {', '.join(missing)}")
             text = source(kind, arguments, results, fused)
             return compile_function(text, kind, backend.functions)
 
@@ -198,9 +193,13 @@ def _coefficients(graph: Graph, name: str, count: int) -> list[Symbol]:
     return [graph.leaf("coefficient", f"{name}{i}") for i in range(count)]
 
 
-@cache
 def affine_program(k: int) -> Program:
     """x' = A x + b for blocks of k; operands: the k * k entries of A row by row, then b."""
+    return _AFFINE[k] if k in _AFFINE else _affine_program(k)
+
+
+@cache
+def _affine_program(k: int) -> Program:
     g = Graph()
     x = [g.leaf("state", f"x{i}") for i in range(k)]
     a, b = _coefficients(g, "a", k * k), _coefficients(g, "b", k)
@@ -231,3 +230,9 @@ def adjoint_program(k: int) -> Program:
             total = total + jac[i * k + j] * lam[i]
         outputs.append(total)
     return Program.shared(g, m, [*jac, *grad], outputs)
+
+
+# Made here, with what is derived from them, for torch.compile cannot follow a trace.
+_AFFINE = {k: _affine_program(k) for k in (1, 2)}
+for _program in _AFFINE.values():
+    _ = _program.cost, _program.jacobian

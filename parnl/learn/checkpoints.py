@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from parnl.cell import Cell
+from parnl.frameworks import backend_of, get_backend
 
 # Of the header, in bytes: names and shapes, and the history of a run. Its entries take far more
 # memory than their text, so a file must not bring as many as it likes.
@@ -38,14 +39,13 @@ def save_params(path: str | Path, cell: Cell, params: Mapping[str, Any]) -> None
     >>> parnl.load_params(path, cell, backend="torch")["W_r"].shape
     torch.Size([3, 8])
     """
-    from parnl.frameworks import backend_of
-
     if not isinstance(params, Mapping):
         raise TypeError(f"params: expected a mapping name -> array, got {type(params).__name__}")
     found = {n: (_dtype(a), tuple(getattr(a, "shape", ()))) for n, a in params.items()}
     _check_params("params", cell, found)
     backend = backend_of((f"parameter {name}", array) for name, array in params.items())
-    write_checkpoint(Path(path), {name: backend.to_numpy(a) for name, a in params.items()})
+    taken = {n: backend.take(f"parameter {n}", a) for n, a in params.items()}
+    write_checkpoint(Path(path), {n: backend.to_numpy(a) for n, a in taken.items()})
 
 
 def load_params(
@@ -60,8 +60,6 @@ def load_params(
     looked at: NaN and inf are read as they were written. Raises ValueError that names the file and
     what is wrong with it.
     """
-    from parnl.frameworks import get_backend
-
     path, target = Path(path), get_backend(backend)
     with _opened(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118

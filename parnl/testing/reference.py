@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from parnl.frameworks import get_backend
+from parnl.frameworks import backend_of, get_backend
 from parnl.params import Values
 from parnl.solve import solve
+from parnl.testing.kinds import unusual
 from parnl.testing.problems import Problem
 
 # Largest error relative to the largest reference value.
@@ -31,8 +32,6 @@ def loop(
     Arguments and results as those of `parnl.solve`; it shares none of its code: no trace, no
     chunks, no derivative rules. Features of half precision are iterated on in float32.
     """
-    from parnl.frameworks import backend_of
-
     xp = backend_of([("inputs", inputs)]).xp
     steps = inputs.shape[-2]
     if lengths is not None:
@@ -98,7 +97,7 @@ def solved(problem: Problem, **how: Any) -> Results:
 
 def solution(problem: Problem, **how: Any) -> Any:
     """Return what `parnl.solve` returns."""
-    p, u, x, dt, n = arrays(problem, problem.dtype)
+    p, u, x, dt, n = arrays(problem, problem.dtype, plain=False)
     how = {"chunks": problem.chunks, **how}
     if how["chunks"] is not None:  # Newton is to do all of it, however many updates it takes
         how.setdefault("max_iterations", how["chunks"])
@@ -140,15 +139,30 @@ def no_gradient(problem: Problem) -> Any:
     return np.errstate()
 
 
-def arrays(problem: Problem, dtype: str) -> tuple[dict[str, Any], Any, list[Any], Any, Any]:
-    """Return the problem's parameters, inputs, initial state, dt and lengths on its backend."""
+def arrays(
+    problem: Problem, dtype: str, *, plain: bool = True
+) -> tuple[dict[str, Any], Any, list[Any], Any, Any]:
+    """Return the problem's parameters, inputs, initial state, dt and lengths on its backend.
+
+    Unless `plain`, what enters no matrix product is of unusual memory: a product may round
+    differently, and some properties compare bits.
+    """
     backend, dtype = get_backend(problem.backend), real_dtype(problem, dtype)
+    rng = np.random.default_rng(problem.seed)
+
+    def made(values: np.ndarray) -> Any:
+        array = backend.asarray(values, dtype)
+        return array if plain or values.ndim == 0 else unusual(problem.backend, array, rng)
+
     with np.errstate(over="ignore"):
         return (
-            {n: backend.asarray(v, dtype) for n, v in problem.params.items()},
+            {
+                n: made(v) if problem.cell.specs[n].per_channel else backend.asarray(v, dtype)
+                for n, v in problem.params.items()
+            },
             backend.asarray(problem.inputs, dtype),
-            [backend.asarray(x, dtype) for x in problem.start],
-            None if problem.dt is None else backend.asarray(problem.dt, dtype),
+            [made(x) for x in problem.start],
+            None if problem.dt is None else made(problem.dt),
             None if problem.lengths is None else backend.xp.asarray(problem.lengths),
         )
 
@@ -184,7 +198,7 @@ def _by_loop(problem: Problem, p: Any, u: Any, x: Any, dt: Any, n: Any) -> tuple
 
 
 def _with_gradients(problem: Problem, dtype: str, solver: Solver, jit: bool) -> Results:
-    p, u, x, dt, lengths = arrays(problem, dtype)
+    p, u, x, dt, lengths = arrays(problem, dtype, plain=solver is not _by_solve)
     if problem.backend == "torch":
         return _evaluate_torch(problem, p, u, x, dt, lengths, solver)
     return _evaluate_jax(problem, (p, u, x, dt), lengths, solver, jit)

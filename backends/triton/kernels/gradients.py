@@ -20,7 +20,9 @@ from .tiles import (
     each_where,
     identity,
     matmul,
+    some,
     transposed,
+    zeros_like,
 )
 
 
@@ -104,8 +106,9 @@ def gradients(
         )  # fmt: skip
         # lanes that went on by themselves have summed what is behind there
         final = tl.where(undone, front, C - 1)
-        for s in tl.static_range(len(totals)):
-            tl.store(totals[s], residual * 0.0, mask=undone & (c > front) & (c < C))
+        if some(undone):
+            for s in tl.static_range(len(totals)):
+                tl.store(totals[s], residual * 0.0, mask=undone & (c > front) & (c < C))
     for i in tl.static_range(k):
         last = (c == final) & channel
         tl.store(of_starts[i] + b * D + d + c * 0, ends[i], mask=last)
@@ -135,33 +138,34 @@ def backward(
         products = identity(x)
     if WRITES:
         for _ in tl.static_range(len(totals)):
-            sums = sums + (tl.zeros_like(x[0]),)
+            sums = sums + (zeros_like(x[0]),)
         lost = sums
     # loads are issued some steps before their use, and before the stores of those steps
     ready = ()
     for u in tl.static_range(AHEAD):
         ready = ready + (loaded_step(given, u, steps, due),)
-    for l in range(0, length, AHEAD):
+    for at in range(0, length, AHEAD):
         later = ()
         for u in tl.static_range(AHEAD):
-            later = later + (loaded_step(given, l + (AHEAD + u), steps, due),)
+            later = later + (loaded_step(given, at + (AHEAD + u), steps, due),)
         parts = ()
         for u in tl.static_range(AHEAD):
-            alive = l + u < steps
+            alive = at + u < steps
             operands, states, g = ready[u]
             operands = each_cast(operands, real)
             y = each_pair(added, x, each_cast(g, real))
             if WRITES:
                 after, of_moving, of_fixed = STEP(each_cast(states, real), y, operands, w)
+                x = each_where(alive, after, x)
                 for s in tl.static_range(len(results)):
-                    tl.store(results[s] + (l + u) * row + lane, of_moving[s], mask=alive)
-                part = each_where(alive, of_fixed, each(tl.zeros_like, sums))
+                    tl.store(results[s] + (at + u) * row + lane, of_moving[s], mask=alive)
+                part = each_where(alive, of_fixed, each(zeros_like, sums))
                 parts = part if u == 0 else each_pair(added, parts, part)
             else:
                 jacobian = transposed(STEP(each_cast(states, real), y, operands, w), k)
                 after = matmul(jacobian, y, FORM, 1)
                 products = each_where(alive, matmul(jacobian, products, FORM, k), products)
-            x = each_where(alive, after, x)
+                x = each_where(alive, after, x)
         if WRITES:  # thousands of steps in one float32 sum would round
             sums, lost = each_two_sum(sums, lost, parts)
         ready = later

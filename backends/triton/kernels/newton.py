@@ -39,6 +39,7 @@ from .tiles import (
     running_max,
     some,
     square,
+    zeros_like,
 )
 
 _GROWTH = tl.constexpr(math.log(100.0))  # newton.GROWTH
@@ -71,15 +72,15 @@ def newton(
     inner = (c < C - 1) & channel
     settled = ~inner
     iteration = tl.full([], 0, tl.int32)
-    update = tl.zeros_like(starts[0])
+    update = zeros_like(starts[0])
     residual = update
     ends, raw = RUN(starts, given, steps, due, L, ADVANCE, True, False, FORM, AHEAD)
     unfinished = max_iterations > 0
     while unfinished:
         products = each(product, raw)
-        gaps = each_where(settled, each(tl.zeros_like, ends), each_pair(gap, ends, before))
+        gaps = each_where(settled, each(zeros_like, ends), each_pair(gap, ends, before))
         change = AFFINE_SCAN(products, gaps)
-        change = each_earlier(change, each(tl.zeros_like, first), c)
+        change = each_earlier(change, each(zeros_like, first), c)
         moved = each_pair(added, ends, matmul(products, change, None, 1))
         after = each_where(settled, before, moved)
         starts = each_earlier(after, first, c)
@@ -125,7 +126,7 @@ def growth(products, sizes, LINEAR: tl.constexpr):
     k: tl.constexpr = len(sizes)
     steepest = largest(products)
     nan = steepest != steepest
-    entries = each(product, each_where(nan, each(tl.zeros_like, products), products))
+    entries = each(product, each_where(nan, each(zeros_like, products), products))
     if k > 1:
         if not LINEAR:
             entries = in_proportion(entries, sizes)

@@ -97,19 +97,19 @@ def forward(
     ready = ()
     for u in tl.static_range(AHEAD):
         ready = ready + (loaded(places, u, steps, due),)
-    for l in range(0, length, AHEAD):
+    for at in range(0, length, AHEAD):
         later = ()
         for u in tl.static_range(AHEAD):
-            later = later + (loaded(places, l + (AHEAD + u), steps, due),)
+            later = later + (loaded(places, at + (AHEAD + u), steps, due),)
         for u in tl.static_range(AHEAD):
-            alive = l + u < steps
+            alive = at + u < steps
             after, jacobian = STEP(x, each_cast(ready[u], x[0].dtype), w)
             if PRODUCTS:
                 products = each_where(alive, matmul(jacobian, products, FORM, k), products)
             x = each_where(alive, after, x)
             if WRITES:
                 for i in tl.static_range(k):
-                    tl.store(states[i] + (l + u) * row + lane, x[i], mask=alive)
+                    tl.store(states[i] + (at + u) * row + lane, x[i], mask=alive)
         ready = later
     return x, products
 

@@ -28,6 +28,12 @@ def larger(a, b):
 
 
 @triton.jit
+def zeros_like(x):
+    # tl.zeros_like is a function compiled for good, which an interpreted one cannot call
+    return tl.full(x.shape, 0.0, x.dtype)
+
+
+@triton.jit
 def limited(x):
     """Return where |x| is below the limit of products."""
     if x.dtype == tl.float32:
@@ -206,7 +212,7 @@ def matmul(a, b, FORM: tl.constexpr, WIDTH: tl.constexpr):
 def total(terms, like):
     """Return the sum of the terms, a tile of zeros like that one if there are none."""
     if len(terms) == 0:
-        return tl.zeros_like(like)
+        return zeros_like(like)
     else:
         result = terms[0]
         for i in tl.static_range(1, len(terms)):
@@ -233,7 +239,7 @@ def identity(x):
     k: tl.constexpr = len(x)
     found = ()
     for entry in tl.static_range(k * k):
-        found = found + (tl.zeros_like(x[0]) + (1.0 if entry // k == entry % k else 0.0),)
+        found = found + (zeros_like(x[0]) + (1.0 if entry // k == entry % k else 0.0),)
     return found
 
 

@@ -393,7 +393,9 @@ def resources(kernel, chunks, channels, capability):
     if kernel.kind == "solve":
         arguments += [("*i32", real, real, "*i1", "*i32"), "*i64" if kernel.parallel else None]
     else:
-        wanted = [[real for i in kernel.wanted if i in of] for of in (kernel.moving(), kernel.fixed())]
+        wanted = [
+            [real for i in kernel.wanted if i in of] for of in (kernel.moving(), kernel.fixed())
+        ]
         arguments += [states, (strides,) * k, states, *map(tuple, wanted)]
     arguments += ["i32:any"] * 3 + ["i32"] + ["i32:any", "fp32", "i32:any", "i32:any"]
     tiled = triton_calls.tile(kernel, chunks, channels)
