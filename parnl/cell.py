@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from parnl.dtypes import is_half
 from parnl.graph.nodes import Graph, StepError, Symbol
 from parnl.graph.program import Program
 from parnl.params import Parameter
@@ -159,10 +160,12 @@ class Cell:
         values of `jax.random.key(0)` are not those of 0. They are NumPy's: under a trace they come
         by `jax.pure_callback`.
         backend: "numpy", "jax" or "torch"; None is NumPy, or JAX if the seed is an array of it.
+        dtype: "float32" and so on, "float16" or "bfloat16"; the latter needs ml_dtypes in NumPy.
         """
         from parnl.frameworks import get_backend, name_of
 
-        if np.dtype(dtype).kind != "f":
+        name = dtype if is_half(dtype) else np.dtype(dtype).name
+        if not is_half(name) and np.dtype(name).kind != "f":
             raise TypeError(f"dtype: expected a floating point type, got {dtype!r}")
         of_jax = name_of(seed) == "jax"
         target = get_backend(backend or ("jax" if of_jax else "numpy"))
@@ -170,11 +173,11 @@ class Cell:
             jax: Any = get_backend("jax")
             key, seed = seed, jax.seed_of_key(seed)
             if seed is None:
-                if target is not jax:
+                if target.name != jax.name:
                     raise TypeError(f"seed: a traced key needs backend='jax', got {backend!r}")
-                return jax.draw_traced(self, key, str(np.dtype(dtype)), device)
+                return jax.draw_traced(self, key, name, device)
         drawn = self.draw(np.random.default_rng(seed))
-        return {n: target.asarray(v, str(np.dtype(dtype)), device) for n, v in drawn.items()}
+        return {n: target.asarray(v, name, device) for n, v in drawn.items()}
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Draw every parameter, in float64; to be extended where one depends on another's draw."""

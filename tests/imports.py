@@ -18,7 +18,7 @@ ROOMS = {
     "graph": "a step becomes a graph, its derivatives, flat code",
     "solver": "the algorithm and what it costs",
     "core": "what a user writes with; the public functions",
-    "kernels": "the runs over chunks: composed, in generated C, in Triton",
+    "kernels": "the runs over chunks: composed, in generated C, in Triton; arrays they take",
     "backends": "what is a framework's own",
     "stability": "certificates, exponents, reports",
     "learn": "data, models, training, the command line",
@@ -47,7 +47,7 @@ def room(module: str) -> str:
     """Return the room that a module stands in."""
     _, first, *rest = (*module.split("."), "")
     if first == "backends":
-        return "kernels" if rest[0] in ("c", "triton", "composed") else "backends"
+        return "kernels" if rest[0] in ("c", "triton", "composed", "arrays") else "backends"
     if module == "parnl":
         return "package"
     if module in _DOORS:

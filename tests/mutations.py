@@ -32,13 +32,13 @@ class Fault(NamedTuple):
 FAULTS = [
     Fault(
         "the derivative of the sigmoid has a wrong sign",
-        "parnl/graph/operations.py",
+        "parnl/graph/elementary.py",
         "f - f * f",
         "f + f * f",
     ),
     Fault(
         "the derivative by a divisor is that of the quotient by its numerator",
-        "parnl/graph/operations.py",
+        "parnl/graph/arithmetic.py",
         "-(t * (f / y))",
         "-(t / y)",
     ),
@@ -129,14 +129,14 @@ FAULTS = [
     ),
     Fault(
         "torch: softplus is x from 4 on",
-        "parnl/graph/operations.py",
+        "parnl/graph/elementary.py",
         "threshold=40.0",
         "threshold=4.0",
     ),
     Fault(
         "half precision is solved in half precision",
         "parnl/inputs.py",
-        "return (xp.float32 if xp.finfo(result).bits < 32 else result), result",
+        "return (xp.float32 if is_half(result) else result), result",
         "return result, result",
     ),
 ]

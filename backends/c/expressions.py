@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from parnl.graph.arithmetic import whole_power
 from parnl.graph.flatcode import definition
-from parnl.graph.nodes import CONDITIONS, Symbol, reachable
+from parnl.graph.nodes import Symbol, reachable
 from parnl.graph.operation import DEFINED, Operation, is_name
-from parnl.graph.operations import OPERATIONS, whole_power
+from parnl.graph.operations import CONDITIONS, OPERATIONS
 
 # Functions of the C library that are computed for a whole vector where the platform can.
 MATH = tuple(o.c for o in OPERATIONS.values() if is_name(o.c))

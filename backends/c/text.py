@@ -16,7 +16,7 @@ strides.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
+from importlib.resources import files
 from typing import NamedTuple
 
 from parnl.backends.c import vecmath
@@ -87,7 +87,7 @@ def fields(kernel: Kernel) -> list[tuple[str, int]]:
 
 def _written(name: str) -> str:
     """C that is not generated, a file beside this one."""
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 _LANES, _THREADS = _written("lanes.h"), _written("threads.h")

@@ -11,10 +11,10 @@ The polynomials are minimax fits: (e^r - 1 - r) / r^2 on |r| <= ln(2) / 2 within
 tanh(x) / x as a ratio of polynomials in x^2 on |x| <= 9.1 within 2^-29; beyond, tanh rounds to 1.
 """
 
-from pathlib import Path
+from importlib.resources import files
 
 # GCC, jumping over what follows a clamp, computes that again for the bounds: a sixth more
 # instructions and up to 1.2 times the time. Clang does not, nor does it know the option.
 GCC_FLAGS = ("-fno-thread-jumps",)
 
-FLOAT32 = Path(__file__).with_name("vecmath.h").read_text(encoding="utf-8")
+FLOAT32 = files(__package__).joinpath("vecmath.h").read_text(encoding="utf-8")

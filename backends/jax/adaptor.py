@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -53,7 +54,7 @@ class JaxBackend:
 
     def to_numpy(self, array: jax.Array) -> np.ndarray:
         """Return the array's values."""
-        return np.asarray(array)
+        return np.asarray(jax.device_get(array))
 
     def take(self, name: str, array: Any) -> Any:
         """Return the array; raise ValueError if it was deleted, by being donated for instance."""
@@ -78,7 +79,22 @@ class JaxBackend:
 
     def concrete(self, array: jax.Array) -> np.ndarray | None:
         """Return the values, None under a transformation."""
-        return None if isinstance(array, Tracer) else np.asarray(array)
+        return None if isinstance(array, Tracer) else self.to_numpy(array)
+
+    @contextmanager
+    def lenient(self) -> Iterator[None]:
+        """Lift the strict modes of JAX that forbid how cells are written, and numbers in them.
+
+        They are for the caller's own code: a cell adds a vector to (..., T, hidden), whatever the
+        rank, and outside of `jit` every number in it is a transfer to the device.
+        """
+        config: Any = jax.config
+        with ExitStack() as stack:
+            if config.jax_numpy_rank_promotion != "allow":
+                stack.enter_context(jax.numpy_rank_promotion("allow"))
+            if config.jax_transfer_guard_host_to_device in ("log", "disallow"):
+                stack.enter_context(jax.transfer_guard_host_to_device("allow"))
+            yield
 
     def running_max(self, x: jax.Array) -> jax.Array:
         """Return the running maximum of x along axis 1."""
@@ -126,6 +142,14 @@ class JaxBackend:
         """Solve, differentiable forward and backward, to any order."""
         operands = [a.astype(x0[0].dtype) for a in operands]
         return implicit_solve(self, program, plan, operands, x0)
+
+    def products(self, dtype: Any, array: Any) -> AbstractContextManager[Any]:
+        """Return a context that changes nothing: a GPU or TPU rounds float32 products by itself."""
+        return nullcontext()
+
+    def complex_numbers(self, re: Any, im: Any) -> Any:
+        """Return re + i im."""
+        return lax.complex(re, im)
 
     def matmul(self, rows: Any, matrix: Any) -> Any:
         """Return rows @ matrix."""

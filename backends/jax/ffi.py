@@ -7,7 +7,7 @@ import hashlib
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
+from importlib.resources import files
 from typing import Any
 
 import jax
@@ -113,7 +113,7 @@ def _trampoline() -> ctypes.CDLL | None:
 
 @cache
 def _trampoline_once() -> ctypes.CDLL | None:
-    text = Path(__file__).with_name("trampoline.c").read_text(encoding="utf-8")
+    text = files(__package__).joinpath("trampoline.c").read_text(encoding="utf-8")
     library = build.library(text, jax.ffi.include_dir(), jaxlib.__version__)
     if library is not None:
         library.add.argtypes = [ctypes.c_char_p, ctypes.c_void_p]

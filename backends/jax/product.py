@@ -54,9 +54,9 @@ short_p = primitive("parnl_short_product", _short, _derivative)
 
 
 def _composed(rows: Any, matrix: Any) -> Any:
-    total = rows[:, :1] * matrix[0]
+    total = rows[:, :1] * matrix[:1]
     for j in range(1, rows.shape[1]):
-        total = total + rows[:, j : j + 1] * matrix[j]
+        total = total + rows[:, j : j + 1] * matrix[j : j + 1]
     return total
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -18,6 +19,7 @@ from parnl.backends.torch.memory import product
 from parnl.backends.torch.operators import operator_solve, recorded
 from parnl.backends.torch.threads import openmp
 from parnl.backends.triton import calls as triton_calls
+from parnl.dtypes import is_half
 from parnl.graph.flatcode import array_functions
 from parnl.graph.program import Program
 from parnl.solver.cost import Device
@@ -41,7 +43,8 @@ _SCOPE = {
     "torch": torch,
     "minimum": _with_numbers(torch.minimum, "max"),
     "maximum": _with_numbers(torch.maximum, "min"),
-    "number": lambda x, like: like.new_tensor(x),
+    # new_tensor refuses tensors that are negated lazily
+    "number": lambda x, like: torch.full((), x, dtype=like.dtype, device=like.device),
 }
 
 
@@ -70,6 +73,9 @@ class TorchBackend(CompiledKernels):
         "number": _SCOPE["number"],
     }
 
+    take = staticmethod(arrays.take)
+    readable = staticmethod(arrays.readable)
+
     def asarray(self, value: Any, dtype: str, device: Any = None) -> torch.Tensor:
         """Return `value` as a tensor, on `device` or torch's default device."""
         return torch.asarray(value).to(dtype=getattr(torch, dtype), device=device)
@@ -78,19 +84,11 @@ class TorchBackend(CompiledKernels):
         """Return the tensor's values, on the CPU and without gradient."""
         return array.numpy(force=True)
 
-    def take(self, name: str, array: torch.Tensor) -> torch.Tensor:
-        """Return the tensor; see `parnl.backends.arrays` for what is refused."""
-        return arrays.take(name, array)
-
     def device(self, array: torch.Tensor) -> Device:
         """Return the measured number of elements at which an operation's fixed cost is small."""
         if triton_calls.serves(array):
             return triton_calls.device(array)
         return Device(*_device(array.device, array.dtype))
-
-    def readable(self, array: torch.Tensor) -> torch.Tensor:
-        """Return the tensor, or a copy where address and strides would not tell what it holds."""
-        return arrays.readable(array)
 
     def address(self, array: torch.Tensor) -> int:
         """Return the address of the first element.
@@ -165,10 +163,23 @@ class TorchBackend(CompiledKernels):
     ) -> tuple[list[Any], list[Any]] | None:
         """Return the gradients of x0, and of the operands `wanted`, before they are summed."""
         if triton_calls.serves(states[0], plan.chunks):
-            given = ([arrays.readable(a) for a in xs] for xs in (operands, x0, states, grads))
-            return triton_calls.gradients(program, plan, *given, wanted)
+            operands, x0, states, grads = (
+                [arrays.readable(a) for a in xs] for xs in (operands, x0, states, grads)
+            )
+            return triton_calls.gradients(program, plan, operands, x0, states, grads, wanted)
         operands = [cast(a, x0[0].dtype) for a in operands]
         return super().gradients(program, plan, operands, x0, states, grads, wanted)
+
+    def products(self, dtype: Any, array: Any) -> AbstractContextManager[Any]:
+        """Return `torch.autocast` for half precision where the device has it."""
+        kind = array.device.type
+        if is_half(dtype) and torch.amp.is_autocast_available(kind):
+            return torch.autocast(kind, dtype)
+        return nullcontext()
+
+    def complex_numbers(self, re: Any, im: Any) -> Any:
+        """Return re + i im."""
+        return torch.complex(re, im)
 
     def matmul(self, rows: Any, matrix: Any) -> Any:
         """Return rows @ matrix."""

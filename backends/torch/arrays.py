@@ -12,6 +12,17 @@ _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 def take(name: str, tensor: Tensor) -> Tensor:
     """Return the tensor, which is dense and has memory; raise TypeError, naming it, if not."""
+    if not torch.compiler.is_compiling():
+        try:  # nearly all: one that is sparse, or wrapped by torch.func, has no address to tell
+            known = type(tensor) in PLAIN and tensor.dtype in _FLOATS and not tensor.is_nested
+            if known and tensor.data_ptr():
+                return tensor
+        except RuntimeError:
+            pass
+    return _taken(name, tensor)
+
+
+def _taken(name: str, tensor: Tensor) -> Tensor:
     if tensor.layout is not torch.strided or tensor.is_nested:
         nested = tensor.is_nested
         raise TypeError(

@@ -83,7 +83,7 @@ def solve_operator(
     operands: Sequence[Tensor],
 ) -> list[Tensor]:
     """Return the k states (B, T, D), then the statistics."""
-    kernels = get_backend("torch")
+    kernels: Any = get_backend("torch")
     plan = Plan(steps, chunks, epsilon, tolerance, max_iterations, reverse)
     states, stats = kernels.run(Program.of_key(program), plan, operands, x0)
     return _apart([*states, *stats], [*x0, *operands])
@@ -124,7 +124,7 @@ def gradients_operator(
     wanted: Sequence[int],
 ) -> list[Tensor]:
     """Return the gradients of x0, then those of the operands `wanted`; the plan is the solve's."""
-    kernels = get_backend("torch")
+    kernels: Any = get_backend("torch")
     plan = Plan(steps, chunks, epsilon, tolerance, max_iterations, reverse)
     of_x0, found = implicit_gradients(
         kernels, Program.of_key(program), plan, operands, x0, states, grads, wanted

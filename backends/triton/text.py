@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from parnl.backends.triton.mathematics import MATHEMATICS
+from parnl.graph.arithmetic import whole_power
 from parnl.graph.flatcode import definition, needed, operands_of
 from parnl.graph.nodes import Symbol, reachable
 from parnl.graph.operation import DEFINED
-from parnl.graph.operations import OPERATIONS, whole_power
+from parnl.graph.operations import OPERATIONS
 from parnl.graph.program import Program
 
 # Operand layouts by the axes of (B, T, D) that they really have: time and channel.

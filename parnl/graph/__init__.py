@@ -2,7 +2,8 @@
 
     nodes         symbols that record what a step does with them; the graph, each expression once
     operation     what an elementwise operation is: one entry with all that is known of it
-    operations    the table of them; a new elementwise function is written here
+    operations    the table of them: entries of `arithmetic` and `elementary`; a new elementwise
+                  function is written in the latter
     intervals     interval arithmetic, of which operations make their bounds
     derivatives   tangents and cotangents of graphs, by the rules of the table
     flatcode      a graph as a flat Python function over a framework's arrays

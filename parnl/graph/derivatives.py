@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from parnl.graph.nodes import CONDITIONS, Graph, Symbol, reachable
-from parnl.graph.operations import OPERATIONS
+from parnl.graph.nodes import Graph, Symbol, reachable
+from parnl.graph.operations import CONDITIONS, OPERATIONS
 
 Maybe = Symbol | None
 

@@ -15,14 +15,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from parnl.graph.operations import OPERATIONS
+from parnl.graph.operations import CONDITIONS, OPERATIONS
 
 
 class StepError(TypeError):
     """A step did something that is not elementwise arithmetic on one channel."""
 
 
-CONDITIONS = frozenset(o.name for o in OPERATIONS.values() if o.is_condition)
 _UFUNCS = {o.numpy: o.name for o in OPERATIONS.values() if o.arity == 2 and o.syntax}
 
 # One for all graphs, which may thus be copied. A fork waits for it: no child may inherit it taken.

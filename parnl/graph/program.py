@@ -213,6 +213,25 @@ def _affine_program(k: int) -> Program:
 
 
 @cache
+def complex_affine_program(k: int) -> Program:
+    """x' = A x + b for blocks of k complex numbers, as 2 k real states: real parts, imaginary ones.
+
+    Operands: the k * k real parts of A row by row, its imaginary ones, then those of b likewise.
+    """
+    g = Graph()
+    re, im = ([g.leaf("state", f"{part}{i}") for i in range(k)] for part in ("re", "im"))
+    a_re, a_im = (_coefficients(g, f"a_{part}", k * k) for part in ("re", "im"))
+    b_re, b_im = (_coefficients(g, f"b_{part}", k) for part in ("re", "im"))
+    real, imaginary = list(b_re), list(b_im)
+    for i in range(k):
+        for j in range(k):
+            e = i * k + j
+            real[i] = real[i] + a_re[e] * re[j] - a_im[e] * im[j]
+            imaginary[i] = imaginary[i] + a_re[e] * im[j] + a_im[e] * re[j]
+    return Program.shared(g, [*re, *im], [*a_re, *a_im, *b_re, *b_im], [*real, *imaginary])
+
+
+@cache
 def adjoint_program(k: int) -> Program:
     """m' = J^T (g + m): the adjoint recurrence; operands: the entries of J row by row, then g.
 

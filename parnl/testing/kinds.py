@@ -110,7 +110,7 @@ def _torch() -> Mapping[str, Callable[[Any], Any]]:
         """At an odd address."""
         if not v.numel():
             return v
-        memory = bytearray(1) + bytearray(v.numpy().tobytes())
+        memory = bytearray(1) + bytearray(v.flatten().view(torch.uint8).numpy())
         return torch.frombuffer(memory, dtype=v.dtype, offset=1).reshape(v.shape)
 
     def turned(v: torch.Tensor) -> torch.Tensor:

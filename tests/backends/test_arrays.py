@@ -312,6 +312,29 @@ def numbers_of(backend, array):
     return np.asarray(get_backend(backend).to_numpy(array))
 
 
+class Chosen(parnl.Cell):
+    """A step whose Jacobian makes arrays of numbers, like one that it is given."""
+
+    parameters = dict(a=vector("hidden"))
+
+    def features(self, p, u):
+        return dict(f=u)
+
+    def step(self, p, x, f):
+        return p.a * f.f + 0.4 * x + 0.5 * ops.tanh(ops.where(x > 0.1, x, 0.5))
+
+
+@pytest.mark.parametrize("kernels", ["c", "off"])
+def test_numbers_like_an_array_negated_lazily(monkeypatch, kernels):
+    monkeypatch.setenv("PARNL_KERNELS", kernels)
+    u, a, x = (torch.from_numpy(drawn()[n]) for n in ("inputs", "parameter a", "state"))
+    odd = TORCH["negated, dense"]
+    out = parnl.solve(Chosen(D, D), {"a": odd(a)}, odd(u[:, :2]), odd(x), chunks=2)
+    for t in range(2):
+        x = a * u[:, t] + 0.4 * x + 0.5 * torch.tanh(torch.where(x > 0.1, x, 0.5))
+        torch.testing.assert_close(out.outputs[:, t], x, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("kind", ["negated", "negated, dense", "misaligned", "zeros"])
 def test_kinds_in_other_functions(kind):
     given = {n: torch.from_numpy(x) for n, x in drawn().items()}

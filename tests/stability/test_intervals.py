@@ -6,10 +6,10 @@ from fractions import Fraction
 import mpmath
 import numpy as np
 import pytest
-from exact import DOMAIN, EXACT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels import trees, value
+from truth import DOMAIN, EXACT, exactly
 
 from parnl import ops
 from parnl.graph import derivatives
@@ -25,7 +25,7 @@ from parnl.graph.intervals import (
     sub,
     where,
 )
-from parnl.graph.nodes import Graph, reachable
+from parnl.graph.nodes import Graph
 from parnl.graph.operations import OPERATIONS
 from parnl.stability.enclosures import Enclosure, mixture
 
@@ -298,18 +298,6 @@ def test_dependency_does_not_widen_gates():
     assert 2 <= kept.high < 2 + 1e-14
 
 
-def exact(outputs, at):
-    known = {}
-    for node in reachable(outputs):
-        if node.op == "leaf":
-            known[node.index] = mpmath.mpf(at[node])
-        elif node.op == "constant":
-            known[node.index] = mpmath.mpf(node.value)
-        else:
-            known[node.index] = EXACT[node.op](*(known[a.index] for a in node.args))
-    return [known[o.index] for o in outputs]
-
-
 @settings(max_examples=150)
 @given(trees(["a", "b", "x"]), st.lists(st.tuples(st.floats(-3, 3), st.floats(0, 1)), min_size=3))
 def test_random_expressions_and_their_derivatives(tree, corners):
@@ -323,7 +311,7 @@ def test_random_expressions_and_their_derivatives(tree, corners):
     for share in (0.0, 0.25, 0.5, 1.0):
         at = {s: min(max(a + share * (b - a), a), b) for s, (a, b) in box.items()}
         with mpmath.workprec(200):
-            for interval, number in zip(found, exact(outputs, at), strict=True):
+            for interval, number in zip(found, exactly(outputs, at), strict=True):
                 assert holds(interval, number)
 
 

@@ -1,8 +1,8 @@
 """`RNN` on packed sequences: order and indices of what comes back, as `torch.nn` has them."""
 
-import oracles
 import pytest
 import torch
+from diagonal import from_torch, make_diagonal
 from oracles import assert_bits, assert_close
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
@@ -16,12 +16,12 @@ def pair(name, **how):
     """Make `torch.nn`'s module with diagonal hidden weights, and parnl's of the same parameters."""
     torch.manual_seed(0)
     kind = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[name]
-    theirs = oracles.make_diagonal(kind(3, 5, dtype=DOUBLE, **how))
+    theirs = make_diagonal(kind(3, 5, dtype=DOUBLE, **how))
     ours, tensors = RNN(name, 3, 5, dtype=DOUBLE, **how), dict(theirs.named_parameters())
     values = {}
     for layer in range(how.get("num_layers", 1)):
         for end in ("", "_reverse") if how.get("bidirectional") else ("",):
-            taken = oracles.from_torch(name, tensors, f"l{layer}{end}")
+            taken = from_torch(name, tensors, f"l{layer}{end}")
             values |= {f"{k}_l{layer}{end}": v for k, v in taken.items()}
     ours.load_state_dict(values)
     return theirs, ours
