@@ -73,7 +73,6 @@ class TorchBackend(CompiledKernels):
     }
 
     take = staticmethod(arrays.take)
-    readable = staticmethod(arrays.readable)
 
     def asarray(self, value: Any, dtype: str, device: Any = None) -> torch.Tensor:
         """Return `value` as a tensor, on `device` or torch's default device."""
@@ -88,6 +87,10 @@ class TorchBackend(CompiledKernels):
         if triton_calls.serves(array):
             return triton_calls.device(array)
         return Device(*_device(array.device, array.dtype))
+
+    def readable(self, array: torch.Tensor) -> torch.Tensor:
+        """Return the tensor, or a copy where address and strides would not tell what it holds."""
+        return arrays.readable(array)
 
     def address(self, array: torch.Tensor) -> int:
         """Return the address of the first element.
@@ -162,8 +165,9 @@ class TorchBackend(CompiledKernels):
     ) -> tuple[list[Any], list[Any]] | None:
         """Return the gradients of x0, and of the operands `wanted`, before they are summed."""
         if triton_calls.serves(states[0], plan.chunks):
-            given = ([arrays.readable(a) for a in xs] for xs in (operands, x0, states, grads))
-            return triton_calls.gradients(program, plan, *given, wanted)
+            given = (operands, x0, states, grads)
+            operands, x0, states, grads = ([arrays.readable(a) for a in xs] for xs in given)
+            return triton_calls.gradients(program, plan, operands, x0, states, grads, wanted)
         operands = [cast(a, x0[0].dtype) for a in operands]
         return super().gradients(program, plan, operands, x0, states, grads, wanted)
 
