@@ -31,10 +31,10 @@ Taken by a copy:
 Refused, by an error that names the argument:
 
     NumPy       a MaskedArray with masked values; subclasses with arithmetic of their own (units);
-                types of other packages (bfloat16 and float8 of ml_dtypes)
+                types of other packages (float8 of ml_dtypes; its bfloat16 is taken)
     PyTorch     sparse, MKL-DNN's, nested, MaskedTensor, float8; without memory (meta, freed)
     JAX         deleted, or donated
-    any         integers, bool, complex, objects, structures, quantised (by their dtype)
+    any         integers, bool, objects, structures, quantised; complex but for `affine_scan`
 """
 
 from __future__ import annotations

@@ -5,8 +5,10 @@
 
 `run` trains what has no result yet: for each task and model a small grid on the first split, then
 the other splits with the options whose validation was best; at most `--jobs` runs at a time, one
-thread each. A run that was stopped goes on from its last epoch. Each finished run is one JSON file
-in `results/uea`, and `show` makes every table and figure of them. `--patch` joins so many steps of
+thread each. A run that was stopped goes on from its last epoch. Each finished run is one line of
+its task's table, `results/uea/TASK.jsonl`, and `show` makes every table and figure of those lines.
+What else a run leaves, its checkpoints and the validation accuracy of every epoch, stays under
+`runs/uea`, which git ignores; the same command makes it anew. `--patch` joins so many steps of
 a series into one (arXiv 2605.16048): memory has to reach less far, and an epoch takes less time.
 `--budget` gives a run more epochs, or fewer, than its task has by default.
 
@@ -196,12 +198,11 @@ def dense_block() -> type:
     return DenseBlock
 
 
-def execute(task: str, model_name: str, config: training.Config) -> Path:
-    """Train, test, and write the result; with a result there, return at once."""
+def execute(task: str, model_name: str, config: training.Config) -> str:
+    """Train, test, add the result to the table, unless it is there, and return its name."""
     name = name_of(task, model_name, config)
-    path = RESULTS / f"{name}.json"
-    if path.is_file():
-        return path
+    if any(record["name"] == name for record in records()):
+        return name
     dataset = training.dataset_of(config)
     shape = dataset.train.inputs.shape[-1], len(dataset.classes)
     config = with_matched_state(config, *shape)
@@ -213,6 +214,7 @@ def execute(task: str, model_name: str, config: training.Config) -> Path:
     result = training.fit(config, dataset, folder, resume=resume, trainer=trainer)
     logits, _ = training.evaluate(result.trainer, dataset.test, 16)
     record = dict(
+        name=name,
         task=task,
         model=model_name,
         config=asdict(replace(config, data=Path(config.data).name)),
@@ -223,13 +225,17 @@ def execute(task: str, model_name: str, config: training.Config) -> Path:
         epochs=len(result.history),
         seconds=sum(epoch["seconds"] for epoch in result.history),
         iterations=dict(before=before, after=iterations(result.trainer, dataset.test)),
-        validation=[epoch["validation_accuracy"] for epoch in result.history],
     )
+    validation = [epoch["validation_accuracy"] for epoch in result.history]
+    (folder / "validation.json").write_text(json.dumps(validation) + "\n")
     RESULTS.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".new")
-    partial.write_text(json.dumps(record) + "\n")
-    partial.rename(path)
-    return path
+    with table_of(task).open("a") as table:  # one write: other runs add theirs
+        table.write(json.dumps(record) + "\n")
+    return name
+
+
+def table_of(task: str) -> Path:
+    return RESULTS / f"{task}.jsonl"
 
 
 def iterations(trainer: Any, split: data.Split, count: int = 8) -> dict[str, list[int]]:
@@ -298,7 +304,9 @@ def budget_of(config: dict[str, Any]) -> Budget:
 
 
 def records() -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    tables = sorted(RESULTS.glob("*.jsonl"))
+    found = [json.loads(line) for path in tables for line in path.read_text().splitlines()]
+    return sorted(found, key=lambda record: record["name"])
 
 
 def run(work: list[tuple[str, str, Path | None, int, list[int], Any]], jobs: int) -> None:
@@ -320,7 +328,7 @@ def run(work: list[tuple[str, str, Path | None, int, list[int], Any]], jobs: int
             future = next(as_completed(running))
             key = running.pop(future)
             try:
-                print(future.result().stem, flush=True)
+                print(future.result(), flush=True)
             except FloatingPointError as error:  # a learning rate too high is a result, too
                 print(f"{key}: {error}", file=sys.stderr, flush=True)
             waiting[key] -= 1

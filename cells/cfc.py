@@ -20,7 +20,8 @@ class CfC(Cell):
         x' = s(-(f dt + l)) g + (1 - s(-(f dt + l))) h
 
     The four networks are single layers, without a backbone that would mix the channels; the offset
-    l is the authors' code's (`ncps`, mode "default"). Options: dt=1.0. Time-aware. Weights start
+    l is the authors' code's (`ncps`, mode "default"). Options: dt=1.0. Time-aware; unlike an ODE,
+    the closed form does not keep its state at dt = 0: it is s(-l) g + (1 - s(-l)) h. Weights start
     Xavier-uniform, biases U(-1/sqrt(input + hidden), 1/sqrt(input + hidden)), as there.
     """
 

@@ -94,7 +94,9 @@ class LRU(ComplexDiagonal):
         return drawn
 
     def features(self, p, u):
-        size, phase = ops.exp(-ops.exp(p.nu_log)), ops.exp(p.theta_log)
+        # beyond 10 the result is 0 in float64, and its slope 0 too, not 0 times an overflow
+        size = ops.exp(-ops.exp(ops.minimum(p.nu_log, 10.0)))
+        phase = ops.exp(p.theta_log)
         gamma = ops.exp(p.gamma_log)
         return {
             "a_re": (size * ops.cos(phase))[None, :],

@@ -21,6 +21,9 @@ def _signs(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return rng.choice([-1.0, 1.0], shape)
 
 
+TINY = 1e-30  # above what float32 takes for 0, below what it can add to anything else
+
+
 @register("ltc")
 class LTC(Cell):
     """Diagonal liquid time-constant cell (Hasani et al., 2021, arXiv 2006.04439).
@@ -33,8 +36,9 @@ class LTC(Cell):
         x <- (c_m / h x + g_leak v_leak + y e + n) / (c_m / h + g_leak + y + d + 1e-8)
 
     Options: dt=1.0; unfolds=6; positive="softplus" keeps w, w_in, c_m and g_leak positive as the
-    softplus of the stored parameter, positive="clip" as max(stored, 0). Time-aware. The effective
-    parameters start in the ranges the authors published.
+    softplus of the stored parameter, positive="clip" as max(stored, 0). Time-aware: with dt = 0 the
+    state stays as it is; for dt < 0 the formula has a pole where its denominator is 0. The
+    effective parameters start in the ranges the authors published.
     """
 
     options = {"dt": 1.0, "unfolds": 6, "positive": "softplus"}
@@ -76,10 +80,15 @@ class LTC(Cell):
         return {"n": n, "d": d}
 
     def step(self, p, x, f, dt):
-        rate = self._positive(p.c_m) * self.unfolds / dt
-        leak, w = self._positive(p.g_leak), self._positive(p.w)
-        drive, drag = f.n + leak * p.v_leak, f.d + (rate + leak + 1e-8)
+        # c_m / h and 1 of the equation, both divided by c_m / h + 1: no division by a dt of 0, and
+        # nothing overflows where it is large. TINY: where c_m is 0 as well, the state stays
+        c, h = self._positive(p.c_m) + TINY, dt * (1.0 / self.unfolds)
+        whole = c + ops.abs(h)
+        keep, move = c / whole, h / whole
+        leak, w = self._positive(p.g_leak), move * self._positive(p.w)
+        drive = move * (f.n + leak * p.v_leak)
+        drag = keep + move * (f.d + (leak + 1e-8))
         for _ in range(self.unfolds):
             y = w * ops.sigmoid(p.sigma * (x - p.mu))
-            x = (drive + rate * x + y * p.e) / (drag + y)
+            x = (drive + keep * x + y * p.e) / (drag + y)
         return x

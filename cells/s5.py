@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,31 @@ def hippo_n(size: int) -> tuple[np.ndarray, np.ndarray]:
     return -0.5 + 1j * frequencies, vectors
 
 
+# 1 / (n + 1)!, enough for float64 where |z| < 1/4
+_SERIES = [1.0 / math.factorial(n + 1) for n in range(13)]
+
+
+def _rise(re: Any, im: Any) -> tuple[Any, Any]:
+    """Return (e^z - 1) / z for z = re + i im, with its limit 1 at z = 0.
+
+    Its derivative is a difference of terms 1 / |z| times as large, so near 0 the series is summed.
+    Either formula is given a harmless z where the other holds: no gradient of it can spoil the sum.
+    """
+    near = re * re + im * im < 0.0625
+    x, y = ops.where(near, re, 0.0), ops.where(near, im, 0.0)
+    sum_re, sum_im = _SERIES[-1], 0.0
+    for c in reversed(_SERIES[:-1]):
+        sum_re, sum_im = c + x * sum_re - y * sum_im, x * sum_im + y * sum_re
+    x, y = ops.where(near, 1.0, re), ops.where(near, 0.0, im)
+    # e^z - 1, without the cancellation that a small z would bring
+    half = ops.sin(0.5 * y)
+    rise_re = ops.expm1(x) * ops.cos(y) - 2.0 * half * half
+    rise_im = ops.exp(x) * ops.sin(y)
+    norm = x * x + y * y
+    far_re, far_im = (rise_re * x + rise_im * y) / norm, (rise_im * x - rise_re * y) / norm
+    return ops.where(near, sum_re, far_re), ops.where(near, sum_im, far_im)
+
+
 @register("s5")
 class S5(ComplexDiagonal):
     """S5, a diagonal state-space layer (Smith et al., 2023, arXiv 2208.04933): solved by one scan.
@@ -41,9 +67,10 @@ class S5(ComplexDiagonal):
 
     hidden is the number of conjugate pairs of states, of which one each is kept, hence the 2, and
     that of outputs; D is a matrix (the paper's is diagonal), so that the input may have another
-    size. Options, of the start only: step_min=0.001, step_max=0.1, between which d is log-uniform.
-    Lambda starts as the eigenvalues of HiPPO-N of size 2 hidden, B and C as real normal matrices
-    in its eigenbasis. Stable while Lambda_re < 0, which nothing enforces.
+    size. At Lambda = 0 the gain (a - 1) / Lambda is its limit d. Options, of the start only:
+    step_min=0.001, step_max=0.1, between which d is log-uniform. Lambda starts as the eigenvalues
+    of HiPPO-N of size 2 hidden, B and C as real normal matrices in its eigenbasis. Stable while
+    Lambda_re < 0, which nothing enforces.
     """
 
     options = {"step_min": 0.001, "step_max": 0.1}
@@ -73,14 +100,8 @@ class S5(ComplexDiagonal):
         step = ops.exp(p.log_step)
         decay, angle = p.Lambda_re * step, p.Lambda_im * step
         size = ops.exp(decay)
-        # a - 1, without the cancellation that short steps would bring
-        half = ops.sin(0.5 * angle)
-        rise_re = ops.expm1(decay) * ops.cos(angle) - 2.0 * half * half
-        rise_im = size * ops.sin(angle)
         # (a - 1) / Lambda
-        norm = p.Lambda_re * p.Lambda_re + p.Lambda_im * p.Lambda_im
-        gain_re = (rise_re * p.Lambda_re + rise_im * p.Lambda_im) / norm
-        gain_im = (rise_im * p.Lambda_re - rise_re * p.Lambda_im) / norm
+        gain_re, gain_im = (step * part for part in _rise(decay, angle))
         return {
             "a_re": (size * ops.cos(angle))[None, :],
             "a_im": (size * ops.sin(angle))[None, :],

@@ -81,7 +81,8 @@ class S6(Cell):
     def features(self, p, u):
         v = ops.matmul(u, p.W_v)
         d = ops.softplus(ops.matmul(ops.matmul(v, p.W_r), p.W_d) + p.b_d)
-        rates = ops.exp(p.A_log).reshape(self.groups)
+        # limited, lest in the gradient an overflow meet a decay that is 0 long before
+        rates = ops.exp(ops.minimum(p.A_log, 80.0)).reshape(self.groups)
         whole = (*u.shape[:-1], self.hidden_size)
         return {
             "decay": (d[..., None] * rates).reshape(whole),

@@ -8,12 +8,13 @@
 """
 
 from parnl import ops, params
+from parnl.affine import affine_scan
 from parnl.cell import Cell
 from parnl.check import SolveError
 from parnl.graph.nodes import StepError
 from parnl.learn.checkpoints import load_params, save_params
 from parnl.registry import get_cell, list_cells, register
-from parnl.solve import Info, Solution, affine_scan, solve, step
+from parnl.solve import Info, Solution, solve, step
 from parnl.stability.certificates import Certificate, certify
 from parnl.stability.reports import Lyapunov, Report, diagnose, lyapunov
 

@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from parnl.dtypes import is_half
 from parnl.graph.nodes import Graph, StepError, Symbol
 from parnl.graph.program import Program
 from parnl.params import Parameter
+
+# Attributes of a cell that follow from its class and the others.
+_DERIVED = ("specs", "parameter_shapes", "time_aware", "program", "masked")
 
 
 class Cell:
@@ -61,6 +65,10 @@ class Cell:
         self.input_size, self.hidden_size = int(input_size), int(hidden_size)
         self.chosen = {**self.options, **options}
         self.__dict__.update(self.chosen)
+        self._derive()
+
+    def _derive(self) -> None:
+        """Set what follows from the class, the sizes and the options."""
         self.specs: dict[str, Parameter] = dict(self.parameters)
         for kind, names in (("parameters", self.specs), ("states", self.states)):
             for name in names:
@@ -86,6 +94,19 @@ class Cell:
 
     def __hash__(self) -> int:
         return hash(self._identity())
+
+    def __repr__(self) -> str:
+        options = {name: getattr(self, name) for name in self.chosen}
+        given = {"input_size": self.input_size, "hidden_size": self.hidden_size} | options
+        return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v in given.items())})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # what is derived is not copied but derived again: it holds functions, and compiled kernels
+        return {n: v for n, v in vars(self).items() if n not in _DERIVED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._derive()
 
     def _identity(self) -> object:
         # specs may hold functions, which equal nothing but themselves; the others are dicts; all
@@ -126,15 +147,37 @@ class Cell:
         return self.program.cost
 
     def init(
-        self, seed: int = 0, backend: str = "numpy", dtype: str = "float32", device: Any = None
+        self,
+        seed: Any = 0,
+        backend: str | None = None,
+        dtype: str = "float32",
+        device: Any = None,
     ) -> dict[str, Any]:
-        """Return fresh parameters, name -> array; a seed gives the same values on every backend."""
-        from parnl.frameworks import get_backend
+        """Return fresh parameters, name -> array.
 
-        if np.dtype(dtype).kind != "f":
+        seed: an integer, or a JAX PRNG key, old or new style. Either gives the same values on every
+        backend, and in JAX inside and outside of `jit` and `vmap`, where both may be traced; the
+        values of `jax.random.key(0)` are not those of 0. They are NumPy's: under a trace they come
+        by `jax.pure_callback`.
+        backend: "numpy", "jax" or "torch"; None is NumPy, or JAX if the seed is an array of it.
+        dtype: "float32" and so on, "float16" or "bfloat16"; the latter needs ml_dtypes in NumPy.
+        """
+        from parnl.frameworks import get_backend, name_of
+
+        name = dtype if is_half(dtype) else np.dtype(dtype).name
+        if not is_half(name) and np.dtype(name).kind != "f":
             raise TypeError(f"dtype: expected a floating point type, got {dtype!r}")
-        target, drawn = get_backend(backend), self.draw(np.random.default_rng(seed))
-        return {n: target.asarray(v, str(np.dtype(dtype)), device) for n, v in drawn.items()}
+        of_jax = name_of(seed) == "jax"
+        target = get_backend(backend or ("jax" if of_jax else "numpy"))
+        if of_jax:
+            jax: Any = get_backend("jax")
+            key, seed = seed, jax.seed_of_key(seed)
+            if seed is None:
+                if target.name != jax.name:
+                    raise TypeError(f"seed: a traced key needs backend='jax', got {backend!r}")
+                return jax.draw_traced(self, key, name, device)
+        drawn = self.draw(np.random.default_rng(seed))
+        return {n: target.asarray(v, name, device) for n, v in drawn.items()}
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Draw every parameter, in float64; to be extended where one depends on another's draw."""

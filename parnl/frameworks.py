@@ -9,14 +9,17 @@ core; here is the one place where the core names them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from functools import wraps
+from typing import Any, Protocol, TypeVar, cast
 
 import array_api_compat
 
 from parnl.graph.program import Program
 from parnl.solver.newton import Kernels, Plan, Stats
 
+F = TypeVar("F", bound=Callable[..., Any])
 NAMES = ("numpy", "jax", "torch")
 
 
@@ -60,6 +63,16 @@ class Backend(Kernels, Protocol):
 
         Operands may be of other dtypes than x0, whose dtype is the one to solve in.
         """
+
+    def products(self, dtype: Any, array: Any) -> AbstractContextManager[Any]:
+        """Return a context in which products of matrices are taken in `dtype` if that is faster.
+
+        `dtype` is that of a solve's outputs, `array` on the device it runs on; only half precision
+        changes anything.
+        """
+
+    def complex_numbers(self, re: Any, im: Any) -> Any:
+        """Return the complex array re + i im; unlike that sum, for inf and NaN too."""
 
     def matmul(self, rows: Any, matrix: Any) -> Any:
         """Return rows (N, n) @ matrix (n, hidden); see `parnl.ops.matmul`."""
@@ -114,17 +127,62 @@ def backend_of(arrays: Iterable[tuple[str, Any]]) -> Backend:
             continue
         known, name = type(array), name_of(array)
         if name is None:
+            kind = f"{type(array).__module__}.{type(array).__name__}"
+            hint = ""
+            if kind.startswith("torch.fx."):
+                hint = "; torch.fx.symbolic_trace cannot record a solve, torch.export.export can"
             raise TypeError(
-                f"{argument}: expected an array of {', '.join(NAMES)}, "
-                f"got {type(array).__module__}.{type(array).__name__}"
+                f"{argument}: expected an array of {', '.join(NAMES)}, got {kind}{hint}"
             )
         if first is None:
             first = (argument, name)
         elif name != first[1]:
             raise TypeError(
                 f"{argument}: got a {name} array, but {first[0]} is a {first[1]} array; "
-                "all arrays of one call must come from one framework"
+                "all arrays of one call must come from one framework: "
+                + _conversion((argument, name), first)
             )
     if first is None:
         raise TypeError("expected at least one array, got none")
     return get_backend(first[1])
+
+
+def lenient(position: int, name: str) -> Callable[[F], F]:
+    """Make a function run free of JAX's strict modes, where its argument `name` is of JAX."""
+
+    def decorate(function: F) -> F:
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            array = args[position] if len(args) > position else kwargs.get(name)
+            if name_of(array) != "jax":
+                return function(*args, **kwargs)
+            jax: Any = get_backend("jax")
+            with jax.lenient():
+                return function(*args, **kwargs)
+
+        return cast(F, run)
+
+    return decorate
+
+
+# From one framework to another, as code.
+_CONVERT = {
+    ("numpy", "jax"): "jnp.asarray({})",
+    ("numpy", "torch"): "torch.from_numpy({})",
+    ("torch", "jax"): "jnp.from_dlpack({}.detach())",
+    ("jax", "torch"): "torch.from_dlpack({})",
+}
+
+
+def _conversion(one: tuple[str, str], first: tuple[str, str]) -> str:
+    """Return how to convert one of two (argument, framework): NumPy's, or else not the first."""
+    (argument, source), (_, target) = (first, one) if first[1] == "numpy" else (one, first)
+    convert = _CONVERT[source, target]
+    if argument.startswith("parameter "):
+        each = convert.format("a")
+        return (
+            f'make the parameters by cell.init(backend="{target}"), or convert them: '
+            f"{{n: {each} for n, a in params.items()}}"
+        )
+    name = argument if argument.isidentifier() else "x"
+    return f"convert {argument} by {convert.format(name)}"

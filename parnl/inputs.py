@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from parnl.cell import Cell
+from parnl.dtypes import is_floating, is_half, promoted, widened
 from parnl.params import Values
 
 
@@ -58,7 +59,7 @@ def check_params(
     for name, array in named.items():
         if array.dtype == known:
             continue
-        if not xp.isdtype(array.dtype, "real floating"):
+        if not is_floating(xp, array.dtype):
             raise TypeError(f"{name}: expected a floating point array, got dtype {array.dtype}")
         known = array.dtype
     return backend, params, inputs
@@ -101,17 +102,39 @@ def mask_of(backend: Any, lengths: Any, inputs: Any) -> Any:
     return xp.arange(steps) < lengths[..., None]
 
 
-def working_dtype(xp: Any, features: Values, inputs: Any) -> tuple[Any, Any]:
-    """Return (dtype to solve in, dtype of the results): half precision is solved in float32."""
-    arrays = [v for n, v in vars(features).items() if n != "_kind"]
-    result = xp.result_type(*arrays) if arrays else inputs.dtype
-    return (xp.float32 if xp.finfo(result).bits < 32 else result), result
+def working_dtype(xp: Any, arrays: Iterable[Any]) -> tuple[Any, Any]:
+    """Return (dtype to solve in, dtype of the outputs): half precision is solved in float32."""
+    result = promoted(xp, [a.dtype for a in arrays])
+    return (xp.float32 if is_half(result) else result), result
 
 
-def time_step(backend: Any, cell: Cell, dt: Any, inputs: Any, *, time_axis: bool = True) -> Any:
+def computed_features(
+    backend: Any, cell: Cell, params: Mapping[str, Any], inputs: Any
+) -> tuple[Values, Values, Any, Any]:
+    """Return (parameters, features, dtype to solve in, dtype of the outputs).
+
+    What is half precision comes to the cell in the dtype to solve in, so that what depends on
+    parameters alone, as a decay exp(-exp(nu)), is not rounded on the way. Where all of it is of one
+    half type, products of matrices are still taken in it, if the backend gains from that.
+    """
+    xp = backend.xp
+    dtype, result = working_dtype(xp, [inputs, *params.values()])
+    p = Values("parameter", {n: widened(xp, a, dtype) for n, a in params.items()})
+    with backend.products(result, inputs):
+        features = Values("feature", cell.features(p, widened(xp, inputs, dtype)))
+    # a cell may compute its features in a wider type than it was given
+    found = [v.dtype for n, v in vars(features).items() if n != "_kind"]
+    dtype = promoted(xp, [dtype, *found])
+    return p, features, dtype, (result if is_half(result) else dtype)
+
+
+def time_step(
+    backend: Any, cell: Cell, dt: Any, inputs: Any, dtype: Any, *, time_axis: bool = True
+) -> Any:
     """Return dt as an array that broadcasts to (..., T), None if the cell reads none.
 
-    Without `time_axis` it comes as (...), for one step.
+    Without `time_axis` it comes as (...), for one step. A number becomes an array of `dtype`, as
+    does an array of half precision.
     """
     if not cell.time_aware:
         if dt is not None:
@@ -122,14 +145,14 @@ def time_step(backend: Any, cell: Cell, dt: Any, inputs: Any, *, time_axis: bool
         dt = getattr(cell, "dt", 1.0)
     xp = backend.xp
     if isinstance(dt, int | float | np.integer | np.floating):
-        return xp.full((1,), float(dt), dtype=inputs.dtype, device=getattr(inputs, "device", None))
+        return xp.full((1,), float(dt), dtype=dtype, device=getattr(inputs, "device", None))
     from parnl.frameworks import backend_of
 
     backend_of([("inputs", inputs), ("dt", dt)])
     dt = backend.take("dt", dt)
     if not time_axis and dt.ndim:
         dt = dt[..., None]
-    if not xp.isdtype(dt.dtype, "real floating"):
+    if not is_floating(xp, dt.dtype):
         raise TypeError(f"dt: expected a number or a floating point array, got dtype {dt.dtype}")
     expected = tuple(inputs.shape[:-1])
     if not _broadcasts(tuple(dt.shape), expected):
@@ -137,7 +160,7 @@ def time_step(backend: Any, cell: Cell, dt: Any, inputs: Any, *, time_axis: bool
             f"dt: expected a number or an array that broadcasts to (..., T) = {expected}, "
             f"got shape {tuple(dt.shape)}"
         )
-    return dt if dt.ndim else dt[None]
+    return widened(xp, dt if dt.ndim else dt[None], dtype)
 
 
 def initial_states(backend: Any, cell: Cell, given: Any, inputs: Any, dtype: Any) -> list[Any]:
@@ -160,7 +183,7 @@ def initial_states(backend: Any, cell: Cell, given: Any, inputs: Any, dtype: Any
         arrays[i] = x = backend.take(f"initial_state {name}", arrays[i])
         if tuple(x.shape) != shape:
             raise ValueError(f"initial_state {name}: expected shape {shape}, got {tuple(x.shape)}")
-        if not xp.isdtype(x.dtype, "real floating"):
+        if not is_floating(xp, x.dtype):
             raise TypeError(
                 f"initial_state {name}: expected a floating point array, got dtype {x.dtype}"
             )

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from parnl.dtypes import is_half, promoted, widened
 from parnl.graph.nodes import StepError, Symbol
 
 __all__ = [
-    "abs", "clip", "cos", "erf", "exp", "expm1", "gelu", "input_sum", "log", "log1p",
+    "abs", "atan", "clip", "cos", "erf", "exp", "expm1", "gelu", "input_sum", "log", "log1p",
     "logical_and", "logical_not", "logical_or", "logsigmoid", "matmul", "maximum", "minimum",
     "relu", "sigmoid", "sign", "silu", "sin", "softplus", "sqrt", "tanh", "where",
 ]  # fmt: skip
@@ -33,9 +34,12 @@ def _apply(op: str, *args: Any) -> Any:
     from parnl.frameworks import backend_of, get_backend
 
     arrays = [(f"argument {i + 1} of ops.{op}", a) for i, a in enumerate(args) if not _is_number(a)]
-    if arrays:
-        return backend_of(arrays).functions[op](*args)
-    return get_backend("numpy").functions[op](*map(np.float64, args))
+    if not arrays:
+        return get_backend("numpy").functions[op](*map(np.float64, args))
+    backend = backend_of(arrays)
+    if op not in backend.functions:
+        raise NotImplementedError(f"ops.{op}: {backend.name} has no form of {op}")
+    return backend.functions[op](*args)
 
 
 def _is_number(value: Any) -> bool:
@@ -75,6 +79,11 @@ def sin(x: Any) -> Any:
 def cos(x: Any) -> Any:
     """Cosine."""
     return _apply("cos", x)
+
+
+def atan(x: Any) -> Any:
+    """Arc tangent, the angle in (-pi/2, pi/2) whose tangent is x."""
+    return _apply("atan", x)
 
 
 def tanh(x: Any) -> Any:
@@ -179,6 +188,9 @@ def matmul(inputs: Any, matrix: Any) -> Any:
     if isinstance(inputs, Symbol) or isinstance(matrix, Symbol):
         raise StepError("step: ops.matmul mixes channels; call it in features()")
     backend = backend_of([("inputs", inputs), ("matrix", matrix)])
+    if inputs.dtype != matrix.dtype and is_half(inputs.dtype) | is_half(matrix.dtype):
+        dtype = promoted(backend.xp, [inputs.dtype, matrix.dtype])
+        inputs, matrix = (widened(backend.xp, x, dtype) for x in (inputs, matrix))
     reshape, rows = backend.xp.reshape, math.prod(inputs.shape[:-1])
     product = backend.matmul(reshape(inputs, (rows, inputs.shape[-1])), matrix)
     return reshape(product, (*inputs.shape[:-1], matrix.shape[-1]))
@@ -194,11 +206,16 @@ def input_sum(
     It must be elementwise: it may be given a few of the j at once, as (..., T, few, 1) and
     (few, hidden). Define it once, outside `features`: JAX compiles anew for each function object.
     The terms, an array (..., T, input, hidden) together, are never in memory at once: they are
-    computed one after the other, and again for the gradient.
+    computed one after the other, and again for the gradient. Half precision is added up in float32.
     """
     from parnl.frameworks import backend_of
 
     if isinstance(inputs, Symbol):
         raise StepError("step: ops.input_sum mixes channels; call it in features()")
     pairs = [("inputs", inputs), *(("matrices", m) for m in matrices)]
-    return backend_of(pairs).input_sum(term, inputs, matrices)
+    backend = backend_of(pairs)
+    xp, result = backend.xp, promoted(backend.xp, [x.dtype for _, x in pairs])
+    dtype = xp.float32 if is_half(result) else result
+    inputs, *matrices = (widened(xp, x, dtype) for _, x in pairs)
+    sums = backend.input_sum(term, inputs, matrices)
+    return tuple(xp.astype(x, result) for x in sums) if is_half(result) else sums

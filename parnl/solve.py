@@ -1,4 +1,4 @@
-"""The public functions `solve`, `step` and `affine_scan`: arguments in, arrays out.
+"""The public functions `solve` and `step`: arguments in, arrays out.
 
 What is done here is the same for every backend: check what came, compute the features, lay all
 operands out as (B, T, D), choose the chunks, and give the results the caller's shapes and dtype.
@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from parnl.cell import Cell
 from parnl.check import check_finite, check_parameters, check_residuals, require_values
-from parnl.graph.program import Program, affine_program
+from parnl.frameworks import lenient
+from parnl.graph.program import Program
 from parnl.inputs import (
     batched,
     check_params,
+    computed_features,
     feature_operands,
     initial_states,
     mask_of,
     time_step,
-    working_dtype,
 )
 from parnl.params import Values
 from parnl.solver.cost import auto_chunks
@@ -63,6 +65,7 @@ class Solution(NamedTuple):
     info: Info
 
 
+@lenient(2, "inputs")
 def solve(
     cell: Cell,
     params: Mapping[str, Any],
@@ -111,7 +114,17 @@ def solve(
             step over all T in the framework's own operations; not under jit, vmap or grad.
 
     Gradients (JAX, PyTorch) are exact, from the implicit function theorem: O(T D) memory, no
-    matter how many iterations. Half precision is solved in float32 and returned as it came.
+    matter how many iterations. They come in the dtype of each argument.
+
+    Dtypes: outputs have the one that NumPy promotes inputs and parameters to; `initial_state` and
+    `dt` may be of any floating type. Where it is float16 or bfloat16, the cell's parameters,
+    features and states are computed in float32, and `final_state` is float32, so that a sequence
+    may be cut and continued without loss; only in PyTorch are products of matrices taken in the
+    half type, as in `torch.autocast`, and accumulated in float32.
+
+    Time steps: with dt = 0 the state of a cell that discretises an ODE stays as it is. A negative
+    dt is put into the cell's formula as it is, as a step back in time; one that is NaN or infinite
+    makes NaN of that step's state and of those after it, and of none before.
 
     Raises ValueError or TypeError that name the argument, what came, and what was expected.
 
@@ -134,10 +147,8 @@ def solve(
         # what stands in the padding, NaN for instance, must not reach a gradient either
         inputs = xp.where(mask[..., None], inputs, xp.zeros_like(inputs))
 
-    p = Values("parameter", params)
-    features = Values("feature", cell.features(p, inputs))
-    dtype, result_dtype = working_dtype(xp, features, inputs)
-    dt = time_step(backend, cell, dt, inputs)
+    p, features, dtype, result = computed_features(backend, cell, params, inputs)
+    dt = time_step(backend, cell, dt, inputs, dtype)
     if mask is not None and dt is not None and tuple(dt.shape) != (1,):  # that is one number
         dt = xp.where(mask, dt, xp.ones_like(dt))
     operands = feature_operands(backend, cell, p, features, dt, inputs)
@@ -145,12 +156,12 @@ def solve(
     if mask is not None:
         program = cell.masked
         operands.append(batched(xp, mask[..., None], tuple(batch)))
-    x0 = initial_states(backend, cell, initial_state, inputs, result_dtype)
+    x0 = initial_states(backend, cell, initial_state, inputs, dtype)
     x0 = [
         xp.reshape(xp.astype(x, dtype, copy=False), (math.prod(batch), cell.hidden_size))
         for x in x0
     ]
-    states, info = _run(
+    states, info = run(
         backend, program, operands, x0, steps, reverse, method, chunks, tolerance, max_iterations
     )
 
@@ -169,16 +180,13 @@ def solve(
     last = 0 if reverse else -1
     ends = [s[:, last] for s in states] if steps else x0
     ends = [xp.reshape(x, (*batch, cell.hidden_size)) for x in ends]
-    outputs = _outputs(xp, cell, p, whole, features, result_dtype)
+    outputs = _outputs(backend, cell, p, whole, features, result)
     if mask is not None:
         outputs = xp.where(mask[..., None], outputs, xp.zeros_like(outputs))
-    return Solution(
-        outputs,
-        tuple(xp.astype(x, result_dtype) for x in ends),
-        info,
-    )
+    return Solution(outputs, tuple(ends), info)
 
 
+@lenient(2, "input_t")
 def step(
     cell: Cell, params: Mapping[str, Any], input_t: Any, state: Any = None, *, dt: Any = None
 ) -> tuple[Any, tuple[Any, ...]]:
@@ -186,91 +194,44 @@ def step(
 
     input_t: (..., input); state: as `initial_state` of `solve`, and as this function returned it;
     dt: a number or (...). Returns (output (..., hidden), state), one array (..., hidden) for each
-    state of the cell. Differentiable by the framework's own autodiff.
+    state of the cell: in float32 if the output is of half precision, see `solve`, so that what a
+    state gathers over many steps is not lost to rounding. Differentiable by the framework's own
+    autodiff.
     """
     backend, params, input_t = check_params(cell, params, input_t, time_axis=False)
     xp = backend.xp
     inputs = input_t[..., None, :]
-    p = Values("parameter", params)
-    features = Values("feature", cell.features(p, inputs))
-    dtype, result_dtype = working_dtype(xp, features, inputs)
-    dt = time_step(backend, cell, dt, inputs, time_axis=False)
+    p, features, dtype, result = computed_features(backend, cell, params, inputs)
+    dt = time_step(backend, cell, dt, inputs, dtype, time_axis=False)
     operands = feature_operands(backend, cell, p, features, dt, inputs)
-    given = initial_states(backend, cell, state, inputs, result_dtype)
+    given = initial_states(backend, cell, state, inputs, dtype)
     rows, channels = math.prod(given[0].shape[:-1]), cell.hidden_size
     start = [xp.astype(xp.reshape(x, (rows, 1, channels)), dtype) for x in given]
-    with np.errstate(all="ignore"):  # overflow and NaN are answers here, not warnings
+    # overflow and NaN are answers here, not warnings; torch.compile cannot follow NumPy's context
+    with np.errstate(all="ignore") if backend.name == "numpy" else nullcontext():
         advance = cell.program.function("step", backend)
         results = advance(*start, *(xp.astype(a, dtype) for a in operands))
     # a step may return a number, or an array that has yet to be broadcast
     new = [xp.zeros_like(x) + n for n, x in zip(results, start, strict=True)]
     whole = [xp.reshape(n, (*inputs.shape[:-1], cell.hidden_size)) for n in new]
     return (
-        _outputs(xp, cell, p, whole, features, result_dtype)[..., 0, :],
-        tuple(xp.astype(x[..., 0, :], result_dtype) for x in whole),
+        _outputs(backend, cell, p, whole, features, result)[..., 0, :],
+        tuple(x[..., 0, :] for x in whole),
     )
 
 
 def _outputs(
-    xp: Any, cell: Cell, p: Values, states: Sequence[Any], features: Values, dtype: Any
+    backend: Any, cell: Cell, p: Values, states: Sequence[Any], features: Values, dtype: Any
 ) -> Any:
-    """Return the outputs (..., T, hidden) in `dtype`; an output map, too, works in it."""
+    """Return the outputs (..., T, hidden) in `dtype`."""
+    last = states[-1]
     if hasattr(cell, "output"):
-        states = [xp.astype(s, dtype, copy=False) for s in states]
-        return xp.astype(cell.output(p, *states, features), dtype, copy=False)
-    return xp.astype(states[-1], dtype, copy=False)
+        with backend.products(dtype, last):
+            last = cell.output(p, *states, features)
+    return backend.xp.astype(last, dtype, copy=False)
 
 
-def affine_scan(a: Any, b: Any, x0: Any = None, reverse: bool = False) -> Any:
-    """Return all x_t of x_t = a_t x_{t-1} + b_t, in parallel over time; differentiable.
-
-    a: (..., T, D) and b: (..., T, D); or blocks of k numbers: a (..., T, D, k, k), b (..., T, D,
-    k). x0: b without its axis T; zeros if None. With reverse=True, x_t = a_t x_{t+1} + b_t.
-    Returns an array like b.
-
-    >>> import numpy as np, parnl
-    >>> parnl.affine_scan(np.full((3, 1), 0.5), np.ones((3, 1)))[:, 0]
-    array([1.  , 1.5 , 1.75])
-    """
-    from parnl.frameworks import backend_of
-
-    given = [("a", a), ("b", b)] + ([] if x0 is None else [("x0", x0)])
-    backend = backend_of(given)
-    given = [(name, backend.take(name, array)) for name, array in given]
-    a, b, x0 = (*(array for _, array in given), None)[:3]
-    xp = backend.xp
-    for name, array in given:
-        if not xp.isdtype(array.dtype, "real floating"):
-            raise TypeError(f"{name}: expected a floating point array, got dtype {array.dtype}")
-    blocked = a.ndim == b.ndim + 1
-    time = b.ndim - (3 if blocked else 2)
-    expected = (*b.shape, b.shape[-1]) if blocked else tuple(b.shape)
-    if time < 0 or tuple(a.shape) != expected:
-        raise ValueError(
-            "a, b: expected shapes (..., T, D) and (..., T, D), or (..., T, D, k, k) and "
-            f"(..., T, D, k), got {tuple(a.shape)} and {tuple(b.shape)}"
-        )
-    state_shape = (*b.shape[:time], *b.shape[time + 1 :])
-    if x0 is None:
-        x0 = xp.zeros(state_shape, dtype=b.dtype, device=getattr(b, "device", None))
-    elif tuple(x0.shape) != state_shape:
-        raise ValueError(f"x0: expected shape {state_shape}, got {tuple(x0.shape)}")
-    if not blocked:
-        a, b, x0 = a[..., None, None], b[..., None], x0[..., None]
-    steps, channels, k = b.shape[-3:]
-    rows = math.prod(b.shape[:time])
-    operands = [
-        *(xp.reshape(a[..., i, j], (rows, steps, channels)) for i in range(k) for j in range(k)),
-        *(xp.reshape(b[..., i], (rows, steps, channels)) for i in range(k)),
-    ]
-    start = [xp.reshape(x0[..., i], (rows, channels)) for i in range(k)]
-    states, _ = _run(backend, affine_program(k), operands, start, steps, reverse)
-    shape = (*b.shape[:time], steps, channels)
-    parts = [xp.reshape(s, shape) for s in states]
-    return xp.stack(parts, axis=-1) if blocked else parts[0]
-
-
-def _run(
+def run(
     backend: Any,
     program: Program,
     operands: Sequence[Any],

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from parnl.backends.torch.operators import recorded
 from parnl.cell import Cell
+from parnl.frameworks import backend_of
 from parnl.registry import get_class
 from parnl.solve import solve
 
@@ -65,11 +67,12 @@ class RNN(nn.Module):
             for layer in range(num_layers)
         ]
         if seed is None:
-            seed = int(torch.randint(2**31, ()))
+            drawn = torch.randint(2**31, (), device="cpu")
+            seed = 0 if recorded([drawn]) else int(drawn)  # without values, any will do
         name = str(dtype or torch.get_default_dtype()).removeprefix("torch.")
         for run in range(num_layers * self.directions):
-            drawn = self.cells[run // self.directions].init(seed + run, "torch", name, device)
-            for parameter, value in drawn.items():
+            values = self.cells[run // self.directions].init(seed + run, "torch", name, device)
+            for parameter, value in values.items():
                 self.register_parameter(parameter + self._suffix(run), nn.Parameter(value))
 
     def _suffix(self, run: int) -> str:
@@ -79,15 +82,26 @@ class RNN(nn.Module):
     def forward(self, inputs: Any, h_0: Any = None) -> tuple[Any, Any]:
         """Return (output, h_n)."""
         if isinstance(inputs, PackedSequence):
-            padded, lengths = pad_packed_sequence(inputs, batch_first=True)
-            output, h_n = self._layers(padded, h_0, lengths.to(padded.device))
-            packed = pack_padded_sequence(output, lengths, batch_first=True, enforce_sorted=False)
-            return packed, h_n
+            return self._packed(inputs, h_0)
+        backend_of([("inputs", inputs)])
         if inputs.ndim not in (2, 3):
             raise ValueError(f"inputs: expected 2 or 3 dimensions, got {tuple(inputs.shape)}")
         time_first = inputs.ndim == 3 and not self.batch_first
         output, h_n = self._layers(inputs.transpose(0, 1) if time_first else inputs, h_0, None)
         return (output.transpose(0, 1) if time_first else output), h_n
+
+    def _packed(self, inputs: PackedSequence, h_0: Any) -> tuple[PackedSequence, Any]:
+        """Run the sequences in the order they are packed in; h_0 and h_n are in the caller's."""
+        data, sizes, order, back = inputs
+        # without indices nothing is sorted here, or sorted again: equal lengths would change places
+        padded, lengths = pad_packed_sequence(PackedSequence(data, sizes), batch_first=True)
+        if h_0 is not None and order is not None:
+            self._starts(h_0, padded)  # of what is too short, no row must be asked for
+            h_0 = _rows(h_0, order)
+        output, h_n = self._layers(padded, h_0, lengths.to(padded.device))
+        packed = pack_padded_sequence(output, lengths, batch_first=True)
+        h_n = h_n if back is None else _rows(h_n, back)
+        return PackedSequence(packed.data, sizes, order, back), h_n
 
     def _layers(self, x: Tensor, h_0: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
         starts = self._starts(h_0, x)
@@ -124,9 +138,22 @@ class RNN(nn.Module):
             )
         return [*given[1:], given[0]]
 
+    def __prepare_scriptable__(self) -> RNN:
+        """Refuse `torch.jit.script`, which asks for this and cannot compile a solve."""
+        raise NotImplementedError(
+            "parnl.torch.RNN: torch.jit.script cannot compile it; use torch.export.export"
+        )
+
     def extra_repr(self) -> str:
         """Describe the module in its repr."""
         return (
             f"{type(self.cells[0]).__name__}, {self.input_size}, {self.hidden_size}, "
             f"num_layers={self.num_layers}, bidirectional={self.bidirectional}"
         )
+
+
+def _rows(states: Any, order: Tensor) -> Any:
+    """Return the sequences of states (layers, B, hidden), one tensor or several, in `order`."""
+    if isinstance(states, Tensor):
+        return states.index_select(1, order.to(states.device))
+    return tuple(_rows(x, order) for x in states)

@@ -32,15 +32,15 @@ class Fault(NamedTuple):
 FAULTS = [
     Fault(
         "the derivative of the sigmoid has a wrong sign",
-        "parnl/graph/derivatives.py",
-        "return node - node * node",
-        "return node + node * node",
+        "parnl/graph/elementary.py",
+        "f - f * f",
+        "f + f * f",
     ),
     Fault(
         "the derivative by a divisor is that of the quotient by its numerator",
-        "parnl/graph/derivatives.py",
-        "return -(t * (node / a[1]))",
-        "return -(t / a[1])",
+        "parnl/graph/arithmetic.py",
+        "-(t * (f / y))",
+        "-(t / y)",
     ),
     Fault(
         "composed: the product of Jacobians holds its last factor only",
@@ -118,8 +118,8 @@ FAULTS = [
     Fault(
         "C: the operands of an operator are exchanged",
         "backends/c/expressions.py",
-        'return f"{x[0]} {INFIX[node.op]} {x[1]}"',
-        'return f"{x[1]} {INFIX[node.op]} {x[0]}"',
+        "return operation.text(form, *x, f=self.suffix)",
+        "return operation.text(form, *x[::-1], f=self.suffix)",
     ),
     Fault(
         "a product of two functions of the state counts as linear",
@@ -129,14 +129,14 @@ FAULTS = [
     ),
     Fault(
         "torch: softplus is x from 4 on",
-        "backends/torch/adaptor.py",
+        "parnl/graph/elementary.py",
         "threshold=40.0",
         "threshold=4.0",
     ),
     Fault(
         "half precision is solved in half precision",
         "parnl/inputs.py",
-        "return (xp.float32 if xp.finfo(result).bits < 32 else result), result",
+        "return (xp.float32 if is_half(result) else result), result",
         "return result, result",
     ),
 ]

@@ -1,11 +1,13 @@
 """Reference results that share no code with the solver.
 
 `run` is every cell as a plain loop over time, written from its published equations; it works on
-NumPy arrays and on torch tensors, so torch's own autograd gives reference gradients. The core cells
-are here, the others in `oracles_cells`.
-`loop` and `scan_loop` do the same for any cell, by calling its `features` and `step` one step after
-the other. `Problem`, `reference` and `solve` pose one task, answer it with the loop, and answer it
-with parnl on a chosen backend, so that a test is one comparison.
+NumPy arrays, on torch tensors and on JAX arrays, so that a framework's own automatic
+differentiation gives reference gradients. The core cells are in `oracles_core`, the others in
+`oracles_cells`. `loop` and `scan_loop` do the same for any cell, by calling its `features` and
+`step` one step after the other. `Problem`, `reference` and `answer` pose one task, answer it with
+the loop, and answer it with parnl on a chosen backend, so that a test is one comparison.
+
+No framework is imported before a task on it is posed: tests of one run where others are missing.
 """
 
 from __future__ import annotations
@@ -18,206 +20,31 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import oracles_cells
-import torch
-from oracles_cells import ORACLES
+from oracles_core import (  # also for tests, which ask this file for all of them
+    CELLS,  # noqa: F401
+    NUMPY,  # noqa: F401
+    STATES,  # noqa: F401
+    TIME_AWARE,  # noqa: F401
+    VARIANTS,  # noqa: F401
+    count_states,
+    draw_params,
+    first_state,
+    is_tensor,
+    is_time_aware,  # noqa: F401
+    maths,
+    name_per_channel,
+    one_step,
+    parameter_shapes,  # noqa: F401
+)
 
 import parnl
 from parnl import ops
 from parnl.params import matrix, vector
+from parnl.testing import installed
 
 Array = Any
-BACKENDS = ("numpy", "torch", "jax")
-CELLS = ("lrc", "gru", "lstm", "ltc")
-STATES = {"lrc": 1, "gru": 1, "lstm": 2, "ltc": 1}
-TIME_AWARE = ("lrc", "ltc")
 
-# Every option of every core cell, under a short name.
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "lrc": ("lrc", {}),
-    "lrc-dt": ("lrc", {"dt": 0.3}),
-    "lrc-symmetric": ("lrc", {"symmetric": True}),
-    "lrc-symmetric-dt": ("lrc", {"symmetric": True, "dt": 1.7}),
-    "lrc-input-elastance": ("lrc", {"input_elastance": True}),
-    "lrc-input-elastance-symmetric": ("lrc", {"input_elastance": True, "symmetric": True}),
-    "lrc-leak-of-input": ("lrc", {"leak_of_state": False}),
-    "lrc-drive-of-input": ("lrc", {"drive_of_state": False}),
-    "lrc-of-input": ("lrc", {"leak_of_state": False, "drive_of_state": False}),
-    "gru": ("gru", {}),
-    "lstm": ("lstm", {}),
-    "lstm-peephole": ("lstm", {"peephole": True}),
-    "lstm-coupled": ("lstm", {"coupled": True}),
-    "lstm-coupled-peephole": ("lstm", {"coupled": True, "peephole": True}),
-    "ltc": ("ltc", {}),
-    "ltc-dt": ("ltc", {"dt": 0.4}),
-    "ltc-unfolds": ("ltc", {"unfolds": 2}),
-    "ltc-clip": ("ltc", {"positive": "clip"}),
-    "ltc-clip-unfolds-dt": ("ltc", {"positive": "clip", "unfolds": 1, "dt": 2.5}),
-}
-
-
-# -- the core cells, one step each ---------------------------------------------------------------
-
-
-class Maths(NamedTuple):
-    """The functions a loop needs, for one kind of array."""
-
-    sigmoid: Callable[[Array], Array]
-    tanh: Callable[[Array], Array]
-    softplus: Callable[[Array], Array]
-    relu: Callable[[Array], Array]
-    exp: Callable[[Array], Array]
-    log: Callable[[Array], Array]
-    maximum: Callable[[Array, Array], Array]
-    where: Callable[[Array, Array, Array], Array]
-    stack: Callable[[list[Array], int], Array]
-    zeros: Callable[[tuple[int, ...], Array], Array]
-
-
-def _sigmoid(x: Array) -> Array:
-    with np.errstate(over="ignore"):
-        return 1.0 / (1.0 + np.exp(-x))
-
-
-NUMPY = Maths(
-    sigmoid=_sigmoid,
-    tanh=np.tanh,
-    softplus=lambda x: np.logaddexp(0.0, x),
-    relu=lambda x: np.maximum(x, 0.0),
-    exp=np.exp,
-    log=np.log,
-    maximum=np.maximum,
-    where=np.where,
-    stack=lambda arrays, axis: np.stack(arrays, axis),
-    zeros=lambda shape, like: np.zeros(shape, like.dtype),
-)
-TORCH = Maths(
-    sigmoid=torch.sigmoid,
-    tanh=torch.tanh,
-    softplus=lambda x: torch.logaddexp(x, torch.zeros_like(x)),
-    relu=lambda x: torch.clamp(x, min=0.0),
-    exp=torch.exp,
-    log=torch.log,
-    maximum=torch.maximum,
-    where=torch.where,
-    stack=lambda arrays, axis: torch.stack(arrays, axis),
-    zeros=lambda shape, like: torch.zeros(shape, dtype=like.dtype),
-)
-
-
-def _lrc(
-    m: Maths,
-    p: Mapping[str, Array],
-    u: Array,
-    state: tuple,
-    dt: Array,
-    *,
-    symmetric=False,
-    input_elastance=False,
-    leak_of_state=True,
-    drive_of_state=True,
-):
-    (x,) = state
-    absent = [k for k, kept in (("w_f", leak_of_state), ("w_g", drive_of_state)) if not kept]
-    if len(absent) == 2:
-        absent += ["sigma", "mu"]
-    assert not set(absent) & p.keys()
-    p = {**p, **{k: p["g_leak"] * 0.0 for k in absent}}
-    v = m.sigmoid(p["sigma_in"] * (u - p["mu_in"]))
-    a = v @ p["W_f"]
-    g = v @ p["W_g"]
-    y = m.sigmoid(p["sigma"] * (x - p["mu"]))
-    big_f = m.sigmoid(p["g_leak"] + a + p["w_f"] * y)
-    big_z = m.tanh(p["g_leak"] + g + p["w_g"] * y)
-    k = p["e_w"] * x + p["e_b"]
-    if input_elastance:
-        k = k + v @ p["W_e"]
-    if symmetric:
-        e = dt * (m.sigmoid(k + p["e_shift"]) - m.sigmoid(k - p["e_shift"]))
-    else:
-        e = dt * m.sigmoid(k)
-    return (x + e * (-big_f * x + p["v_leak"] * big_z),)
-
-
-def _gru(m: Maths, p: Mapping[str, Array], u: Array, state: tuple, dt: Array):
-    (h,) = state
-    r = m.sigmoid(u @ p["W_r"] + p["b_r"] + p["a_r"] * h)
-    z = m.sigmoid(u @ p["W_z"] + p["b_z"] + p["a_z"] * h)
-    n = m.tanh(u @ p["W_n"] + p["b_n"] + r * (p["a_n"] * h + p["c_n"]))
-    return ((1.0 - z) * n + z * h,)
-
-
-def _lstm(
-    m: Maths,
-    p: Mapping[str, Array],
-    u: Array,
-    state: tuple,
-    dt: Array,
-    *,
-    peephole=False,
-    coupled=False,
-):
-    c, h = state
-
-    def before(gate):
-        return u @ p["W_" + gate] + p["b_" + gate] + p["a_" + gate] * h
-
-    f = m.sigmoid(before("f") + p["p_f"] * c if peephole else before("f"))
-    if not coupled:
-        i = m.sigmoid(before("i") + p["p_i"] * c if peephole else before("i"))
-    else:
-        i = 1.0 - f
-    g = m.tanh(before("g"))
-    c = f * c + i * g
-    o = m.sigmoid(before("o") + p["p_o"] * c if peephole else before("o"))
-    return c, o * m.tanh(c)
-
-
-def _ltc(
-    m: Maths,
-    p: Mapping[str, Array],
-    u: Array,
-    state: tuple,
-    dt: Array,
-    *,
-    unfolds=6,
-    positive="softplus",
-):
-    (x,) = state
-    keep = {"softplus": m.softplus, "clip": m.relu}[positive]
-    w, w_in, c_m, g_leak = (keep(p[name]) for name in ("w", "w_in", "c_m", "g_leak"))
-    synapse = w_in * m.sigmoid(p["sigma_in"] * (u[..., :, None] - p["mu_in"]))
-    n = (synapse * p["e_in"]).sum(-2)
-    d = synapse.sum(-2)
-    h = dt / unfolds
-    for _ in range(unfolds):
-        y = w * m.sigmoid(p["sigma"] * (x - p["mu"]))
-        top = c_m / h * x + g_leak * p["v_leak"] + y * p["e"] + n
-        x = top / (c_m / h + g_leak + y + d + 1e-8)
-    return (x,)
-
-
-_STEPS: dict[str, Callable] = {"lrc": _lrc, "gru": _gru, "lstm": _lstm, "ltc": _ltc}
-_HIDDEN = {"lrc": "g_leak", "gru": "a_r", "lstm": "a_f", "ltc": "sigma"}
-
-
-def _step(name: str, *arguments: Any, **options: Any) -> tuple[tuple, Array]:
-    """Return the new states and the output of one step of any cell."""
-    if name in ORACLES:
-        return ORACLES[name].step(*arguments, **options)
-    state = _STEPS[name](*arguments, **options)
-    return state, state[-1]
-
-
-def count_states(name: str) -> int:
-    return ORACLES[name].states if name in ORACLES else STATES[name]
-
-
-def is_time_aware(name: str) -> bool:
-    return ORACLES[name].time_aware if name in ORACLES else name in TIME_AWARE
-
-
-def _per_channel(name: str) -> str:
-    return ORACLES[name].hidden if name in ORACLES else _HIDDEN[name]
+BACKENDS = installed()
 
 
 def run(
@@ -236,11 +63,11 @@ def run(
     inputs: (..., T, input); dt: (T,) or (..., T). Returns the outputs (..., T, hidden) and the
     tuple of final states (..., hidden).
     """
-    m = TORCH if isinstance(inputs, torch.Tensor) else NUMPY
+    m = maths(inputs)
     options = dict(options or {})
     fixed_dt = options.pop("dt", oracles_cells.DT.get(name, 1.0))
     *batch, n_steps, _ = inputs.shape
-    hidden = params[_per_channel(name)].shape[-1]
+    hidden = params[name_per_channel(name)].shape[-1]
     shape = (*batch, hidden)
     state = initial_state
     if state is None:
@@ -253,7 +80,7 @@ def run(
             valid = _mask(lengths, t, inputs)
             u = m.where(valid, u, m.zeros((), inputs))  # padding may hold anything
         step_dt = fixed_dt if dt is None else dt[..., t, None]
-        new, rows[t] = _step(name, m, params, u, state, step_dt, **options)
+        new, rows[t] = one_step(name, m, params, u, state, step_dt, **options)
         if valid is not None:
             new = tuple(
                 m.where(valid, after, before) for after, before in zip(new, state, strict=True)
@@ -265,11 +92,7 @@ def run(
 
 
 def _mask(lengths: np.ndarray, t: int, like: Array) -> Array:
-    valid = (t < np.asarray(lengths))[..., None]
-    return torch.from_numpy(valid) if isinstance(like, torch.Tensor) else valid
-
-
-# -- any cell, by its own features and step ------------------------------------------------------
+    return maths(like).array((t < np.asarray(lengths))[..., None])
 
 
 def _is_time_aware(cell: Any) -> bool:
@@ -290,14 +113,13 @@ def loop(
     lengths: np.ndarray | None = None,
     reverse: bool = False,
 ) -> tuple[Array, tuple]:
-    """Run any cell on NumPy arrays or torch tensors by calling its `step` T times."""
-    m = TORCH if isinstance(inputs, torch.Tensor) else NUMPY
+    """Run any cell, on arrays of any framework, by calling its `step` T times."""
+    m = maths(inputs)
     p = SimpleNamespace(**params)
     *batch, n_steps, _ = inputs.shape
     if lengths is not None:
         valid = np.arange(n_steps) < np.asarray(lengths)[..., None]
-        keep = torch.from_numpy(valid) if m is TORCH else valid
-        inputs = m.where(keep[..., None], inputs, m.zeros((), inputs))
+        inputs = m.where(m.array(valid)[..., None], inputs, m.zeros((), inputs))
     features = cell.features(p, inputs)
     hidden = next(iter(features.values())).shape[-1]
     state = initial_state
@@ -350,66 +172,6 @@ def scan_loop(cell, params, inputs, initial_state=None, *, dt=None):
 
     state, rows = jax.lax.scan(body, state, (xs, steps))
     return jnp.moveaxis(rows, 0, -2), state
-
-
-# -- tasks ---------------------------------------------------------------------------------------
-
-
-def parameter_shapes(name: str, n_in: int, n: int, **options: Any) -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes of a cell's parameters: they are part of the interface."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    options.pop("dt", None)
-    if name in ORACLES:
-        shapes = ORACLES[name].shapes(n_in, n, **options)
-    elif name == "lrc":
-        shapes = {"W_f": (n_in, n), "W_g": (n_in, n), "sigma_in": (n_in,), "mu_in": (n_in,)}
-        names = ["sigma", "mu", "g_leak", "w_f", "w_g", "e_w", "e_b", "v_leak"]
-        names += ["e_shift"] if options.get("symmetric") else []
-        leak, drive = options.get("leak_of_state", True), options.get("drive_of_state", True)
-        for name, used in {"w_f": leak, "w_g": drive, "sigma": leak or drive}.items():
-            if not used:
-                names.remove(name)
-        if "sigma" not in names:
-            names.remove("mu")
-        shapes |= {k: (n,) for k in names}
-        shapes |= {"W_e": (n_in, n)} if options.get("input_elastance") else {}
-    elif name == "gru":
-        for gate in "rzn":
-            shapes |= {"W_" + gate: (n_in, n), "b_" + gate: (n,), "a_" + gate: (n,)}
-        shapes["c_n"] = (n,)
-    elif name == "lstm":
-        for gate in "fog" if options.get("coupled") else "ifog":
-            shapes |= {"W_" + gate: (n_in, n), "b_" + gate: (n,), "a_" + gate: (n,)}
-            if options.get("peephole") and gate != "g":
-                shapes["p_" + gate] = (n,)
-    elif name == "ltc":
-        shapes = {k: (n,) for k in ["w", "sigma", "mu", "e", "c_m", "g_leak", "v_leak"]}
-        shapes |= {k: (n_in, n) for k in ["w_in", "sigma_in", "mu_in", "e_in"]}
-    return shapes
-
-
-def draw_params(
-    name: str, n_in: int, n: int, rng: np.random.Generator, **options: Any
-) -> dict[str, np.ndarray]:
-    """Draw parameters of order one, with signs on both sides of every clip."""
-    shapes = parameter_shapes(name, n_in, n, **options)
-    if name in ORACLES:
-        return oracles_cells.draw(name, shapes, rng)
-    params = {k: rng.uniform(-1.2, 1.2, shape) for k, shape in shapes.items()}
-    if name == "ltc":
-        params["c_m"] = rng.uniform(0.3, 1.5, n)  # a clipped capacitance of 0 leaves no memory
-        params["g_leak"][0] = 0.6  # with all conductances clipped, c_m / c_m has no derivative
-        for k in ("sigma", "sigma_in"):
-            params[k] = rng.uniform(0.5, 3.0, shapes[k])
-    return params
-
-
-def first_state(
-    name: str, index: int, rng: np.random.Generator, shape: tuple[int, ...]
-) -> np.ndarray:
-    """Draw the state number `index`."""
-    drawn = rng.uniform(-0.9, 0.9, shape)
-    return 0.1 + np.abs(drawn) if (name, index) == ("slstm", 1) else drawn  # a sum of exponentials
 
 
 class Problem(NamedTuple):
@@ -504,6 +266,8 @@ def _arguments(task: Problem, leaves: Mapping[str, Array]) -> dict[str, Any]:
 def to(backend: str, array: np.ndarray) -> Array:
     """Return `array` as an array of `backend`, dtype kept."""
     if backend == "torch":
+        import torch
+
         return torch.from_numpy(np.array(array))
     if backend == "jax":
         import jax.numpy as jnp
@@ -514,7 +278,7 @@ def to(backend: str, array: np.ndarray) -> Array:
 
 def numpy_of(array: Array) -> np.ndarray:
     """Return any backend's array as NumPy's."""
-    return array.detach().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
+    return array.detach().numpy() if is_tensor(array) else np.asarray(array)
 
 
 def _loss(task: Problem, outputs: Array, final_state: tuple, convert: Callable) -> Array:
@@ -522,7 +286,9 @@ def _loss(task: Problem, outputs: Array, final_state: tuple, convert: Callable) 
     return sum((x * convert(w)).sum() for x, w in parts)
 
 
-def _torch_result(task: Problem, leaves: dict[str, torch.Tensor], outputs, final_state) -> Result:
+def _torch_result(task: Problem, leaves: dict[str, Array], outputs, final_state) -> Result:
+    import torch
+
     loss = _loss(task, outputs, final_state, lambda w: to("torch", w).to(outputs.dtype))
     found: Any = [None] * len(leaves)
     if loss.requires_grad:  # no step and no initial state: nothing to differentiate
@@ -534,11 +300,38 @@ def _torch_result(task: Problem, leaves: dict[str, torch.Tensor], outputs, final
     return Result(numpy_of(outputs), tuple(numpy_of(s) for s in final_state), gradients)
 
 
+def _jax_result(task: Problem, leaves: dict[str, Array], solution: Callable, jit=False) -> Result:
+    import jax
+
+    def loss(leaves):
+        found = solution(leaves)
+        return _loss(task, *found, lambda w: to("jax", w)), found
+
+    grad = jax.grad(loss, has_aux=True)
+    leaves = {k: to("jax", v) for k, v in leaves.items()}
+    found, (outputs, final_state) = (jax.jit(grad) if jit else grad)(leaves)
+    return Result(
+        numpy_of(outputs),
+        tuple(numpy_of(s) for s in final_state),
+        {k: numpy_of(v) for k, v in found.items()},
+    )
+
+
 def reference(task: Problem) -> Result:
-    """Answer by the loop over time in float64, gradients by torch's autograd through that loop."""
-    leaves = {k: to("torch", v).double().requires_grad_() for k, v in _leaves(task).items()}
-    found = run(task.name, **_arguments(task, leaves), lengths=task.lengths, options=task.options)
-    return _torch_result(task, leaves, *found)
+    """Answer by the loop over time in float64, gradients by automatic differentiation of that loop.
+
+    By torch's, or by JAX's where torch is not installed; without either there are no gradients.
+    """
+    how = {"lengths": task.lengths, "options": task.options}
+    double = {k: v.astype(np.float64) for k, v in _leaves(task).items()}
+    if "torch" in BACKENDS:
+        leaves = {k: to("torch", v).requires_grad_() for k, v in double.items()}
+        return _torch_result(task, leaves, *run(task.name, **_arguments(task, leaves), **how))
+    if "jax" in BACKENDS:
+        return _jax_result(
+            task, double, lambda leaves: run(task.name, **_arguments(task, leaves), **how)
+        )
+    return Result(*run(task.name, **_arguments(task, double), **how), {})
 
 
 def answer(task: Problem, backend: str, *, gradients: bool = False, **how: Any) -> Result:
@@ -555,24 +348,12 @@ def answer(task: Problem, backend: str, *, gradients: bool = False, **how: Any) 
         return _torch_result(task, leaves, out.outputs, out.final_state)
     if backend != "jax":
         raise ValueError(f"{backend} has no gradients")
-    import jax
 
-    @jax.jit
-    @functools.partial(jax.grad, has_aux=True)
-    def grad(leaves):
+    def solution(leaves):
         out = solve(**_arguments(task, leaves))
-        loss = _loss(task, out.outputs, out.final_state, lambda w: to("jax", w))
-        return loss, (out.outputs, out.final_state)
+        return out.outputs, out.final_state
 
-    found, (outputs, final_state) = grad(leaves)
-    return Result(
-        numpy_of(outputs),
-        tuple(numpy_of(s) for s in final_state),
-        {k: numpy_of(v) for k, v in found.items()},
-    )
-
-
-# -- one more cell ------------------------------------------------------------------------------
+    return _jax_result(task, leaves, solution, jit=True)
 
 
 @parnl.register("test-everything")
@@ -594,9 +375,6 @@ class Everything(parnl.Cell):
         bounded = ops.clip(x * y, -0.5, 0.5) + ops.maximum(x, z) * ops.minimum(y, 0.2)
         z_new = z + dt * (0.3 * bounded - 0.5 * z) + 0.1 * (x * x + 1.0) ** -1.5 + 0.05 * x**3
         return x_new, y_new, 0.9 * z_new - 0.1 * ops.erf(z) + 0.01 * ops.sign(x) * ops.exp(-y * y)
-
-
-# -- comparison ----------------------------------------------------------------------------------
 
 
 def assert_close(actual: Array, expected: Array, tolerance: float, what: str = "") -> None:
@@ -629,44 +407,3 @@ def assert_same(actual: Result, expected: Result, tolerance: float) -> None:
 def assert_bits(actual: Array, expected: Array, what: str = "") -> None:
     """Check equality to the last bit; NaN equals NaN."""
     np.testing.assert_array_equal(numpy_of(actual), numpy_of(expected), err_msg=what)
-
-
-# -- torch.nn.GRU and torch.nn.LSTM whose channels do not mix ------------------------------------
-
-GATES = {"gru": "rzn", "lstm": "ifgo"}
-
-
-@torch.no_grad()
-def make_diagonal(module: torch.nn.RNNBase) -> torch.nn.RNNBase:
-    """Zero what lies off the diagonals of each hidden-to-hidden block, in place."""
-    for key, weight in module.named_parameters():
-        if key.startswith("weight_hh"):
-            for block in weight.split(module.hidden_size):
-                block.mul_(torch.eye(module.hidden_size))
-    return module
-
-
-def from_torch(
-    name: str, tensors: Mapping[str, torch.Tensor], suffix: str = "l0", *, gradients: bool = False
-) -> dict[str, torch.Tensor]:
-    """Map the tensors of one nn.GRU or nn.LSTM layer to the parameters of the diagonal cell.
-
-    With `gradients`, `tensors` are gradients: one of each pair of added biases is taken, not their
-    sum.
-    """
-    gates = GATES[name]
-
-    def blocks(key):
-        return dict(zip(gates, tensors[f"{key}_{suffix}"].chunk(len(gates)), strict=True))
-
-    w_in, w_hh = blocks("weight_ih"), blocks("weight_hh")
-    b_in, b_hh = blocks("bias_ih"), blocks("bias_hh")
-    params = {}
-    for g in gates:
-        params["W_" + g] = w_in[g].T
-        params["a_" + g] = w_hh[g].diagonal()
-        params["b_" + g] = b_in[g] if gradients else b_in[g] + b_hh[g]
-    if name == "gru":  # PyTorch keeps this bias inside r * (...)
-        params["b_n"] = b_in["n"]
-        params["c_n"] = b_hh["n"]
-    return {k: v.detach().clone() for k, v in params.items()}

@@ -12,25 +12,21 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import platform
-import shutil
-import subprocess
 import tempfile
 import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from parnl.backends.c import vecmath
+from parnl import kernel_cache
+from parnl.backends.c import compiler, vecmath
+from parnl.backends.c.compiler import BuildError
 
 # No -ffast-math: NaN and inf are values here. These two let the compiler vectorise all the same.
 # -O3 makes the same loops, measured, in twice the time.
 FLAGS = ("-O2", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC")
+OWN_FOLDER = "Set PARNL_CACHE to a folder of your own that can be written"
 CHOICES = ("off", "c", "triton", "pallas")
-
-
-class BuildError(RuntimeError):
-    """No compiler, or one that does not take the text."""
 
 
 def wanted() -> bool:
@@ -38,26 +34,38 @@ def wanted() -> bool:
     return choice() != "off"
 
 
-def load(text: str, symbol: str = "kernel", include: str = "", release: str = "") -> Any:
-    """Return the function `symbol` of C `text`, None if it cannot be had: that is said once.
+def load(text: str) -> Any:
+    """Return the function `kernel` of C `text`, None if it cannot be had: see `library`."""
+    found = library(text)
+    if found is None:
+        return None
+    found.kernel.argtypes, found.kernel.restype = [ctypes.c_void_p], None
+    return found.kernel
+
+
+def library(text: str, include: str = "", release: str = "") -> ctypes.CDLL | None:
+    """Return the library made of C `text`, None if it cannot be had: that is said once.
 
     include: a folder of headers; release: what stands for their contents. With PARNL_KERNELS=c,
     BuildError is raised instead.
     """
-    function = _load(text, symbol, include, release)
-    if function is None and choice() == "c":
+    found = _library(text, include, release)
+    if found is None and choice() == "c":
         raise BuildError("a kernel could not be compiled, as an earlier warning said")
-    return function
+    return found
 
 
 @cache
-def _load(text: str, symbol: str, include: str, release: str) -> Any:
+def _library(text: str, include: str, release: str) -> ctypes.CDLL | None:
     try:
-        return _function(text, symbol, include, release)
+        return _found_or_built(text, include, release)
     except (BuildError, OSError) as error:
         if choice() == "c":
             raise
-        notice(str(error), "Install a C compiler")
+        if isinstance(error, BuildError):
+            notice(str(error), error.remedy)
+        else:  # not even a temporary folder
+            notice(error.strerror or str(error), OWN_FOLDER)
         return None
 
 
@@ -67,10 +75,11 @@ def available() -> bool:
 
 
 def choice() -> str:
-    """Return the value of PARNL_KERNELS: one of `CHOICES`, or nothing."""
-    found = os.environ.get("PARNL_KERNELS", "")
+    """Return the value of PARNL_KERNELS, in small letters: one of `CHOICES`, or nothing."""
+    given = os.environ.get("PARNL_KERNELS", "")
+    found = given.strip().lower()
     if found and found not in CHOICES:
-        raise ValueError(f"PARNL_KERNELS: expected one of {', '.join(CHOICES)}, got {found!r}")
+        raise ValueError(f"PARNL_KERNELS: expected one of {', '.join(CHOICES)}, got {given!r}")
     return found
 
 
@@ -79,53 +88,66 @@ _said: dict[str, object] = {}
 
 def notice(reason: str, remedy: str) -> None:
     """Say, once for each remedy, that there are no compiled kernels."""
-    _say(
+    say_once(
         remedy,
         f"parnl runs without compiled kernels, several times slower: {reason}. "
         f"{remedy}, or set PARNL_KERNELS=off to say that this is meant.",
     )
 
 
-def _say(topic: str, text: str) -> None:
+def say_once(topic: str, text: str) -> None:
     """Warn once of each topic, whichever thread comes first."""
     mine = object()
     if _said.setdefault(topic, mine) is mine:
         warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
-def _function(text: str, symbol: str, include: str, release: str) -> Any:
-    compiler, version = _compiler()
+def _found_or_built(text: str, include: str, release: str) -> ctypes.CDLL:
+    cc = compiler.find()
     options = list(FLAGS)
-    if "Free Software Foundation" in version and vecmath.FLOAT32 in text:
+    if cc.gnu and vecmath.FLOAT32 in text:
         options += vecmath.GCC_FLAGS
-    key = "\n".join([text, *options, version, release, _processor()])
-    name = hashlib.sha256(key.encode()).hexdigest()[:40]
+    made_by = [*cc.command[1:], *compiler.native_flags(), cc.version, compiler.processor()]
+    key = "\n".join([text, *options, release, *made_by])
+    name = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:40]
     options += ["-I", include] if include else []
-    folder, reason = _folder()
+    folder, reason = kernel_cache.folder()
     if folder is not None:
         try:
-            for path in folder.glob(f"{name}-*.so"):
-                if path.name != _named(name, path):
-                    path.unlink(missing_ok=True)
-                elif _loads(path):  # else it is of another system with the same home
-                    return _symbol(path, symbol)
-            return _symbol(_build(compiler, text, folder, name, options), symbol)
+            return _found(folder, name) or _kept(cc, text, folder, name, options)
         except (BuildError, OSError) as error:  # a full disk, for the compiler, is one of these
             reason = f"{folder}: {error}"
     with tempfile.TemporaryDirectory(prefix="parnl-") as own:  # what is loaded outlives its file
-        function = _symbol(_build(compiler, text, Path(own), name, options), symbol)
-    _say(
+        found = _built(cc, text, Path(own), name, options)
+    say_once(
         "cache",
         f"parnl cannot keep compiled kernels, and compiles them in every process: {reason}. "
-        "Set PARNL_CACHE to a folder of your own that can be written.",
+        f"{OWN_FOLDER}.",
     )
-    return function
+    return found
 
 
-def _symbol(path: Path, symbol: str) -> Any:
-    function = getattr(ctypes.CDLL(str(path)), symbol)
-    function.argtypes, function.restype = [ctypes.c_void_p], None
-    return function
+def _found(folder: Path, name: str) -> ctypes.CDLL | None:
+    """Load what an earlier process has built, if it has and nobody has damaged it since."""
+    for path in folder.glob(f"{name}-*.so"):
+        if path.name != _named(name, path):
+            path.unlink(missing_ok=True)
+            continue
+        try:
+            found = ctypes.CDLL(str(path))
+        except OSError:  # of another system with the same home; or just removed
+            continue
+        kernel_cache.mark_used(path)
+        return found
+    return None
+
+
+def _kept(
+    cc: compiler.Compiler, text: str, folder: Path, name: str, options: list[str]
+) -> ctypes.CDLL:
+    found = _built(cc, text, folder, name, options)
+    kernel_cache.prune_sometimes(folder)
+    return found
 
 
 def _named(name: str, path: Path) -> str:
@@ -136,80 +158,40 @@ def _named(name: str, path: Path) -> str:
         return ""
 
 
-def _build(compiler: str, text: str, folder: Path, name: str, options: list[str]) -> Path:
-    """Compile, with the vector mathematics of the platform where it links, else without."""
-    descriptor, made = tempfile.mkstemp(suffix=".so", dir=folder)
+def _built(
+    cc: compiler.Compiler, text: str, folder: Path, name: str, options: list[str]
+) -> ctypes.CDLL:
+    """Compile with all that the platform and the processor have; where that fails, with less."""
+    descriptor, made = tempfile.mkstemp(prefix=kernel_cache.TEMPORARY, suffix=".so", dir=folder)
     os.close(descriptor)
     temporary = Path(made)
+    native = compiler.native_flags()
+    mathematics = ("-DPARNL_VECTOR_MATH", "-lmvec")  # glibc's
     try:
-        native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
-        for extra in (["-DPARNL_VECTOR_MATH", "-lmvec"], []):
-            command = [compiler, *options, native, "-x", "c", "-", "-o", made]
-            done = subprocess.run(
-                [*command, *extra, "-lm", "-lpthread"],
-                input=text,
-                capture_output=True,
-                text=True,
-                errors="replace",
-            )
-            # a missing vector function shows when the library is loaded, not when it is linked
-            if done.returncode == 0 and _loads(temporary):
-                path = folder / _named(name, temporary)
-                temporary.replace(path)
-                return path
-        reason = done.stderr.strip()[:500] or f"a library in {folder} cannot be loaded"
-        raise BuildError(f"{compiler} failed: {reason}")
+        for flags, libraries in ((native, mathematics), (native, ()), ((), ())):
+            arguments = [*options, *flags, "-x", "c", "-", "-o", made, *libraries]
+            reason = cc.run([*arguments, "-lm", "-lpthread"], text)
+            if reason:
+                error = compiler.failed(cc, reason)
+                continue
+            try:  # a missing vector function shows only now
+                found = ctypes.CDLL(made)
+            except OSError as trouble:
+                error = _unloadable(cc, folder, trouble)
+                continue
+            # Loaded before it gets its name: from then on, another process may remove it.
+            temporary.replace(folder / _named(name, temporary))
+            return found
+        raise error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _loads(path: Path) -> bool:
-    try:
-        ctypes.CDLL(str(path), mode=os.RTLD_NOW)
-    except OSError:
-        return False
-    return True
-
-
-@cache
-def _compiler() -> tuple[str, str]:
-    if os.name != "posix":
-        raise BuildError("generated C needs a POSIX system")
-    name = os.environ.get("CC") or "cc"
-    path = shutil.which(name)
-    if path is None:
-        raise BuildError(f"there is no C compiler {name!r}")
-    found = subprocess.run([path, "--version"], capture_output=True, text=True)
-    if found.returncode:
-        raise BuildError(f"{path} --version failed")
-    return path, found.stdout
-
-
-@cache
-def _processor() -> str:
-    """What -march=native depends on: a cache may be shared by machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(
-        sorted({x for x in lines if x.startswith(("flags", "Features", "model name"))})
-    )
-
-
-@cache
-def _folder() -> tuple[Path | None, str]:
-    """The user's cache, readable by nobody else; None, and why, if there can be none.
-
-    What lies there is loaded as code, so a folder that others may write is not used.
-    """
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-        folder = Path(os.environ.get("PARNL_CACHE") or Path(base) / "parnl")
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        return None, str(error)
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        return None, f"{folder} can be written by others"
-    return folder, ""
+def _unloadable(cc: compiler.Compiler, folder: Path, trouble: OSError) -> BuildError:
+    """The error of a library that was compiled and cannot be loaded."""
+    if os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0):
+        variable = "PARNL_CACHE" if folder == kernel_cache.folder()[0] else "TMPDIR"
+        reason = f"nothing in {folder} may be executed, for it is mounted noexec"
+        return BuildError(reason, f"Set {variable} to a folder that is not")
+    reason = str(trouble).partition(": ")[2] or str(trouble)
+    return BuildError(f"what {cc.name} makes cannot be loaded: {reason.splitlines()[0]}")

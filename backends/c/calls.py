@@ -7,7 +7,6 @@ cannot do (another device or dtype, no compiler) is left to the composed path of
 from __future__ import annotations
 
 import math
-import os
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -18,6 +17,7 @@ import numpy as np
 from parnl.backends import arrays
 from parnl.backends.arrays import Memory
 from parnl.backends.c import build
+from parnl.backends.c.processors import processors
 from parnl.backends.c.text import CHANNEL, FULL, SCALAR, TIME, Kernel, Lanes, fields, source
 from parnl.backends.composed import EagerKernels
 from parnl.graph.program import Program, adjoint_program
@@ -269,13 +269,6 @@ def compiled_device(dtype: Any, threads: int, price: float) -> Device:
     """
     width = 8 if "64" in dtype_name(dtype) else 16
     return Device(width * threads, price, crowd=2 * width * threads)
-
-
-def processors() -> int:
-    """Return how many threads may run at once: OMP_NUM_THREADS, else the processors allowed."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return max(1, int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def worthwhile(

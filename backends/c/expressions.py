@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from parnl.backends.c import vecmath
-from parnl.graph.nodes import INFIX, Symbol, reachable
+from parnl.graph.arithmetic import whole_power
+from parnl.graph.flatcode import definition
+from parnl.graph.nodes import Symbol, reachable
+from parnl.graph.operation import DEFINED, Operation, is_name
+from parnl.graph.operations import CONDITIONS, OPERATIONS
 
-MATH = ("exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "erf")
-_CONDITIONS = ("lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not")
+# Functions of the C library that are computed for a whole vector where the platform can.
+MATH = tuple(o.c for o in OPERATIONS.values() if is_name(o.c))
 
 
 class Expressions:
@@ -27,14 +30,10 @@ class Expressions:
                 names[node.index] = self._number(node.value)
             elif node.index not in names:
                 names[node.index] = f"v{node.index}"
-                kind = "int" if node.op in _CONDITIONS else "real"
+                kind = "int" if node.op in CONDITIONS else "real"
                 text = self._expression(node, [names[a.index] for a in node.args])
                 lines.append(f"const {kind} v{node.index} = {text};")
         return [names[o.index] for o in outputs], lines
-
-    def _function(self, name: str) -> str:
-        own = self.suffix and name in vecmath.INLINED
-        return f"v{name}f" if own else f"{name}{self.suffix}"
 
     def _number(self, value: float) -> str:
         if value != value:
@@ -43,49 +42,32 @@ class Expressions:
             return "INFINITY_" if value > 0 else "(-INFINITY_)"
         return f"R({value!r})"
 
-    def _expression(self, node: Symbol, x: list[str]) -> str:
-        f = self.suffix
-        if node.op in INFIX:
-            return f"{x[0]} {INFIX[node.op]} {x[1]}"
-        if node.op in MATH or node.op == "sqrt":
-            return f"{self._function(node.op)}({x[0]})"
-        match node.op:
-            case "neg":
-                return f"-{x[0]}"
-            case "abs":
-                return f"fabs{f}({x[0]})"
-            case "sigmoid" if f:
-                return f"{self._function('sigmoid')}({x[0]})"
-            case "sigmoid":
-                return f"1 / (1 + exp(-{x[0]}))"
-            case "softplus":
-                small = f"{self._function('exp')}(-fabs{f}({x[0]}))"
-                return f"({x[0]} < 0 ? 0 : {x[0]}) + log1p{f}({small})"
-            case "relu":
-                return f"{x[0]} < 0 ? 0 : {x[0]}"
-            case "sign":
-                return f"{x[0]} > 0 ? 1 : {x[0]} < 0 ? -1 : {x[0]}"
-            case "minimum":  # either NaN is the result
-                return f"({x[0]} < {x[1]} || {x[0]} != {x[0]}) ? {x[0]} : {x[1]}"
-            case "maximum":
-                return f"({x[0]} > {x[1]} || {x[0]} != {x[0]}) ? {x[0]} : {x[1]}"
-            case "where":
-                return f"{x[0]} ? {x[1]} : {x[2]}"
-            case "logical_and":
-                return f"{x[0]} & {x[1]}"
-            case "logical_or":
-                return f"{x[0]} | {x[1]}"
-            case "logical_not":
-                return f"!{x[0]}"
-            case "pow":
-                return self._power(x[0], node.args[1].value)
-        raise NotImplementedError(f"no C for {node.op}")
+    def definitions(self) -> str:
+        """Return the C functions of all operations that C lacks."""
+        functions = []
+        for operation in OPERATIONS.values():
+            if self._form(operation) == DEFINED:
+                arguments, value = definition(operation)
+                names = {a.index: a.value[1] for a in arguments}
+                (result,), lines = self.compute([value], names)
+                given = ", ".join(f"real {name}" for name in names.values())
+                body = " ".join([*lines, f"return {result};"])
+                functions.append(f"static inline real own_{operation.name}({given}) {{ {body} }}\n")
+        return "".join(functions)
 
-    def _power(self, x: str, exponent: float) -> str:
-        if exponent == int(exponent) and 0 < abs(exponent) <= 8:
-            product = " * ".join([x] * int(abs(exponent)))
-            return product if exponent > 0 else f"1 / ({product})"
-        return f"pow{self.suffix}({x}, {self._number(exponent)})"
+    def _form(self, operation: Operation) -> str:
+        return operation.c_float32 if self.suffix and operation.c_float32 else operation.form("c")
+
+    def _expression(self, node: Symbol, x: list[str]) -> str:
+        operation = OPERATIONS[node.op]
+        if node.op == "pow" and (product := whole_power(x[0], node.args[1].value, "1")):
+            return product
+        form = self._form(operation)
+        if form == DEFINED:
+            form = f"own_{node.op}"
+        elif form == operation.c and is_name(form):
+            form += self.suffix
+        return operation.text(form, *x, f=self.suffix)
 
 
 def sum_of_products(row: Sequence[str], column: Sequence[str]) -> str:

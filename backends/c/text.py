@@ -16,6 +16,7 @@ strides.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from importlib.resources import files
 from typing import NamedTuple
 
 from parnl.backends.c import vecmath
@@ -84,220 +85,43 @@ def fields(kernel: Kernel) -> list[tuple[str, int]]:
     return [*groups, ("end", k), ("grad", len(kernel.wanted))]
 
 
-_HEAD = """\
-#include <stdint.h>
-#include <stdlib.h>
-#include <pthread.h>
-#include <sys/mman.h>
-typedef {real} real;
-#define W {lanes}
-#define V {span}
-#define STAGE 16
-#define R(x) ((real)(x))
-#ifdef PARNL_VECTOR_MATH
-#define SIMD_MATH _Pragma("omp declare simd notinbranch")
-#else
-#define SIMD_MATH
-#endif
-{declarations}
-{real} sqrt{f}({real});
-{real} fabs{f}({real});
-{real} pow{f}({real}, {real});
-#define INFINITY_ (__builtin_inf{f}())
-#define NAN_ (__builtin_nan{f}(""))
-"""
-
-_TAIL = """
-typedef struct { const int64_t *a; int64_t items, some, next; } Work;
-
-/* Whoever is free takes the next few, until there are none: who comes late holds up nobody. */
-static void share(void *given) {
-  Work *w = given;
-  int64_t first;
-  while ((first = __atomic_fetch_add(&w->next, w->some, __ATOMIC_RELAXED)) < w->items) {
-    const int64_t last = first + w->some < w->items ? first + w->some : w->items;
-    for (int64_t item = first; item < last; item++) group(w->a, item);
-  }
-}
-
-/* A large result is mostly fresh memory: taken in huge pages it costs a fraction of the faults. */
-static void expect(int64_t address, int64_t size) {
-#ifdef MADV_HUGEPAGE
-  const int64_t page = 4096, first = (address + page - 1) / page * page;
-  if (size >= 4 << 20)
-    madvise((void *)first, (address + size - first) / page * page, MADV_HUGEPAGE);
-#endif
-}
-
-static Work begun(const int64_t *a) {
-  const int64_t items = count(a);
-  large_results(a);
-  return (Work){a, items, items / (8 * a[6] + 1) + 1, 0};
-}
-
-/* Work that helpers were asked for: they may come late, even when all is done and forgotten. */
-typedef struct {
-  Work work;
-  pthread_mutex_t lock;
-  pthread_cond_t idle;
-  int known_to, active, over;
-} Job;
-
-/* under the lock, which it gives up */
-static void forget(Job *job) {
-  const int last = --job->known_to == 0;
-  pthread_mutex_unlock(&job->lock);
-  if (!last) return;
-  pthread_mutex_destroy(&job->lock);
-  pthread_cond_destroy(&job->idle);
-  free(job);
-}
-
-static void help(void *given) {
-  Job *job = given;
-  pthread_mutex_lock(&job->lock);
-  if (!job->over) {
-    job->active++;
-    pthread_mutex_unlock(&job->lock);
-    share(&job->work);
-    pthread_mutex_lock(&job->lock);
-    if (--job->active == 0) pthread_cond_signal(&job->idle);
-  }
-  forget(job);
-}
-
-/* `ask` finds one helper, and returns whether it did. */
-static void run(const int64_t *a, int (*ask)(const void *, Job *), const void *context) {
-  Work work = begun(a);
-  const int64_t most = a[6] < work.items ? a[6] : work.items;
-  Job *job = most > 1 ? malloc(sizeof *job) : 0;
-  if (!job) { share(&work); return; }
-  *job = (Job){.work = work, .known_to = most};
-  pthread_mutex_init(&job->lock, 0);
-  pthread_cond_init(&job->idle, 0);
-  int64_t asked = 1;
-  while (asked < most && ask(context, job)) asked++;
-  share(&job->work);
-  pthread_mutex_lock(&job->lock);
-  job->over = 1;
-  while (job->active) pthread_cond_wait(&job->idle, &job->lock);
-  job->known_to -= most - asked;
-  forget(job);
-}
-
-static void *thread(void *job) { help(job); return 0; }
-
-/* Threads of our own end with the work: nothing is left that a fork could break. */
-static int make_thread(const void *context, Job *job) {
-  (void)context;
-  pthread_t id;
-  if (pthread_create(&id, 0, thread, job) != 0) return 0;
-  pthread_detach(id);
-  return 1;
-}
-
-/* On a team of OpenMP's threads, or on our own. */
-void kernel(const int64_t *a) {
-  if (!a[7] || a[6] < 2) { run(a, make_thread, 0); return; }
-  Work work = begun(a);
-  ((void (*)(void (*)(void *), void *, unsigned, unsigned))a[7])(share, &work, a[6], 0);
-}
-"""
-
-# The same kernel as an XLA custom call: a handler in plain C, for jaxlib's C header. The numbers of
-# the argument array come as one attribute; the other, `slots`, tells which of them are addresses:
-# i > 0 is that of argument i - 1, i < 0 that of result -i - 1. Attributes are sorted by name.
-_FFI = """
-#include "xla/ffi/api/c_api.h"
-
-/* A helper of XLA's own threads. */
-static int ask_xla(const void *context, Job *job) {
-  const XLA_FFI_CallFrame *frame = context;
-  XLA_FFI_ThreadPool_Schedule_Args schedule = {
-    .struct_size = XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE,
-    .ctx = frame->ctx, .task = help, .data = job,
-  };
-  XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_Schedule(&schedule);
-  if (!error) return 1;
-  XLA_FFI_Error_Destroy_Args destroy = {
-    .struct_size = XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, .error = error,
-  };
-  frame->api->XLA_FFI_Error_Destroy(&destroy);
-  return 0;
-}
-
-XLA_FFI_Error *handler(XLA_FFI_CallFrame *frame) {
-  for (XLA_FFI_Extension_Base *e = frame->extension_start; e; e = e->next)
-    if (e->type == XLA_FFI_Extension_Metadata) {
-      XLA_FFI_Metadata *metadata = ((XLA_FFI_Metadata_Extension *)e)->metadata;
-      metadata->api_version.major_version = XLA_FFI_API_MAJOR;
-      metadata->api_version.minor_version = XLA_FFI_API_MINOR;
-      metadata->traits = 0;
-      return 0;
-    }
-  if (frame->stage != XLA_FFI_ExecutionStage_EXECUTE) return 0;
-  const XLA_FFI_Array *slots = frame->attrs.attrs[0], *table = frame->attrs.attrs[1];
-  int64_t a[table->size];
-  for (size_t i = 0; i < table->size; i++) {
-    const int64_t slot = ((const int64_t *)slots->data)[i];
-    if (slot > 0) a[i] = (int64_t)((XLA_FFI_Buffer *)frame->args.args[slot - 1])->data;
-    else if (slot < 0) a[i] = (int64_t)((XLA_FFI_Buffer *)frame->rets.rets[-slot - 1])->data;
-    else a[i] = ((const int64_t *)table->data)[i];
-  }
-  run(a, ask_xla, frame);
-  return 0;
-}
-"""
+def _written(name: str) -> str:
+    """C that is not generated, a file beside this one."""
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def source(kernel: Kernel, ffi: bool = False) -> str:
-    """Return the text of a C file that defines `void kernel(const int64_t *)`.
+_LANES, _THREADS = _written("lanes.h"), _written("threads.h")
 
-    With `ffi`, also the XLA FFI handler `handler` around it.
-    """
+
+def source(kernel: Kernel) -> str:
+    """Return the text of a C file that defines `kernel` and `kernel_on_pool`: see `threads.h`."""
     suffix, real = ("f", "float") if kernel.dtype == "float32" else ("", "double")
-    declarations = "\n".join(f"SIMD_MATH {real} {m}{suffix}({real});" for m in MATH)
     group, span, near, staged, _ = kernel.lanes
-    head = _HEAD.format(real=real, lanes=group, span=span, f=suffix, declarations=declarations)
-    head += vecmath.FLOAT32 if suffix else ""
     ways = [w(kernel, suffix).text() for w, there in ((_Near, near), (_Staged, staged)) if there]
-    calls = {
-        True: "  if (item < near) { near_group(a, item); return; }",
-        False: "  staged_group(a, item - near);",
-    }
-    count = f"""
-/* no part of the loop over steps: inlined, it would be run in every one, masked */
-static __attribute__((noinline, unused)) void flush(real *some, double *total) {{
-  for (int j = 0; j < W; j++) {{ total[j] += some[j]; some[j] = 0; }}
-}}
-/* the lines of W numbers, which may begin within one */
-static inline __attribute__((unused)) void fetch(const real *p) {{
-  for (int j = 0; j < W; j += 64 / (int)sizeof(real)) __builtin_prefetch(p + j);
-  __builtin_prefetch(p + W - 1);
-}}
-/* channels that are near others, and the rest of each row; how many groups of each */
-#define NEAR_CHANNELS(D) ({"(D) / W * W" if near else "0"})
-static int64_t near_count(const int64_t *a) {{ return a[0] * a[1] * (NEAR_CHANNELS(a[2]) / W); }}
-static int64_t count(const int64_t *a) {{
-  return near_count(a) + (a[0] * a[1] * (a[2] - NEAR_CHANNELS(a[2])) + W - 1) / W;
-}}
-"""
-    group_function = [
-        "static void group(const int64_t *a, int64_t item) {",
-        "  const int64_t near = near_count(a);",
-        *([calls[True]] if near else []),
-        *([calls[False]] if staged else []),
-        "}",
-    ]
-    large = [
-        "static void expect(int64_t address, int64_t size);",
-        "static void large_results(const int64_t *a) {",
-        "  const int64_t size = a[0] * a[2] * a[3] * (int64_t)sizeof(real);",
-        *(f"  expect(a[{at}], size);" for at in _large(kernel)),
-        "}",
-    ]
-    text = "\n".join([head, count, *ways, *group_function, *large])
-    return text + _TAIL + (_FFI if ffi else "")
+    return "\n".join(
+        [
+            f"#define REAL {real}",
+            f"#define F(name) name{'##f' if suffix else ''}",
+            f"#define W {group}",
+            f"#define V {span}",
+            f"#define NEAR_CHANNELS(D) ({'(D) / W * W' if near else '0'})",
+            _LANES,
+            *(f"SIMD_MATH {real} {name}{suffix}({real});" for name in MATH),
+            vecmath.FLOAT32 if suffix else "",
+            Expressions(suffix).definitions(),
+            *ways,
+            "static void group(const int64_t *a, int64_t item) {",
+            "  const int64_t near = near_count(a);",
+            *(["  if (item < near) { near_group(a, item); return; }"] if near else []),
+            *(["  staged_group(a, item - near);"] if staged else []),
+            "}",
+            "static void large_results(const int64_t *a) {",
+            "  const int64_t size = a[0] * a[2] * a[3] * (int64_t)sizeof(real);",
+            *(f"  expect(a[{at}], size);" for at in _large(kernel)),
+            "}",
+            _THREADS,
+        ]
+    )
 
 
 def _large(kernel: Kernel) -> list[int]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,13 +13,18 @@ import numpy as np
 from jax import lax
 
 from parnl.backends.c.calls import compiled_device, processors
-from parnl.backends.jax import ffi, product
+from parnl.backends.jax import ffi, keys, product
 from parnl.backends.jax.implicit import implicit_solve
 from parnl.backends.jax.kernels import by_platform
+from parnl.backends.jax.private import Tracer
+from parnl.graph.flatcode import array_functions
 from parnl.graph.program import Program
 from parnl.solver import blocks
 from parnl.solver.cost import Device
 from parnl.solver.newton import Plan, Stats
+
+# What the forms of `parnl.graph.operations` name.
+_SCOPE = {"jax": jax, "jnp": jnp, "number": lambda x, like: jnp.asarray(x, like.dtype)}
 
 
 class JaxBackend:
@@ -27,33 +32,29 @@ class JaxBackend:
 
     name = "jax"
     xp = jnp
-    functions: dict[str, Any] = {
-        **{
-            op: getattr(jnp, op)
-            for op in (
-                "exp expm1 log log1p sqrt sin cos tanh abs sign minimum maximum where "
-                "logical_and logical_or logical_not"
-            ).split()
-        },
-        "sigmoid": jax.nn.sigmoid,
-        "softplus": jax.nn.softplus,
-        "relu": jax.nn.relu,
-        "erf": lax.erf,
-        "number": lambda x, reference: jnp.asarray(x, reference.dtype),
-        "pow": operator.pow,
-    }
+    functions: dict[str, Any] = {**array_functions("jax", _SCOPE), "number": _SCOPE["number"]}
+
+    seed_of_key = staticmethod(keys.seed_of_key)
+
+    def draw_traced(self, cell: Any, key: Any, dtype: str, device: Any) -> dict[str, jax.Array]:
+        """Return the parameters that `cell` draws from a traced `key`."""
+        self._check_dtype(dtype)
+        return keys.draw_traced(cell, key, dtype, device)
 
     def asarray(self, value: Any, dtype: str, device: Any = None) -> jax.Array:
         """Return `value` as a JAX array; float64 needs JAX's own 64-bit mode."""
+        self._check_dtype(dtype)
+        return jnp.asarray(np.asarray(value, dtype=dtype), device=device)
+
+    def _check_dtype(self, dtype: str) -> None:
         if np.dtype(dtype).itemsize == 8 and not jax.config.read("jax_enable_x64"):
             raise ValueError(
                 f"dtype: {dtype} needs jax.config.update('jax_enable_x64', True), which is off"
             )
-        return jnp.asarray(np.asarray(value, dtype=dtype), device=device)
 
     def to_numpy(self, array: jax.Array) -> np.ndarray:
         """Return the array's values."""
-        return np.asarray(array)
+        return np.asarray(jax.device_get(array))
 
     def take(self, name: str, array: Any) -> Any:
         """Return the array; raise ValueError if it was deleted, by being donated for instance."""
@@ -78,7 +79,22 @@ class JaxBackend:
 
     def concrete(self, array: jax.Array) -> np.ndarray | None:
         """Return the values, None under a transformation."""
-        return None if isinstance(array, jax.core.Tracer) else np.asarray(array)
+        return None if isinstance(array, Tracer) else self.to_numpy(array)
+
+    @contextmanager
+    def lenient(self) -> Iterator[None]:
+        """Lift the strict modes of JAX that forbid how cells are written, and numbers in them.
+
+        They are for the caller's own code: a cell adds a vector to (..., T, hidden), whatever the
+        rank, and outside of `jit` every number in it is a transfer to the device.
+        """
+        config: Any = jax.config
+        with ExitStack() as stack:
+            if config.jax_numpy_rank_promotion != "allow":
+                stack.enter_context(jax.numpy_rank_promotion("allow"))
+            if config.jax_transfer_guard_host_to_device in ("log", "disallow"):
+                stack.enter_context(jax.transfer_guard_host_to_device("allow"))
+            yield
 
     def running_max(self, x: jax.Array) -> jax.Array:
         """Return the running maximum of x along axis 1."""
@@ -126,6 +142,14 @@ class JaxBackend:
         """Solve, differentiable forward and backward, to any order."""
         operands = [a.astype(x0[0].dtype) for a in operands]
         return implicit_solve(self, program, plan, operands, x0)
+
+    def products(self, dtype: Any, array: Any) -> AbstractContextManager[Any]:
+        """Return a context that changes nothing: a GPU or TPU rounds float32 products by itself."""
+        return nullcontext()
+
+    def complex_numbers(self, re: Any, im: Any) -> Any:
+        """Return re + i im."""
+        return lax.complex(re, im)
 
     def matmul(self, rows: Any, matrix: Any) -> Any:
         """Return rows @ matrix."""

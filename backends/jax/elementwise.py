@@ -1,7 +1,7 @@
 """The elementwise operations in forms that Pallas lowers for Triton, and that keep NaN.
 
 Triton's minimum and maximum return the other argument where one is NaN, and what JAX builds upon
-them does too; there is no error function.
+them does too: the table of operations defines those by comparisons. There is no error function.
 """
 
 from __future__ import annotations
@@ -10,33 +10,12 @@ import math
 from functools import cache
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.polynomial import chebyshev
 
-
-def _minimum(x: Any, y: Any) -> Any:
-    return jnp.where((x < y) | (x != x), x, y)
-
-
-def _maximum(x: Any, y: Any) -> Any:
-    return jnp.where((x > y) | (x != x), x, y)
-
-
-def _relu(x: Any) -> Any:
-    return jnp.where(x < 0, 0.0, x)
-
-
-def _sign(x: Any) -> Any:
-    return jnp.where(x > 0, 1.0, jnp.where(x < 0, -1.0, x))
-
-
-def _sigmoid(x: Any) -> Any:
-    return 1.0 / (1.0 + jnp.exp(-x))
-
-
-def _softplus(x: Any) -> Any:
-    return _relu(x) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+from parnl.graph.flatcode import array_functions
 
 
 def _erf(x: Any) -> Any:
@@ -76,27 +55,21 @@ def _tail(count: int) -> tuple[float, float, list[float]]:
     return middle, half, [float(c) for c in chebyshev.cheb2poly(fit)]
 
 
+# What the forms of `parnl.graph.operations` name. A number is no array of its own, which a kernel
+# would have to be given.
+_SCOPE = {
+    "jax": jax,
+    "jnp": jnp,
+    "erf": _erf,
+    "number": lambda x, like: np.dtype(like.dtype).type(x),
+}
+
+
 class Elementwise:
     """What `Program.function` asks of a backend."""
 
     name = "pallas"
-    functions: dict[str, Any] = {
-        **{
-            op: getattr(jnp, op)
-            for op in (
-                "exp expm1 log log1p sqrt sin cos tanh abs where logical_and logical_or logical_not"
-            ).split()
-        },
-        "minimum": _minimum,
-        "maximum": _maximum,
-        "relu": _relu,
-        "sign": _sign,
-        "sigmoid": _sigmoid,
-        "softplus": _softplus,
-        "erf": _erf,
-        # not an array of its own, which a kernel would have to be given
-        "number": lambda x, reference: np.dtype(reference.dtype).type(x),
-    }
+    functions: dict[str, Any] = {**array_functions("pallas", _SCOPE), "number": _SCOPE["number"]}
 
 
 elementwise = Elementwise()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.resources import files
 from typing import Any
 
 import jax
@@ -18,10 +20,18 @@ from parnl.backends.c.text import Kernel, fields, source
 from parnl.graph.program import Program
 from parnl.solver.newton import Plan
 
+# The custom call that XLA knows; which kernel is meant, an attribute says. See `trampoline.c`.
+TARGET = "parnl_kernel"
+
 
 def usable(dtype: Any) -> bool:
     """Whether kernels can be built for arrays of `dtype`."""
-    return build.wanted() and str(dtype) in ("float32", "float64") and build.available()
+    return (
+        build.wanted()
+        and str(dtype) in ("float32", "float64")
+        and build.available()
+        and _trampoline() is not None
+    )
 
 
 def call(
@@ -65,30 +75,47 @@ def call(
             taken += [jax.ShapeDtypeStruct(shape, like.dtype) for shape in shapes[name]]
         else:
             slots += [0] * size
-    target = program.cached(("ffi", *kernel[1:]), lambda: _register(kernel))
-    attributes = {"slots": np.array(slots, np.int64), "table": np.array(table, np.int64)}
-    return list(jax.ffi.ffi_call(target, taken)(*given, **attributes))
+    return list(
+        jax.ffi.ffi_call(TARGET, taken)(
+            *given,
+            kernel=program.cached(("ffi", *kernel[1:]), lambda: _load(source(kernel))),
+            slots=np.array(slots, np.int64),
+            table=np.array(table, np.int64),
+        )
+    )
 
 
-def _register(kernel: Kernel) -> str:
-    """Build the kernel's handler and make it known to XLA; return its name there."""
-    text = source(kernel, ffi=True)
-    name = f"parnl_{hashlib.sha256(text.encode()).hexdigest()[:24]}"
-    _registered(name, text)
-    return name
+_lock = threading.Lock()  # a kernel, and the trampoline, are made known once
 
 
-_registering = threading.Lock()  # XLA takes a name once
-
-
-def _registered(name: str, text: str) -> None:
-    with _registering:
-        _register_once(name, text)
+def _load(text: str) -> str:
+    """Build the kernel of `text` and make it known to the trampoline; return its name there."""
+    with _lock:
+        return _load_once(text)
 
 
 @cache
-def _register_once(name: str, text: str) -> None:
-    handler = build.load(text, "handler", jax.ffi.include_dir(), jaxlib.__version__)
-    if handler is None:
+def _load_once(text: str) -> str:
+    trampoline, library = _trampoline_once(), build.library(text)
+    if trampoline is None or library is None:
         raise build.BuildError("the C compiler failed on a kernel; set PARNL_KERNELS=off")
-    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
+    name = hashlib.sha256(text.encode()).hexdigest()[:24]
+    if not trampoline.add(name.encode(), library.kernel_on_pool):
+        raise MemoryError
+    return name
+
+
+def _trampoline() -> ctypes.CDLL | None:
+    """Return what brings XLA's custom calls to kernels, None if it cannot be built."""
+    with _lock:
+        return _trampoline_once()
+
+
+@cache
+def _trampoline_once() -> ctypes.CDLL | None:
+    text = files(__package__).joinpath("trampoline.c").read_text(encoding="utf-8")
+    library = build.library(text, jax.ffi.include_dir(), jaxlib.__version__)
+    if library is not None:
+        library.add.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
+        jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(library.handler), platform="cpu")
+    return library

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.core import ShapedArray
-from jax.interpreters import ad
 
 from parnl.backends.c.calls import backward
 from parnl.backends.jax.kernels import by_platform
 from parnl.backends.jax.primitive import primitive
+from parnl.backends.jax.private import ShapedArray, ad
+from parnl.graph.nodes import is_affine
 from parnl.graph.program import Program, adjoint_program, affine_program
 from parnl.solver import blocks
 from parnl.solver.newton import Plan, Stats, newton
@@ -86,6 +86,28 @@ def _solve_batch(arrays: Sequence[Any], axes: Sequence[Any], *, problem: Problem
     found = solve_p.bind(*flat, problem=problem)
     states = [x.reshape(size, rows, *x.shape[1:]) for x in found[:k]]
     return [*states, *found[k:]], [0] * k + [None] * len(Stats._fields)
+
+
+def _solve_transpose(cotangents: Sequence[Any], *arrays: Any, problem: Problem) -> list:
+    """The pullback of a solve that is affine in what is asked for, as a scan is in b and x0."""
+    program, n = problem.program, len(problem.program.operands)
+    asked = tuple(ad.is_undefined_primal(a) for a in arrays)
+    symbols = [s for s, u in zip(program.operand_symbols, asked[:n], strict=True) if u]
+    if not is_affine(program.outputs, [*program.state_symbols, *symbols]):
+        raise NotImplementedError(
+            "parnl: a solve is transposed only where the state is linear in the arguments asked "
+            f"for, got {program!r}"
+        )
+    # of an affine map the pullback is the same everywhere, so also at zero
+    given = [
+        jnp.zeros(a.aval.shape, a.aval.dtype) if u else a
+        for a, u in zip(arrays, asked, strict=True)
+    ]
+    grads = [ad.instantiate_zeros(c) for c in cotangents[: len(program.states)]]
+    states = [jnp.zeros_like(g) for g in grads]
+    problem = problem._replace(moves=asked)
+    found = iter(gradients_p.bind(*given, *states, *grads, problem=problem))
+    return [next(found) if u else None for u in asked]
 
 
 # -- the tangent, composed of JAX's operations ----------------------------------------------------
@@ -262,6 +284,7 @@ def _leading(arrays: Sequence[Any], axes: Sequence[Any]) -> tuple[int, list, lis
 solve_p = primitive("parnl_solve", _solve, _solve_jvp, _solve_batch)
 tangent_p = primitive("parnl_tangent", _tangent, _tangent_jvp, _tangent_batch)
 gradients_p = primitive("parnl_gradients", _gradients, _gradients_jvp)
+ad.primitive_transposes[solve_p] = _solve_transpose
 ad.primitive_transposes[tangent_p] = _tangent_transpose
 
 

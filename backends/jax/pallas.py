@@ -22,19 +22,12 @@ from jax import lax
 from parnl.backends.c import build
 from parnl.backends.c.calls import results
 from parnl.backends.jax.elementwise import elementwise
-from parnl.backends.jax.primitive import typed
-from parnl.graph.nodes import INFIX, reachable
+from parnl.backends.jax.private import PALLAS_ABSENT, CompilerParams, store, typed
+from parnl.backends.jax.private import pallas as pl
+from parnl.graph.flatcode import absent
 from parnl.graph.program import Program
 from parnl.solver import blocks
 from parnl.solver.newton import Plan
-
-try:
-    from jax.experimental import pallas as pl
-    from jax.experimental.pallas.triton import CompilerParams, store
-
-    _ABSENT = ""
-except ImportError as error:
-    _ABSENT = f"JAX {jax.__version__} lacks a part of Pallas ({error})"
 
 # Operands of a few steps are loaded before the first of these is computed: one wait for memory
 # instead of one for each. Fewer of steps that take long themselves, and long to compile.
@@ -53,7 +46,7 @@ def calls(program: Program, dtype: Any) -> dict[str, Callable]:
     forced = choice == "pallas"
     if not forced and (choice or jax.default_backend() != "gpu"):
         return {}
-    reason = _ABSENT or _unsupported(program, str(dtype))
+    reason = PALLAS_ABSENT or _unsupported(program, str(dtype))
     if not reason:
         return {"cuda": call} | ({"cpu": _interpreted} if forced else {})
     if forced:
@@ -66,9 +59,7 @@ def _unsupported(program: Program, dtype: str) -> str:
     """Return why Pallas cannot run the program, "" if it can."""
     if dtype not in ("float32", "float64"):
         return f"there are no kernels for {dtype}"
-    known = {*elementwise.functions, *INFIX, "neg", "pow", "leaf", "constant"}
-    nodes = reachable([*program.outputs, *program.jacobian])
-    missing = sorted({n.op for n in nodes} - known)
+    missing = absent([*program.outputs, *program.jacobian], elementwise.functions)
     return f"Triton has no form of {', '.join(missing)}" if missing else ""
 
 

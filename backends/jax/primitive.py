@@ -11,11 +11,16 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-from jax import lax
-from jax.core import ShapedArray
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
-from jax.sharding import PartitionSpec
+
+from parnl.backends.jax.private import (
+    Primitive,
+    ad,
+    batching,
+    local_type,
+    mlir,
+    result_type,
+    vary,
+)
 
 
 def primitive(
@@ -27,7 +32,7 @@ def primitive(
     batch(arrays, axes, *, problem) returns (results, axes); without it, `function` is vmapped.
     `problem` is hashable.
     """
-    made = _Alike(name)
+    made = _Together(name)
     made.multiple_results = True
 
     def compute(*arrays: Any, problem: Any) -> list:
@@ -39,13 +44,13 @@ def primitive(
 
     def abstract(*arrays: Any, problem: Any) -> list:
         whole = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
-        return [_like(arrays[0], x) for x in compiled.eval_shape(*whole, problem=problem)]
+        return [result_type(arrays[0], x) for x in compiled.eval_shape(*whole, problem=problem)]
 
     lowered = mlir.lower_fun(compiled, multiple_results=True)
 
     def lower(context: Any, *arrays: Any, problem: Any) -> Any:
-        avals = [ShapedArray(a.shape, a.dtype) if _axes(a) else a for a in context.avals_in]
-        return lowered(context.replace(avals_in=avals), *arrays, problem=problem)
+        there = context.replace(avals_in=[local_type(a) for a in context.avals_in])
+        return lowered(there, *arrays, problem=problem)
 
     def derivative(primals: Sequence[Any], tangents: Sequence[Any], *, problem: Any) -> tuple:
         if not isinstance(problem, _Mapped):
@@ -77,44 +82,8 @@ class _Mapped(NamedTuple):
     axes: tuple[int | None, ...]
 
 
-class _Alike(Primitive):
-    """In a `shard_map`, arrays that differ over the same axes of the mesh.
-
-    What is the same on all devices, as parameters are, is cast to what differs, and the transpose
-    of that cast sums its gradient over the devices. What runs on a device is not told of the mesh.
-    """
+class _Together(Primitive):
+    """In a `shard_map`, its arrays differ over the same axes of the mesh."""
 
     def bind(self, *arrays: Any, **params: Any) -> Any:
-        each = [_axes(jax.typeof(a)) if _AXES else frozenset() for a in arrays]
-        if axes := frozenset().union(*each):
-            arrays = tuple(
-                a if axes == own else _vary(a, tuple(axes - own))
-                for a, own in zip(arrays, each, strict=True)
-            )
-        return super().bind(*arrays, **params)
-
-
-# JAX 0.5 has no such types, and a `shard_map` around a solve wants `check_rep=False`.
-_AXES = next((n for n in ("manual_axis_type", "vma") if hasattr(ShapedArray, n)), "")
-_vary: Any = (
-    partial(lax.pcast, to="varying") if hasattr(lax, "pcast") else getattr(lax, "pvary", None)
-)
-
-
-def typed(array: Any) -> dict[str, Any]:
-    """What a `jax.ShapeDtypeStruct` needs to differ over the axes `array` differs over."""
-    return {_AXES: getattr(jax.typeof(array), _AXES)} if _AXES else {}
-
-
-def _axes(aval: Any) -> frozenset:
-    """The axes of a mesh over which an array differs."""
-    axes: Any = getattr(aval, _AXES, frozenset())
-    return getattr(axes, "varying", axes)
-
-
-def _like(aval: Any, x: Any) -> ShapedArray:
-    """The type of an array of the shape and dtype of x that differs over the axes `aval` does."""
-    if not _axes(aval):
-        return ShapedArray(x.shape, x.dtype)
-    everywhere = aval.sharding.update(spec=PartitionSpec(*[None] * len(x.shape)))
-    return ShapedArray(x.shape, x.dtype, sharding=everywhere, **{_AXES: getattr(aval, _AXES)})
+        return super().bind(*vary(arrays), **params)

@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.interpreters import ad
 
 from parnl.backends.c import build
 from parnl.backends.c.calls import processors
 from parnl.backends.jax import ffi
 from parnl.backends.jax.implicit import merging
 from parnl.backends.jax.primitive import primitive
+from parnl.backends.jax.private import ad
 from parnl.graph.nodes import Graph
 from parnl.graph.program import Program
 from parnl.solver.newton import Plan
@@ -54,9 +54,9 @@ short_p = primitive("parnl_short_product", _short, _derivative)
 
 
 def _composed(rows: Any, matrix: Any) -> Any:
-    total = rows[:, :1] * matrix[0]
+    total = rows[:, :1] * matrix[:1]
     for j in range(1, rows.shape[1]):
-        total = total + rows[:, j : j + 1] * matrix[j]
+        total = total + rows[:, j : j + 1] * matrix[j : j + 1]
     return total
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -19,6 +19,8 @@ from parnl.backends.torch.memory import product
 from parnl.backends.torch.operators import operator_solve, recorded
 from parnl.backends.torch.threads import openmp
 from parnl.backends.triton import calls as triton_calls
+from parnl.dtypes import is_half
+from parnl.graph.flatcode import array_functions
 from parnl.graph.program import Program
 from parnl.solver.cost import Device
 from parnl.solver.newton import Plan, Stats, newton
@@ -34,6 +36,16 @@ def _with_numbers(function: Callable[..., Any], name: str) -> Callable[[Any, Any
         return torch.clamp(tensor, **{name: number})
 
     return either
+
+
+# What the forms of `parnl.graph.operations` name.
+_SCOPE = {
+    "torch": torch,
+    "minimum": _with_numbers(torch.minimum, "max"),
+    "maximum": _with_numbers(torch.maximum, "min"),
+    # new_tensor refuses tensors that are negated lazily
+    "number": lambda x, like: torch.full((), x, dtype=like.dtype, device=like.device),
+}
 
 
 @torch.compiler.assume_constant_result
@@ -56,20 +68,9 @@ class TorchBackend(CompiledKernels):
     name = "torch"
     xp = xp
     functions: dict[str, Any] = {
-        **{
-            op: getattr(torch, op)
-            for op in (
-                "exp expm1 log log1p sqrt sin cos tanh sigmoid relu abs sign erf where addcmul "
-                "logical_and logical_or logical_not"
-            ).split()
-        },
-        # the threshold beyond which softplus(x) is x: below it, float64 would lose digits
-        "softplus": lambda x: torch.nn.functional.softplus(x, threshold=40.0),
-        "minimum": _with_numbers(torch.minimum, "max"),
-        "maximum": _with_numbers(torch.maximum, "min"),
-        # new_tensor refuses tensors that are negated lazily
-        "number": lambda x, like: torch.full((), x, dtype=like.dtype, device=like.device),
-        "pow": operator.pow,
+        **array_functions("torch", _SCOPE),
+        "addcmul": torch.addcmul,
+        "number": _SCOPE["number"],
     }
 
     take = staticmethod(arrays.take)
@@ -165,11 +166,23 @@ class TorchBackend(CompiledKernels):
     ) -> tuple[list[Any], list[Any]] | None:
         """Return the gradients of x0, and of the operands `wanted`, before they are summed."""
         if triton_calls.serves(states[0], plan.chunks):
-            given = (operands, x0, states, grads)
-            operands, x0, states, grads = ([arrays.readable(a) for a in xs] for xs in given)
+            operands, x0, states, grads = (
+                [arrays.readable(a) for a in xs] for xs in (operands, x0, states, grads)
+            )
             return triton_calls.gradients(program, plan, operands, x0, states, grads, wanted)
         operands = [cast(a, x0[0].dtype) for a in operands]
         return super().gradients(program, plan, operands, x0, states, grads, wanted)
+
+    def products(self, dtype: Any, array: Any) -> AbstractContextManager[Any]:
+        """Return `torch.autocast` for half precision where the device has it."""
+        kind = array.device.type
+        if is_half(dtype) and torch.amp.is_autocast_available(kind):
+            return torch.autocast(kind, dtype)
+        return nullcontext()
+
+    def complex_numbers(self, re: Any, im: Any) -> Any:
+        """Return re + i im."""
+        return torch.complex(re, im)
 
     def matmul(self, rows: Any, matrix: Any) -> Any:
         """Return rows @ matrix."""

@@ -1,10 +1,14 @@
 """Solves as operators of PyTorch, `parnl::solve` and `parnl::gradients`, for `torch.compile`.
 
 They serve wherever a solve is to be written down and not, or not only, to be carried out: for
-`torch.compile`, `torch.export`, `make_fx`, and tensors without values (`FakeTensor`). A graph holds
-tensors and numbers; a program is named in it by its key. What an operator does on a device is what
-the backend does there. First derivatives only, as in any compiled graph; elsewhere `implicit`
-serves, which goes to any order.
+`torch.compile`, `torch.export`, `make_fx`, `torch.func.functionalize`, and tensors without values
+(`FakeTensor`, the device "meta"). A graph holds tensors and numbers; a program is named in it by
+its key. What an operator does on a device is what the backend does there. First derivatives only,
+as in any compiled graph; elsewhere `implicit` serves, which goes to any order.
+
+TorchScript's tracer, and the old ONNX exporter that stands on it, are refused: they write down
+ATen's operations only, and would take what a kernel writes for memory that nobody fills. A CUDA
+graph records kernels themselves, so there the kernels serve as they are.
 """
 
 from collections.abc import Sequence
@@ -12,22 +16,41 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
 from parnl.backends.torch.arrays import PLAIN, readable
 from parnl.backends.torch.implicit import implicit_gradients
+from parnl.frameworks import get_backend
 from parnl.graph.program import Program
 from parnl.solver.newton import Plan, Stats
 
 
 def recorded(arrays: Sequence[Tensor] = ()) -> bool:
-    """Whether what is done to `arrays` is recorded, or handled by their own class in Python."""
+    """Whether what is done to `arrays` is recorded, or handled by their own class in Python.
+
+    Raises NotImplementedError where the recorder cannot follow an operator.
+    """
     if torch.compiler.is_compiling():
         return True
+    if torch._C._get_tracing_state() is not None:
+        raise NotImplementedError(
+            "parnl.solve: torch.jit.trace and torch.onnx.export(dynamo=False) cannot record it; "
+            "use torch.export.export, or torch.onnx.export(dynamo=True)"
+        )
     modes = torch._C._TorchDispatchModeKey
     if any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.FAKE, modes.PROXY)):
         return True
-    return any(type(a) not in PLAIN and torch._C._dispatch_keys(a).has("Python") for a in arrays)
+    if torch._ops._get_dispatch_mode_pre_dispatch(modes.PROXY) is not None:
+        return True
+    if torch._C._functorch.maybe_current_level() is not None:
+        levels = torch._C._functorch.get_interpreter_stack() or []
+        if any(level.key() == TransformType.Functionalize for level in levels):
+            return True
+    return any(
+        a.is_meta or (type(a) not in PLAIN and torch._C._dispatch_keys(a).has("Python"))
+        for a in arrays
+    )
 
 
 def operator_solve(
@@ -60,7 +83,7 @@ def solve_operator(
     operands: Sequence[Tensor],
 ) -> list[Tensor]:
     """Return the k states (B, T, D), then the statistics."""
-    kernels = _backend()
+    kernels: Any = get_backend("torch")
     plan = Plan(steps, chunks, epsilon, tolerance, max_iterations, reverse)
     states, stats = kernels.run(Program.of_key(program), plan, operands, x0)
     return _apart([*states, *stats], [*x0, *operands])
@@ -101,7 +124,7 @@ def gradients_operator(
     wanted: Sequence[int],
 ) -> list[Tensor]:
     """Return the gradients of x0, then those of the operands `wanted`; the plan is the solve's."""
-    kernels = _backend()
+    kernels: Any = get_backend("torch")
     plan = Plan(steps, chunks, epsilon, tolerance, max_iterations, reverse)
     of_x0, found = implicit_gradients(
         kernels, Program.of_key(program), plan, operands, x0, states, grads, wanted
@@ -161,9 +184,3 @@ def _apart(found: list[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
         known.add(x.untyped_storage().data_ptr())
         results.append(x)
     return results
-
-
-def _backend() -> Any:
-    from parnl.backends.torch.adaptor import backend
-
-    return backend

@@ -20,9 +20,13 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from parnl.backends.triton.mathematics import MATHEMATICS
 from parnl.graph import derivatives
-from parnl.graph.flatcode import needed, operands_of
-from parnl.graph.nodes import INFIX, Symbol
+from parnl.graph.arithmetic import whole_power
+from parnl.graph.flatcode import definition, needed, operands_of
+from parnl.graph.nodes import Symbol, reachable
+from parnl.graph.operation import DEFINED
+from parnl.graph.operations import OPERATIONS
 from parnl.graph.program import Program
 from parnl.solver import newton
 
@@ -155,94 +159,6 @@ def two_sum(total, lost, x):
     return new, lost + ((total - (new - part)) + (x - part))
 """
 
-# What tl lacks, or has with a larger error than the type's: its exp of a float32 rounds the
-# exponent first, and errs by |x| eps, which is harmless only where e^-x stands beside a 1. Pure tl,
-# not libdevice, which the interpreter lacks.
-_MATH = {
-    "float32": """
-
-@triton.jit
-def exp(x):
-    # 2^n e^r; ln 2 in two parts, the first of few bits; 2^n in two factors, for it may overflow
-    x = tl.where(x > 90.0, 90.0, tl.where(x < -105.0, -105.0, x))
-    n = tl.floor(x * 1.4426950408889634 + 0.5)
-    r = tl.fma(n, 2.1219444e-4, tl.fma(n, -0.693359375, x))
-    low = tl.floor(n * 0.5).to(tl.int32)
-    high = n.to(tl.int32) - low
-    low = ((low + 127) << 23).to(tl.float32, bitcast=True)
-    high = ((high + 127) << 23).to(tl.float32, bitcast=True)
-    return tl.exp(r) * low * high
-
-
-@triton.jit
-def tanh(x):
-    # near 0, where the other formula cancels, the polynomial of least relative error
-    size = tl.abs(x)
-    y = x * x
-    near = tl.fma(y, -0.005895157810300589, 0.020795971155166626)
-    near = tl.fma(y, near, -0.053783830255270004)
-    near = tl.fma(y, near, 0.13331924378871918)
-    near = tl.fma(y, near, -0.33333298563957214)
-    near = tl.fma(x * y, near, x)
-    far = 1.0 - 2.0 / (tl.exp(2.0 * size) + 1.0)
-    return tl.where(size < 0.6, near, tl.where(x < 0.0, -far, far))
-
-
-@triton.jit
-def power(x, exponent):
-    # in float64, for the logarithm's error is multiplied by the exponent
-    x = tl.where(x == float("-inf"), float("inf"), x)
-    return tl.exp(tl.log(x.to(tl.float64)) * exponent).to(tl.float32)
-""",
-    "float64": """
-
-@triton.jit
-def exp(x):
-    return tl.exp(x)
-
-
-@triton.jit
-def tanh(x):
-    e = expm1(-2.0 * tl.abs(x))
-    far = -e / (2.0 + e)
-    return tl.where(x < 0.0, -far, far)
-
-
-@triton.jit
-def power(x, exponent):
-    x = tl.where(x == float("-inf"), float("inf"), x)
-    return tl.exp(tl.log(x) * exponent)
-""",
-    "both": """
-
-@triton.jit
-def expm1(x):
-    # (u - 1) x / log u is right whatever the error of u = e^x (W. Kahan)
-    u = exp(x)
-    plain = (u == 1.0) | (u - 1.0 == -1.0) | (u == float("inf"))
-    v = tl.where(plain, 2.0, u)
-    return tl.where(plain, tl.where(u == 1.0, x, u - 1.0), (v - 1.0) * (x / tl.log(v)))
-
-
-@triton.jit
-def log1p(x):
-    u = 1.0 + x
-    plain = (u == 1.0) | (u == float("inf"))
-    v = tl.where(plain, 2.0, u)
-    return tl.where(plain, tl.where(u == 1.0, x, u), tl.log(v) * (x / (v - 1.0)))
-
-
-@triton.jit
-def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
-
-
-@triton.jit
-def softplus(x):
-    return tl.where(x < 0.0, 0.0, x) + log1p(exp(-tl.abs(x)))
-""",
-}
-
 
 def source(kernel: Kernel) -> str:
     """Return the text of a module that defines the Triton function parnl_solve or parnl_gradients.
@@ -275,8 +191,8 @@ class _Writer:
             f"def parnl_{self.kernel.kind}({names}, CHUNKS: tl.constexpr, BLOCK: tl.constexpr):",
             *_indented([*self.prologue(), *body, *self.epilogue()]),
         ]
-        fixed = _HEAD.format(limit=self.limit) + _MATH[self.kernel.dtype] + _MATH["both"]
-        return "\n".join([fixed, *self.functions, *kernel]) + "\n"
+        fixed = _HEAD.format(limit=self.limit) + MATHEMATICS[self.kernel.dtype]
+        return "\n".join([fixed, *self.definitions(), *self.functions, *kernel]) + "\n"
 
     def each(self, text: str) -> list[str]:
         """One line for each state."""
@@ -666,39 +582,37 @@ class _Writer:
     def expression(
         self, node: Symbol, operands: Sequence[Symbol], names: dict[int, str], fused: bool
     ) -> str:
-        constants = [a.op == "constant" for a in operands]
-        if node.op in INFIX and not all(constants) and not fused:
+        operation = OPERATIONS[node.op]
+        literal = len(operands) == 2 and operation.syntax and not fused
+        if literal and not all(a.op == "constant" for a in operands):
             x = [_literal(a.value) if a.op == "constant" else names[a.index] for a in operands]
-            return f"{x[0]} {INFIX[node.op]} {x[1]}"
+            return operation.text(operation.syntax, *x)
         x = [self.typed(a) if a.op == "constant" else names[a.index] for a in operands]
         if fused:
             return f"tl.fma({'-' if node.op == 'sub' else ''}{x[1]}, {x[2]}, {x[0]})"
-        match node.op:
-            case "neg":
-                return f"-{x[0]}"
-            case "exp" | "expm1" | "log1p" | "tanh" | "sigmoid" | "softplus":
-                return f"{node.op}({x[0]})"
-            case "log" | "sqrt" | "sin" | "cos" | "abs" | "erf":
-                return f"tl.{node.op}({x[0]})"
-            case "relu":
-                return f"tl.where({x[0]} < 0.0, 0.0, {x[0]})"
-            case "sign":
-                return f"tl.where({x[0]} > 0.0, 1.0, tl.where({x[0]} < 0.0, -1.0, {x[0]}))"
-            case "minimum":  # either NaN is the result
-                return f"tl.where(({x[0]} < {x[1]}) | ({x[0]} != {x[0]}), {x[0]}, {x[1]})"
-            case "maximum":
-                return f"tl.where(({x[0]} > {x[1]}) | ({x[0]} != {x[0]}), {x[0]}, {x[1]})"
-            case "where":
-                return f"tl.where({x[0]}, {x[1]}, {x[2]})"
-            case "logical_and":
-                return f"{x[0]} & {x[1]}"
-            case "logical_or":
-                return f"{x[0]} | {x[1]}"
-            case "logical_not":
-                return f"~{x[0]}"
-            case "pow":
-                return _power(x[0], node.args[1].value)
-        raise NotImplementedError(f"no Triton for {node.op}")
+        if node.op == "pow":
+            return _power(x[0], node.args[1].value)
+        form = operation.form("triton")
+        return operation.text(node.op if form == DEFINED else form, *x)
+
+    def definitions(self) -> list[str]:
+        """Return the lines of the functions of all operations that Triton lacks."""
+        found = []
+        for operation in OPERATIONS.values():
+            if operation.form("triton") != DEFINED:
+                continue
+            arguments, value = definition(operation)
+            known = {a.index: a.value[1] for a in arguments}
+            body = []
+            for node in reachable([value]):
+                if node.op not in ("leaf", "constant"):
+                    known[node.index] = f"v{node.index}"
+                    text = self.expression(node, node.args, known, False)
+                    body.append(f"v{node.index} = {text}")
+            given = ", ".join(a.value[1] for a in arguments)
+            body.append(f"return {known[value.index]}")
+            found += ["", "@triton.jit", f"def {operation.name}({given}):", *_indented(body), ""]
+        return [*found, ""]
 
 
 # Of each state in a backward run: the states before a step, x0 before the first, the gradients.
@@ -712,12 +626,12 @@ def _literal(value: float) -> str:
 
 
 def _power(x: str, exponent: float) -> str:
+    if product := whole_power(x, exponent, "1.0"):
+        return product
+    power = OPERATIONS["pow"]
+    size = power.text(power.triton, f"tl.abs({x})", repr(exponent))
     if exponent != int(exponent):
-        return f"power({x}, {exponent!r})"
-    if abs(exponent) <= 8:
-        product = " * ".join([x] * int(abs(exponent)))
-        return product if exponent > 0 else f"1.0 / ({product})"
-    size = f"power(tl.abs({x}), {exponent!r})"
+        return power.text(power.triton, x, repr(exponent))
     return size if exponent % 2 == 0 else f"tl.where({x} < 0.0, -{size}, {size})"
 
 

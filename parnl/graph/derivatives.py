@@ -5,55 +5,12 @@ A structural zero is `None`, so nothing is ever multiplied by a zero that was kn
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from parnl.graph.nodes import BOOLEAN, Graph, Symbol, reachable
+from parnl.graph.nodes import Graph, Symbol, reachable
+from parnl.graph.operations import CONDITIONS, OPERATIONS
 
 Maybe = Symbol | None
-
-
-def _partial(node: Symbol, position: int) -> Symbol:
-    """Return d node / d args[position], reusing `node` itself where the rule allows."""
-    g, a = node.graph, node.args
-    x = a[0]
-    match node.op:
-        case "exp":
-            return node
-        case "expm1":
-            return node + 1.0
-        case "log":
-            return 1.0 / x
-        case "log1p":
-            return 1.0 / (1.0 + x)
-        case "sqrt":
-            return 0.5 / node
-        case "sin":
-            return g.apply("cos", x)
-        case "cos":
-            return -g.apply("sin", x)
-        case "tanh":
-            return 1.0 - node * node
-        case "sigmoid":
-            return node - node * node
-        case "softplus":
-            return g.apply("sigmoid", x)
-        case "relu":
-            return g.apply("where", x > 0.0, 1.0, 0.0)
-        case "abs":
-            return g.apply("sign", x)
-        case "erf":
-            return g.apply("exp", -(x * x)) * (2.0 / math.sqrt(math.pi))
-        case "pow":
-            exponent = a[1].value
-            return (x ** (exponent - 1.0)) * exponent
-        case "minimum" | "maximum":
-            # at a tie each argument gets one half, as in JAX and PyTorch
-            mine, other = (a[0], a[1]) if position == 0 else (a[1], a[0])
-            wins = mine < other if node.op == "minimum" else mine > other
-            tie = g.apply("where", g.apply("eq", mine, other), 0.5, 0.0)
-            return g.apply("where", wins, 1.0, tie)
-    raise NotImplementedError(f"no derivative rule for {node.op}")
 
 
 def _add(a: Maybe, b: Maybe) -> Maybe:
@@ -75,7 +32,7 @@ def jvp(outputs: Sequence[Symbol], tangents: dict[Symbol, Symbol]) -> list[Maybe
         d = [t[x.index] for x in a]
         if node.index in given:
             t[node.index] = given[node.index]
-        elif node.op in BOOLEAN or node.op == "sign" or not any(x is not None for x in d):
+        elif not any(x is not None for x in d) or not OPERATIONS[node.op].derivative:
             t[node.index] = None
         elif node.op == "where":
             t[node.index] = _select(node.graph, a[0], d[1], d[2])
@@ -83,29 +40,10 @@ def jvp(outputs: Sequence[Symbol], tangents: dict[Symbol, Symbol]) -> list[Maybe
             total: Maybe = None
             for position, dx in enumerate(d):
                 if dx is not None:
-                    total = _add(total, _scaled(node, position, dx))
+                    rule = OPERATIONS[node.op].derivative[position]
+                    total = _add(total, rule(dx, node, *a))
             t[node.index] = total
     return [t[o.index] for o in outputs]
-
-
-def _scaled(node: Symbol, position: int, t: Symbol) -> Symbol:
-    """Return t * d node / d args[position]; the rule is the same forward and backward."""
-    a = node.args
-    match node.op, position:
-        case ("add", _) | ("sub", 0):
-            return t
-        case ("sub", 1) | ("neg", _):
-            return -t
-        case ("mul", 0):
-            return t * a[1]
-        case ("mul", 1):
-            return t * a[0]
-        case ("div", 0):
-            return t / a[1]
-        case ("div", 1):
-            return -(t * (node / a[1]))
-    partial = _partial(node, position)
-    return partial if t.op == "constant" and t.value == 1.0 else t * partial
 
 
 def jacobian(outputs: Sequence[Symbol], variables: Sequence[Symbol]) -> list[list[Maybe]]:
@@ -123,15 +61,9 @@ def vjp(
         total[output.index] = _add(total.get(output.index), cotangent)
     for node in reversed(reachable(list(outputs))):
         c = total.get(node.index)
-        if c is None or node.op in BOOLEAN or node.op == "sign":
+        if c is None or node.op in ("leaf", "constant"):
             continue
-        for position, x in enumerate(node.args):
-            if x.op == "constant" or x.op in BOOLEAN:
-                continue
-            if node.op == "where":
-                first, second = (c, None) if position == 1 else (None, c)
-                share = _select(node.graph, node.args[0], first, second)
-            else:
-                share = _scaled(node, position, c)
-            total[x.index] = _add(total.get(x.index), share)
+        for x, rule in zip(node.args, OPERATIONS[node.op].derivative, strict=False):
+            if x.op != "constant" and x.op not in CONDITIONS:
+                total[x.index] = _add(total.get(x.index), rule(c, node, *node.args))
     return [total.get(v.index) for v in variables]

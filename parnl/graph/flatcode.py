@@ -10,7 +10,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from parnl.graph.nodes import INFIX, Symbol, reachable
+from parnl.graph.nodes import Graph, Symbol, reachable
+from parnl.graph.operation import DEFINED, Operation, is_name
+from parnl.graph.operations import OPERATIONS
 
 _SINGLE = 3.4028234663852886e38  # the largest float32
 
@@ -116,17 +118,12 @@ def _expression(
     args = [_name(a, names) for a in operands]
     if is_fused:
         return f"addcmul({', '.join(args)}{', value=-1.0' if node.op == 'sub' else ''})"
-    if node.op in INFIX:
-        return f"{args[0]} {INFIX[node.op]} {args[1]}"
-    if node.op == "neg":
-        return f"-{args[0]}"
-    if node.op == "pow":
-        return f"{args[0]} ** {args[1]}"
     if node.op == "where" and all(a.op == "constant" for a in operands[1:]):
         # two numbers have no dtype of their own, and must not be rounded to a default one
         first = args[1] if args[1].startswith("number") else f"number({args[1]}, a0)"
         return f"where({args[0]}, {first}, {args[2]})"
-    return f"{node.op}({', '.join(args)})"
+    operation = OPERATIONS[node.op]
+    return operation.text(operation.inline or node.op, *args)
 
 
 def compile_function(text: str, name: str, functions: Mapping[str, Any]) -> Callable[..., Any]:
@@ -135,3 +132,44 @@ def compile_function(text: str, name: str, functions: Mapping[str, Any]) -> Call
     scope.update(functions)
     exec(compile(text, f"<parnl {name}>", "exec"), scope)
     return scope[name]
+
+
+def absent(outputs: Sequence[Symbol], functions: Mapping[str, Any]) -> list[str]:
+    """Return the names of the operations of `outputs` that are not in `functions`."""
+    called = {n.op for n in reachable(list(outputs)) if n.op in OPERATIONS}
+    return sorted(name for name in called - functions.keys() if not OPERATIONS[name].inline)
+
+
+def definition(operation: Operation) -> tuple[list[Symbol], Symbol]:
+    """Return (arguments, value) of an operation's definition, as a graph of other operations."""
+    if operation.definition is None:
+        raise NotImplementedError(f"{operation.name} is not defined by other operations")
+    graph = Graph()
+    arguments = [graph.leaf("argument", name) for name in "xyz"[: operation.arity]]
+    return arguments, operation.definition(*arguments)
+
+
+def array_functions(target: str, scope: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
+    """Return all operations of a framework of arrays, by name; `scope` holds what forms name.
+
+    Its `number(x, like)` makes the number x of the dtype of the array `like`. One that the target
+    lacks is left out.
+    """
+    functions: dict[str, Callable[..., Any]] = {}
+    for name, operation in OPERATIONS.items():
+        if operation.inline:
+            continue
+        try:
+            form = operation.form(target)
+        except NotImplementedError:
+            continue
+        if form == DEFINED:
+            arguments, value = definition(operation)
+            text = source(name, arguments, [value])
+            whole = compile_function(text, name, {**functions, "number": scope["number"]})
+            functions[name] = lambda *args, whole=whole: whole(*args)[0]
+        else:
+            names = ", ".join("xyz"[: operation.arity])
+            text = form if is_name(form) else f"lambda {names}: {form.format(x='x', y='y', z='z')}"
+            functions[name] = eval(text, dict(scope))
+    return functions

@@ -15,48 +15,14 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from parnl.graph.operations import CONDITIONS, OPERATIONS
+
 
 class StepError(TypeError):
     """A step did something that is not elementwise arithmetic on one channel."""
 
 
-COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
-LOGICAL = ("logical_and", "logical_or", "logical_not")
-BOOLEAN = (*COMPARISONS, *LOGICAL)
-INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", **COMPARISONS}
-
-# How each operation is computed on two Python numbers: constants are folded when they meet.
-_FOLD: dict[str, Callable[..., Any]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "div": np.divide,
-    "pow": np.power,
-    "neg": lambda a: -a,
-    "exp": np.exp,
-    "expm1": np.expm1,
-    "log": np.log,
-    "log1p": np.log1p,
-    "sqrt": np.sqrt,
-    "sin": np.sin,
-    "cos": np.cos,
-    "tanh": np.tanh,
-    "sigmoid": lambda a: 1 / (1 + np.exp(-a)),
-    "softplus": lambda a: np.logaddexp(a, 0.0),
-    "relu": lambda a: np.maximum(a, 0.0),
-    "abs": np.abs,
-    "sign": np.sign,
-    "erf": math.erf,
-    "minimum": np.minimum,
-    "maximum": np.maximum,
-}
-
-
-_UFUNCS = {
-    np.add: "add", np.subtract: "sub", np.multiply: "mul", np.divide: "div",
-    np.less: "lt", np.less_equal: "le", np.greater: "gt", np.greater_equal: "ge",
-    np.equal: "eq", np.not_equal: "ne",
-}  # fmt: skip
+_UFUNCS = {o.numpy: o.name for o in OPERATIONS.values() if o.arity == 2 and o.syntax}
 
 # One for all graphs, which may thus be copied. A fork waits for it: no child may inherit it taken.
 _lock = threading.Lock()
@@ -120,9 +86,9 @@ class Graph:
 
     def _simplified(self, op: str, args: tuple[Symbol, ...]) -> Symbol | None:
         values = [a.value if a.op == "constant" else None for a in args]
-        if op in _FOLD and None not in values:
+        if None not in values and op not in CONDITIONS:
             with np.errstate(all="ignore"):
-                return self.constant(float(_FOLD[op](*(np.float64(v) for v in values))))
+                return self.constant(float(OPERATIONS[op].numpy(*map(np.float64, values))))
         first, second = args[0], args[-1]
         if op == "where" and args[1] is args[2]:
             return args[1]
@@ -239,8 +205,8 @@ class Symbol:
             return repr(self.value)
         if self.op == "leaf":
             return self.value[1]
-        if self.op in INFIX:
-            return f"({self.args[0]!r} {INFIX[self.op]} {self.args[1]!r})"
+        if len(self.args) == 2 and (form := OPERATIONS[self.op].syntax):
+            return f"({form.format(x=repr(self.args[0]), y=repr(self.args[1]))})"
         return f"{self.op}({', '.join(map(repr, self.args))})"
 
     def __bool__(self) -> NoReturn:
@@ -306,9 +272,9 @@ def _refuse(operation: str, wanted: str) -> NoReturn:
 def _check_kinds(op: str, args: tuple[Symbol, ...]) -> None:
     """Conditions go where conditions are read, numbers where numbers are."""
     for position, a in enumerate(args):
-        wants_condition = op in LOGICAL or (op == "where" and position == 0)
-        if wants_condition != (a.op in BOOLEAN):
-            given = "a comparison" if a.op in BOOLEAN else "a number"
+        wants_condition = position in OPERATIONS[op].conditions
+        if wants_condition != (a.op in CONDITIONS):
+            given = "a comparison" if a.op in CONDITIONS else "a number"
             expected = "a comparison" if wants_condition else "a number"
             raise StepError(
                 f"step: argument {position + 1} of {op} must be {expected}, got {given}; "

@@ -14,14 +14,9 @@ from typing import Any, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 from parnl.graph import derivatives
-from parnl.graph.flatcode import compile_function, fused_sums, source
+from parnl.graph.flatcode import absent, compile_function, fused_sums, source
 from parnl.graph.nodes import Graph, Symbol, is_affine, reachable
-
-# Operations that take several instructions; the others count as one.
-_COSTS = {
-    "div": 4, "sqrt": 4, "exp": 8, "expm1": 10, "log": 8, "log1p": 10, "sin": 10, "cos": 10,
-    "tanh": 10, "sigmoid": 10, "softplus": 16, "erf": 10, "pow": 16,
-}  # fmt: skip
+from parnl.graph.operations import OPERATIONS
 
 
 class Operand(NamedTuple):
@@ -106,7 +101,7 @@ class Program:
     def costs(self, kind: str) -> int:
         """Operations of the derived function `kind`, see `signature`."""
         nodes = reachable(self.signature(kind)[1])
-        return sum(_COSTS.get(n.op, 1) for n in nodes if n.op not in ("leaf", "constant"))
+        return sum(OPERATIONS[n.op].cost for n in nodes if n.op in OPERATIONS)
 
     @cached_property
     def jacobian(self) -> list[Symbol]:
@@ -167,6 +162,8 @@ class Program:
             fused: dict[int, tuple[Symbol, Symbol]] = {}
             if "addcmul" in backend.functions:
                 fused = self.fused(results)
+            if missing := absent(results, backend.functions):
+                raise NotImplementedError(f"{backend.name} has no form of {', '.join(missing)}")
             text = source(kind, arguments, results, fused)
             return compile_function(text, kind, backend.functions)
 
@@ -191,9 +188,13 @@ def _coefficients(graph: Graph, name: str, count: int) -> list[Symbol]:
     return [graph.leaf("coefficient", f"{name}{i}") for i in range(count)]
 
 
-@cache
 def affine_program(k: int) -> Program:
     """x' = A x + b for blocks of k; operands: the k * k entries of A row by row, then b."""
+    return _AFFINE[k] if k in _AFFINE else _affine_program(k)
+
+
+@cache
+def _affine_program(k: int) -> Program:
     g = Graph()
     x = [g.leaf("state", f"x{i}") for i in range(k)]
     a, b = _coefficients(g, "a", k * k), _coefficients(g, "b", k)
@@ -204,6 +205,25 @@ def affine_program(k: int) -> Program:
             total = total + a[i * k + j] * x[j]
         outputs.append(total)
     return Program.shared(g, x, [*a, *b], outputs)
+
+
+@cache
+def complex_affine_program(k: int) -> Program:
+    """x' = A x + b for blocks of k complex numbers, as 2 k real states: real parts, imaginary ones.
+
+    Operands: the k * k real parts of A row by row, its imaginary ones, then those of b likewise.
+    """
+    g = Graph()
+    re, im = ([g.leaf("state", f"{part}{i}") for i in range(k)] for part in ("re", "im"))
+    a_re, a_im = (_coefficients(g, f"a_{part}", k * k) for part in ("re", "im"))
+    b_re, b_im = (_coefficients(g, f"b_{part}", k) for part in ("re", "im"))
+    real, imaginary = list(b_re), list(b_im)
+    for i in range(k):
+        for j in range(k):
+            e = i * k + j
+            real[i] = real[i] + a_re[e] * re[j] - a_im[e] * im[j]
+            imaginary[i] = imaginary[i] + a_re[e] * im[j] + a_im[e] * re[j]
+    return Program.shared(g, [*re, *im], [*a_re, *a_im, *b_re, *b_im], [*real, *imaginary])
 
 
 @cache
@@ -224,3 +244,9 @@ def adjoint_program(k: int) -> Program:
             total = total + jac[i * k + j] * lam[i]
         outputs.append(total)
     return Program.shared(g, m, [*jac, *grad], outputs)
+
+
+# Made here, with what is derived from them, for torch.compile cannot follow a trace.
+_AFFINE = {k: _affine_program(k) for k in (1, 2)}
+for _program in _AFFINE.values():
+    _ = _program.cost, _program.jacobian

@@ -11,17 +11,19 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from parnl.cell import Cell
+from parnl.frameworks import backend_of, get_backend
 
 # Of the header, in bytes: names and shapes, and the history of a run. Its entries take far more
 # memory than their text, so a file must not bring as many as it likes.
 HEADER = 1 << 24
-DTYPES = {"F16": "float16", "F32": "float32", "F64": "float64"}
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
 def save_params(path: str | Path, cell: Cell, params: Mapping[str, Any]) -> None:
@@ -29,7 +31,7 @@ def save_params(path: str | Path, cell: Cell, params: Mapping[str, Any]) -> None
 
     The file is complete or not there at all: an older one is replaced in one step. Needs the
     package safetensors. Raises ValueError unless `params` has the names and shapes that the cell
-    declares, and one dtype: float16, float32 or float64.
+    declares, and one dtype: bfloat16, float16, float32 or float64.
 
     >>> import os, tempfile, parnl
     >>> cell = parnl.get_cell("gru", input_size=3, hidden_size=8)
@@ -38,15 +40,17 @@ def save_params(path: str | Path, cell: Cell, params: Mapping[str, Any]) -> None
     >>> parnl.load_params(path, cell, backend="torch")["W_r"].shape
     torch.Size([3, 8])
     """
-    from parnl.frameworks import backend_of
-
     if not isinstance(params, Mapping):
         raise TypeError(f"params: expected a mapping name -> array, got {type(params).__name__}")
     found = {n: (_dtype(a), tuple(getattr(a, "shape", ()))) for n, a in params.items()}
     _check_params("params", cell, found)
     backend = backend_of((f"parameter {name}", array) for name, array in params.items())
     taken = {n: backend.take(f"parameter {n}", a) for n, a in params.items()}
-    write_checkpoint(Path(path), {n: backend.to_numpy(a) for n, a in taken.items()})
+    if backend.name == "torch":  # without ml_dtypes NumPy has no bfloat16
+        arrays = {n: a.detach().cpu().contiguous().clone() for n, a in taken.items()}
+    else:
+        arrays = {n: backend.to_numpy(a) for n, a in taken.items()}
+    write_checkpoint(Path(path), arrays, framework="torch" if backend.name == "torch" else "numpy")
 
 
 def load_params(
@@ -61,16 +65,16 @@ def load_params(
     looked at: NaN and inf are read as they were written. Raises ValueError that names the file and
     what is wrong with it.
     """
-    from parnl.frameworks import get_backend
-
     path, target = Path(path), get_backend(backend)
-    with _opened(path) as file:
+    with _opened(path, "torch" if target.name == "torch" else "numpy") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         found = {n: (str(s.get_dtype()), tuple(s.get_shape())) for n, s in slices.items()}
         found = {n: (DTYPES.get(dtype, dtype), shape) for n, (dtype, shape) in found.items()}
         _check_params(str(path), cell, found)
         arrays = {name: file.get_tensor(name) for name in cell.parameter_shapes}
-    return {n: target.asarray(a, str(a.dtype), device) for n, a in arrays.items()}
+    if target.name == "torch":  # its tensors are the file itself, mapped into memory
+        arrays = {name: array.clone() for name, array in arrays.items()}
+    return {n: target.asarray(a, _dtype(a), device) for n, a in arrays.items()}
 
 
 def _dtype(array: Any) -> str:
@@ -115,11 +119,18 @@ def _short(value: Any, length: int = 60) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def write_checkpoint(path: Path, arrays: Mapping[str, np.ndarray], **header: Any) -> None:
-    """Write arrays and a JSON header to `path`, which is at no moment half written."""
-    save = _safetensors().numpy.save
+def write_checkpoint(
+    path: Path, arrays: Mapping[str, Any], *, framework: str = "numpy", **header: Any
+) -> None:
+    """Write arrays and a JSON header to `path`, which is at no moment half written.
+
+    framework: of the arrays, "numpy" or "torch"; the latter row-major and on the CPU.
+    """
+    save = _safetensors(framework).save
     path.parent.mkdir(parents=True, exist_ok=True)
-    contiguous = {name: np.asarray(value, order="C") for name, value in arrays.items()}
+    contiguous = dict(arrays)
+    if framework == "numpy":
+        contiguous = {name: np.asarray(value, order="C") for name, value in arrays.items()}
     # a name of its own, for another process may be writing the same file
     temporary = path.with_name(f"{path.name}.{os.urandom(4).hex()}.new")
     try:
@@ -164,9 +175,10 @@ def check_arrays(arrays: dict[str, np.ndarray], expected: dict[str, np.ndarray])
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Open a safetensors file; ValueError if it is none."""
-    safetensors = _safetensors()
+def _opened(path: Path, framework: str = "numpy") -> Iterator[Any]:
+    """Open a safetensors file, to read it as arrays of `framework`; ValueError if it is none."""
+    _safetensors(framework)
+    safetensors = import_module("safetensors")
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: there is no file {path}")
     with path.open("rb") as file:
@@ -174,7 +186,7 @@ def _opened(path: Path) -> Iterator[Any]:
     if size > HEADER:
         raise _refused(path, f"its header is to have {size} bytes, expected at most {HEADER}")
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
+        with safetensors.safe_open(path, framework=framework) as file:
             yield file
     except safetensors.SafetensorError as error:
         raise _refused(path, error) from error
@@ -184,13 +196,13 @@ def _refused(path: Path, reason: Any) -> ValueError:
     return ValueError(f"checkpoint: {path} is not a parnl checkpoint ({_short(reason, 300)})")
 
 
-def _safetensors() -> Any:
+def _safetensors(framework: str) -> Any:
+    """Return the module of safetensors for the arrays of `framework`."""
     try:
-        import safetensors.numpy
+        return import_module(f"safetensors.{framework}")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "parameters and checkpoints are files of the package safetensors: "
             "pip install 'parnl[checkpoint]'",
             name="safetensors",
         ) from error
-    return safetensors

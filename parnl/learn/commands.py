@@ -1,4 +1,4 @@
-"""The command `parnl`: list the cells, train one, check one of your own, diagnose one."""
+"""The command `parnl`: list, train, check and diagnose cells; show the cache of kernels."""
 
 import inspect
 import json
@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from datetime import datetime
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +22,9 @@ EXTRAS = {
 
 def main() -> None:
     """Entry point. A missing optional package is answered with the command that installs it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what the terminal cannot show becomes "?"
+            stream.reconfigure(errors="replace")
     try:
         build()()
     except ModuleNotFoundError as error:
@@ -37,7 +42,8 @@ def build() -> Any:
     from parnl.learn.training import Config
 
     app = typer.Typer(
-        help="Nonlinear recurrent networks, in parallel over time.",
+        help="Train and check nonlinear recurrent networks that run in parallel over time.",
+        epilog="Example: parnl train --help",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -47,74 +53,145 @@ def build() -> Any:
     def option(text: str, default: Any, *names: str) -> Any:
         return typer.Option(*names, help=text, show_default=str(default))
 
-    @app.command()
+    def show_version(asked: bool) -> None:
+        if asked:
+            import parnl
+
+            print(f"parnl {parnl.__version__}")
+            raise typer.Exit
+
+    @app.callback()
+    def before_the_command(
+        version: Annotated[
+            bool,
+            typer.Option(
+                "--version",
+                callback=show_version,
+                is_eager=True,
+                help="Print the version of parnl.",
+            ),
+        ] = False,
+    ) -> None:
+        """What comes before a subcommand."""
+
+    @app.command(epilog="Example: parnl cells")
     def cells() -> None:
-        """List the registered cells."""
+        """List the cells that parnl and the installed packages bring."""
         show_cells()
 
-    @app.command()
+    @app.command(epilog="Example: parnl train --data JapaneseVowels --cell gru --epochs 20")
     def train(
-        cell: Annotated[str | None, option("One that `parnl cells` lists.", Config.cell)] = None,
+        cell: Annotated[
+            str | None, option("The recurrent cell, a name from `parnl cells`.", Config.cell)
+        ] = None,
         data: Annotated[
-            str | None, option("A classification set aeon knows, or an .npz file.", Config.data)
+            str | None,
+            option("The name of a data set that aeon knows, or an .npz file.", Config.data),
         ] = None,
         standardise: Annotated[
             bool | None,
-            option("Channels, or values as they are.", "standardise", "--standardise/--raw"),
+            option(
+                "Bring each channel to mean 0 and deviation 1, or take the values as they are.",
+                "standardise",
+                "--standardise/--raw",
+            ),
         ] = None,
-        patch: Annotated[int | None, option("Steps joined into one.", Config.patch)] = None,
-        backend: Annotated[str | None, option("torch or jax.", Config.backend)] = None,
-        blocks: Annotated[int | None, option("Blocks of the model.", Config.blocks)] = None,
+        patch: Annotated[
+            int | None, option("How many time steps are joined into one.", Config.patch)
+        ] = None,
+        backend: Annotated[
+            str | None, option("The framework, torch or jax.", Config.backend)
+        ] = None,
+        blocks: Annotated[int | None, option("How many blocks the model has.", Config.blocks)] = (
+            None
+        ),
         loops: Annotated[
-            int | None, option("Rounds through the same blocks.", Config.loops)
+            int | None, option("How many times the blocks are run through.", Config.loops)
         ] = None,
-        width: Annotated[int | None, option("Features between blocks.", Config.width)] = None,
-        state: Annotated[int | None, option("Hidden size of the cell.", Config.state)] = None,
-        dropout: Annotated[float | None, option("In each block's MLP.", Config.dropout)] = None,
-        epochs: Annotated[int | None, option("Epochs at most.", Config.epochs)] = None,
-        batch: Annotated[int | None, option("Series in a batch.", Config.batch)] = None,
+        width: Annotated[
+            int | None, option("How many features go from block to block.", Config.width)
+        ] = None,
+        state: Annotated[int | None, option("The hidden size of the cell.", Config.state)] = None,
+        dropout: Annotated[
+            float | None, option("The dropout rate in each block's MLP.", Config.dropout)
+        ] = None,
+        epochs: Annotated[int | None, option("The most epochs to train.", Config.epochs)] = None,
+        batch: Annotated[int | None, option("How many series make a batch.", Config.batch)] = None,
         learning_rate: Annotated[
-            float | None, option("Of Adam.", Config.learning_rate, "--lr")
+            float | None, option("Adam's learning rate.", Config.learning_rate, "--lr")
         ] = None,
         patience: Annotated[
-            int | None, option("Epochs to wait for a better validation.", Config.patience)
+            int | None,
+            option("Stop when validation has not improved for so many epochs.", Config.patience),
         ] = None,
-        seed: Annotated[int | None, option("For weights, order, dropout.", Config.seed)] = None,
-        chunks: Annotated[int | None, option("Of the parallel solve.", "the solver's")] = None,
-        out: Annotated[Path | None, option("The run's folder.", "runs/DATA-CELL-BACKEND")] = None,
+        seed: Annotated[
+            int | None,
+            option("The seed of the weights, the order of series and dropout.", Config.seed),
+        ] = None,
+        chunks: Annotated[
+            int | None,
+            option("How many chunks the parallel solve cuts a series into.", "the solver chooses"),
+        ] = None,
+        out: Annotated[
+            Path | None, option("The folder of the run.", "runs/DATA-CELL-BACKEND")
+        ] = None,
         resume: Annotated[
-            bool, typer.Option("--resume", help="Go on with the run in --out, with its options.")
+            bool,
+            typer.Option("--resume", help="Continue the run in --out with the options it had."),
         ] = False,
     ) -> None:
-        """Train a classifier; report its test accuracy and how exact the parallel solve is."""
+        """Train a classifier of series; print its test accuracy and how exact the solve is."""
         given = {name: value for name, value in locals().items() if value is not None}
         del given["resume"]
         run_training(given, given.pop("out", None), resume)
 
-    @app.command()
+    @app.command(epilog="Example: parnl check my_cells.py:MyCell")
     def check(
         target: Annotated[
             str,
             typer.Argument(
-                metavar="MODULE:CELL", help="Or FILE.py:CELL; CELL(dt=0.1) sets options."
+                metavar="MODULE:CELL",
+                help="The class of the cell and its module or file: FILE.py:CELL. "
+                "CELL(dt=0.1) sets an option.",
             ),
         ],
     ) -> None:
-        """Test a cell of your own: parallel against sequential, gradients, and other properties."""
+        """Test a cell of your own: its parallel answer, its gradients and other properties."""
         run_check(target)
 
-    @app.command()
+    @app.command(epilog="Example: parnl diagnose lrc --hidden 64 --steps 4096")
     def diagnose(
-        name: Annotated[str, typer.Argument(help="One that `parnl cells` lists.")],
-        inputs: Annotated[int, option("Size of the inputs, random numbers.", 8, "--input")] = 8,
-        hidden: Annotated[int, option("Channels.", 16)] = 16,
-        steps: Annotated[int, option("Length of the sequence.", 1024)] = 1024,
-        seed: Annotated[int, option("For weights and inputs.", 0)] = 0,
-        budget: Annotated[int, option("Boxes for each channel's proof.", 1000)] = 1000,
-        out: Annotated[Path | None, option("An image of the report.", "none")] = None,
+        name: Annotated[str, typer.Argument(help="The cell, a name from `parnl cells`.")],
+        inputs: Annotated[
+            int, option("How many inputs it has; they are random numbers.", 8, "--input")
+        ] = 8,
+        hidden: Annotated[int, option("How many channels it has.", 16)] = 16,
+        steps: Annotated[int, option("The length of the sequence.", 1024)] = 1024,
+        seed: Annotated[int, option("The seed of the weights and inputs.", 0)] = 0,
+        budget: Annotated[
+            int, option("The most boxes that the proof for a channel may take.", 1000)
+        ] = 1000,
+        out: Annotated[
+            Path | None, option("Also save the report as this image.", "no image")
+        ] = None,
     ) -> None:
-        """Tell how stable a fresh cell is, and how many iterations solving it takes."""
+        """Report how stable a cell with fresh weights is, and how fast its solve converges."""
         show_diagnosis(name, inputs, hidden, steps, seed, budget, out)
+
+    @app.command(epilog="Example: parnl cache --clear")
+    def cache(
+        clear: Annotated[
+            bool,
+            typer.Option("--clear", help="Remove all kernels. Running programs are not disturbed."),
+        ] = False,
+    ) -> None:
+        """Show the folder of compiled kernels, how many it holds and when they were used.
+
+        A kernel that is gone is compiled again when it is needed.
+        When there are too many, parnl removes those that were not used for the longest time.
+        The environment variable PARNL_CACHE names another folder.
+        """
+        show_cache(clear)
 
     return app
 
@@ -137,26 +214,30 @@ def show_cells(input_size: int = 64, hidden_size: int = 64) -> None:
 
     import parnl
 
-    table = Table(
-        caption=f"parameters: at input {input_size}, hidden {hidden_size}; "
+    console = Console(highlight=False, markup=False)
+    note = (
+        f"parameters: at input {input_size}, hidden {hidden_size}; "
         "operations: of one channel, a transcendental function counts ten"
     )
+    table = Table(caption=note)
     for column in ("name", "states", "linear"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     table.add_column("parameters", justify="right")
     table.add_column("operations\nper step", justify="right")
-    table.add_column("description")
+    table.add_column("description", overflow="fold")
+    narrow = console.width < 75  # too narrow for a table: a paragraph for each cell
     for name in parnl.list_cells():
         cell = parnl.get_cell(name, input_size=input_size, hidden_size=hidden_size)
-        table.add_row(
-            name,
-            ", ".join(cell.states),
-            "yes" if cell.linear else "no",
-            f"{sum(prod(shape) for shape in cell.parameter_shapes.values()):,}",
-            str(cell.cost),
-            (inspect.getdoc(type(cell)) or "").partition("\n")[0],
-        )
-    Console().print(table)
+        states, kind = ", ".join(cell.states), "yes" if cell.linear else "no"
+        size = f"{sum(prod(shape) for shape in cell.parameter_shapes.values()):,}"
+        description = (inspect.getdoc(type(cell)) or "").partition("\n")[0]
+        if narrow:
+            console.print(f"{name}: {description}")
+            kind = "linear" if cell.linear else "nonlinear"
+            console.print(f"{states}; {kind}; {size} parameters; {cell.cost} operations\n")
+        else:
+            table.add_row(name, states, kind, size, str(cell.cost), description)
+    console.print(note if narrow else table)
 
 
 def run_training(given: dict[str, Any], out: Path | None, resume: bool) -> None:
@@ -295,6 +376,32 @@ def show_diagnosis(
     Console(highlight=False, markup=False, soft_wrap=True).print(str(report))
     if out is not None:
         report.plot(out)
+
+
+def show_cache(clear: bool) -> None:
+    """`parnl cache`: what is kept in the cache of compiled kernels; `clear` removes it."""
+    from parnl import kernel_cache
+
+    try:
+        with plain_errors():
+            folder = kernel_cache.location()
+            kernels = kernel_cache.clear(folder) if clear else kernel_cache.kernels(folder)
+    except RuntimeError as error:
+        sys.exit(f"parnl: {error}; set PARNL_CACHE to a folder of your own")
+    size = sum(kernel.size for kernel in kernels) / 1e6
+    if clear:
+        print(f"removed {count(len(kernels), 'kernel')}, {size:.1f} MB, from {folder}")
+        return
+    most = kernel_cache.MOST_BYTES / 1e6
+    print(f"folder      {folder}")
+    print(f"kernels     {len(kernels)} of at most {kernel_cache.MOST_KERNELS}")
+    print(f"size        {size:.1f} MB of at most {most:.0f} MB")
+    if kernels:
+        first, last = (
+            datetime.fromtimestamp(kernel.used).strftime("%Y-%m-%d %H:%M")
+            for kernel in (kernels[0], kernels[-1])
+        )
+        print(f"last used   from {first} to {last}")
 
 
 def run_check(target: str) -> None:

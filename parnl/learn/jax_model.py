@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-import parnl
+from parnl.registry import get_cell
+from parnl.solve import solve
 
 
 class Block(eqx.Module):
@@ -36,7 +37,7 @@ class Block(eqx.Module):
         self, x: Array, lengths: Array | None, key: Array | None, **solver: Any
     ) -> tuple[Array, Any]:
         """The block's output and the solve's info. Without a key nothing is dropped."""
-        out = parnl.solve(
+        out = solve(
             self.cell, self.recurrence, at_every_step(self.norm)(x), lengths=lengths, **solver
         )
         x = x + at_every_step(self.back)(out.outputs)
@@ -79,7 +80,7 @@ class Classifier(eqx.Module):
         **options: Any,
     ) -> None:
         self.loops = loops
-        recurrence = parnl.get_cell(cell, input_size=width, hidden_size=state, **options)
+        recurrence = get_cell(cell, input_size=width, hidden_size=state, **options)
         lift, encoder, head, *keys = jax.random.split(jax.random.key(seed), blocks + 3)
         self.lift = _linear(channels, width, lift)
         self.encoder = _linear(width, width, encoder)

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import parnl
+from parnl.registry import get_cell
+from parnl.solve import solve
 
 # Of a block with attention in the place of a recurrence.
 HEADS = 4
@@ -47,7 +48,7 @@ class Block(nn.Module):
     def mix(self, x: Tensor, lengths: Tensor | None, **solver: Any) -> tuple[Tensor, Any]:
         """What tells one step of the others."""
         if self.cell is not None:
-            out = parnl.solve(self.cell, dict(self.recurrence), x, lengths=lengths, **solver)
+            out = solve(self.cell, dict(self.recurrence), x, lengths=lengths, **solver)
             return out.outputs, out.info
         padding = None
         if lengths is not None:
@@ -87,7 +88,7 @@ class Classifier(nn.Module):
         self.loops = loops
         recurrence = None
         if cell != "attention":
-            recurrence = parnl.get_cell(cell, input_size=width, hidden_size=state, **options)
+            recurrence = get_cell(cell, input_size=width, hidden_size=state, **options)
         # The seed decides every layer, and the caller's random numbers stay as they were.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from parnl.cell import Cell
+from parnl.dtypes import widened
+from parnl.frameworks import backend_of
+from parnl.graph.intervals import Interval
 from parnl.graph.nodes import Symbol
 from parnl.graph.program import Program
-from parnl.inputs import check_params, feature_operands, time_step, working_dtype
-from parnl.params import Values
-from parnl.stability.intervals import Interval
+from parnl.inputs import check_params, computed_features, feature_operands, time_step
 from parnl.stability.refinement import Hull, Norm, refine
 
 
@@ -238,24 +239,19 @@ def _range(name: str, pair: Any, hidden: int) -> Interval:
 
 def as_float64(name: str, value: Any) -> np.ndarray:
     """Return a number, or an array of any framework, as the float64 array it is exactly."""
-    from parnl.frameworks import backend_of
-
     if isinstance(value, int | float):
         return np.asarray(value, np.float64)
     backend = backend_of([(name, value)])
     value = backend.take(name, value)
-    if backend.xp.isdtype(value.dtype, "real floating") and backend.xp.finfo(value.dtype).bits < 32:
-        value = backend.xp.astype(value, backend.xp.float32)  # NumPy may not know the type
+    value = widened(backend.xp, value, backend.xp.float32)  # NumPy may not know the type
     return np.asarray(backend.to_numpy(value), np.float64)
 
 
 def float64_operands(cell: Cell, params: Mapping[str, Any], inputs: Any, dt: Any) -> list[Any]:
     """Return the operands of the cell's program as `parnl.solve` computes them, in float64."""
     backend, params, inputs = check_params(cell, params, inputs)
-    p = Values("parameter", params)
-    features = Values("feature", cell.features(p, inputs))
-    dtype, _ = working_dtype(backend.xp, features, inputs)
-    dt = time_step(backend, cell, dt, inputs)
+    p, features, dtype, _ = computed_features(backend, cell, params, inputs)
+    dt = time_step(backend, cell, dt, inputs, dtype)
     operands = feature_operands(backend, cell, p, features, dt, inputs)
     return [as_float64("inputs", backend.xp.astype(a, dtype)) for a in operands]
 

@@ -2,8 +2,8 @@
 
 Over a box an expression is enclosed twice, and both hold:
 
-- by interval arithmetic (`intervals.py`), which forgets that two occurrences of a variable are
-  one number, and is off by the width of the box;
+- by interval arithmetic (`enclosures.py`), which forgets that two occurrences of a variable are one
+  number, and is off by the width of the box;
 - by the mean value theorem, J(x) = J(c) + sum of slope * (x - c) for some slopes within the box,
   which is off by the square of the width. c is chosen for each bound: where the slope along a
   variable has one sign, it is the corner at which J is extreme, and that variable costs nothing.
@@ -20,9 +20,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from parnl.graph import derivatives
+from parnl.graph.intervals import Interval, add, magnitude, mul, point, sub
 from parnl.graph.nodes import Symbol, reachable
 from parnl.graph.program import Program
-from parnl.stability.intervals import Enclosure, Interval, add, magnitude, mul, point, sub
+from parnl.stability.enclosures import Enclosure
 
 # A bound this close above what some point attains is not refined further.
 _CLOSE = 1e-4

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from parnl.cell import Cell
+from parnl.frameworks import get_backend
 from parnl.inputs import check_params, initial_states
 from parnl.solve import solve
 from parnl.solver.newton import Plan
@@ -69,8 +70,6 @@ def _trajectory(
     cell: Cell, params: Any, inputs: Any, initial_state: Any, dt: Any
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Return the states, k arrays (B, T + 1, D), and the Jacobian of each step, (B, T, D, k, k)."""
-    from parnl.frameworks import get_backend
-
     given, params, inputs = check_params(cell, params, inputs)
     *batch, steps, _ = inputs.shape
     if steps == 0 or 0 in batch:

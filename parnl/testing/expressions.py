@@ -14,48 +14,30 @@ from hypothesis import strategies as st
 import parnl
 from parnl import ops
 from parnl.graph.nodes import Symbol
+from parnl.graph.operations import OPERATIONS
 from parnl.params import matrix, vector
 
-# Name -> an expression in x, or x and y; kept where it is defined and its values moderate.
-UNARY = {
-    "neg": "-x",
-    "abs": "abs(x)",
-    "exp": "ops.exp(-x * x)",
-    "expm1": "ops.expm1(-abs(x))",
-    "log": "ops.log(1.5 + x * x)",
-    "log1p": "ops.log1p(abs(x))",
-    "sqrt": "ops.sqrt(0.5 + abs(x))",
+# Name -> an expression in x, or x and y: every operation of the table, and some made of them.
+EXPRESSIONS = {name: o.example or f"ops.{name}(x)" for name, o in OPERATIONS.items()} | {
     "square": "x**2",
     "cube": "ops.tanh(x) ** 3",
     "inverse": "(1.0 + abs(x)) ** -1",
-    "root": "(1.0 + x * x) ** 0.3",
-    **{
-        name: f"ops.{name}(x)"
-        for name in "sin cos tanh sigmoid softplus logsigmoid relu silu gelu erf sign".split()
-    },
-}
-BINARY = {
-    "add": "x + y",
-    "sub": "x - y",
-    "mul": "x * y",
-    "div": "x / (1.0 + y * y)",
-    "minimum": "ops.minimum(x, y)",
-    "maximum": "ops.maximum(x, y)",
     "clip": "ops.clip(x, -0.5, 0.7) * y",
-    "less": "ops.where(x < y, x, 0.3 * y)",
-    "both": "ops.where((x > 0.1) & ~(y >= 0.2), x, 0.5)",
-    "either": "ops.where((x <= -0.2) | (y != y), 1.0, y)",
+    "logsigmoid": "ops.logsigmoid(x)",
+    "silu": "ops.silu(x)",
+    "gelu": "ops.gelu(x)",
 }
-_COMPARE = ("less", "both", "either")  # two numbers compare to a truth value, no condition
+UNARY = sorted(name for name, text in EXPRESSIONS.items() if not re.search(r"\by\b", text))
+BINARY = sorted(EXPRESSIONS.keys() - set(UNARY))
+# Those that compare: of two numbers they would get a truth value, and no condition.
+_COMPARE = {name for name, o in OPERATIONS.items() if o.is_condition or o.conditions}
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    name: eval(f"lambda x, y=None: {text}", {"ops": ops}) for name, text in (UNARY | BINARY).items()
+    name: eval(f"lambda x, y=None: {text}", {"ops": ops}) for name, text in EXPRESSIONS.items()
 }
 
 # Those without a kink or a jump, where rounding may take the other side.
-SMOOTH = (
-    "neg exp log square cube root sin cos tanh sigmoid softplus logsigmoid silu gelu erf "
-    "add sub mul div"
-).split()
+SMOOTH = {name for name, o in OPERATIONS.items() if o.smooth}
+SMOOTH |= {"square", "cube", "logsigmoid", "silu", "gelu"}
 
 # A leaf's name, a number, or (name of an operation, tree, ...)
 Tree = Any
@@ -65,9 +47,7 @@ def trees(
     leaves: Sequence[str], max_leaves: int = 8, smooth: bool = False
 ) -> st.SearchStrategy[Tree]:
     """Hypothesis strategy: random expression trees over `leaves` and numbers."""
-    unary, binary = (
-        [n for n in sorted(table) if n in SMOOTH or not smooth] for table in (UNARY, BINARY)
-    )
+    unary, binary = ([n for n in names if n in SMOOTH or not smooth] for names in (UNARY, BINARY))
 
     def grow(children: st.SearchStrategy[Tree]) -> st.SearchStrategy[Tree]:
         return st.one_of(
@@ -138,16 +118,16 @@ def source(states: Sequence[str], trees: Sequence[Tree]) -> str:
 
 
 def _is_number(tree: Tree) -> bool:
-    """Whether no leaf is in it: then it is a number when the step is traced."""
-    return not isinstance(tree, str) and (
-        isinstance(tree, float) or all(_is_number(c) for c in tree[1:])
-    )
+    """Whether no array is in it, as dt need not be: then it is a number where a step is run."""
+    if isinstance(tree, str):
+        return tree == "dt"
+    return isinstance(tree, float) or all(_is_number(c) for c in tree[1:])
 
 
 def _applied(name: str, texts: Sequence[str]) -> str:
     """Return the operation's expression with its arguments' texts put in."""
     places = dict(zip("xy", texts, strict=False))
-    return re.sub(r"\b[xy]\b", lambda m: places[m[0]], (UNARY | BINARY)[name])
+    return re.sub(r"\b[xy]\b", lambda m: places[m[0]], EXPRESSIONS[name])
 
 
 @st.composite

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from parnl.frameworks import get_backend
+from parnl.dtypes import is_half, widened
+from parnl.frameworks import backend_of, get_backend
 from parnl.params import Values
 from parnl.solve import solve
 from parnl.testing.kinds import unusual
@@ -30,23 +31,22 @@ def loop(
     """Return (outputs, final state) by a plain loop over `cell.step`, on arrays of any backend.
 
     Arguments and results as those of `parnl.solve`; it shares none of its code: no trace, no
-    chunks, no derivative rules. Features of half precision are iterated on in float32.
+    chunks, no derivative rules. Half precision is computed with in float32: only the outputs are
+    rounded.
     """
-    from parnl.frameworks import backend_of
-
     xp = backend_of([("inputs", inputs)]).xp
     steps = inputs.shape[-2]
     if lengths is not None:
         valid = xp.arange(steps) < lengths[..., None]
         inputs = xp.where(valid[..., None], inputs, xp.zeros_like(inputs))
+    dtype = inputs.dtype
+    if is_half(dtype):
+        inputs, params = xp.astype(inputs, xp.float32), _single(xp, params)
+        initial_state, dt = _single(xp, initial_state), None if dt is None else _single(xp, [dt])[0]
     p = Values("parameter", params)
     named = dict(cell.features(p, inputs))
     features = Values("feature", named)
     state: tuple[Any, ...] = tuple(initial_state)
-    half = xp.finfo(inputs.dtype).bits < 32
-    if half:
-        p, state = Values("parameter", _single(xp, params)), tuple(_single(xp, state))
-        named, dt = _single(xp, named), None if dt is None else _single(xp, [dt])[0]
     history: list[Any] = [None] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
         now = {n: a[..., t if a.shape[-2] > 1 else 0, :] for n, a in named.items()}
@@ -61,16 +61,12 @@ def loop(
         state = tuple(xp.zeros_like(x) + n for n, x in zip(new, state, strict=True))
         history[t] = state
     if not steps:
-        return xp.zeros((*inputs.shape[:-1], cell.hidden_size), dtype=inputs.dtype), state
+        return xp.zeros((*inputs.shape[:-1], cell.hidden_size), dtype=dtype), state
     whole = [xp.stack([h[i] for h in history], axis=-2) for i in range(len(state))]
-    if half:
-        whole = [xp.astype(x, inputs.dtype) for x in whole]
-        state = tuple(xp.astype(x, inputs.dtype) for x in state)
-        p = Values("parameter", params)
     outputs = cell.output(p, *whole, features) if hasattr(cell, "output") else whole[-1]
     if lengths is not None:
         outputs = xp.where(valid[..., None], outputs, xp.zeros_like(outputs))
-    return outputs, state
+    return (xp.astype(outputs, dtype) if is_half(dtype) else outputs), state
 
 
 def _single(xp: Any, arrays: Any) -> Any:
@@ -179,8 +175,7 @@ def named(problem: Problem, outputs: Any, final: Sequence[Any]) -> Results:
 def numbers(problem: Problem, array: Any) -> np.ndarray:
     """Return an array of the backend as float64 numbers."""
     backend = get_backend(problem.backend)
-    if backend.xp.finfo(array.dtype).bits < 32:
-        array = backend.xp.astype(array, backend.xp.float32)  # NumPy may not know the type
+    array = widened(backend.xp, array, backend.xp.float32)  # NumPy may not know the type
     return np.asarray(backend.to_numpy(array), np.float64)
 
 

@@ -34,19 +34,23 @@ def uea(tmp_path, monkeypatch):
 
 def test_a_run_is_kept_and_not_run_again(uea, tmp_path, monkeypatch):
     config = uea.config_of("Toy", "gru", 2345, tmp_path, 2, blocks=1, learning_rate=1e-2)
-    path = uea.execute("Toy", "gru", config)
-    record = json.loads(path.read_text())
+    name = uea.execute("Toy", "gru", config)
+    (line,) = uea.table_of("Toy").read_text().splitlines()
+    record = json.loads(line)
+    assert record["name"] == name
     assert record["series"] == {"train": 20, "validation": 4, "test": 6}
-    assert len(record["validation"]) == record["epochs"] == 2
+    validation = json.loads((uea.RUNS / name / "validation.json").read_text())
+    assert len(validation) == record["epochs"] == 2
     assert 0 <= record["test"] <= 1
     assert set(record["iterations"]["after"]) == {"T", "64", "auto"}
     assert record["config"]["data"] == "Toy.npz"
     lrc = training.build(uea.config_of("Toy", "lrc", 2345, tmp_path, 2, blocks=1), 4, 2)
     assert abs(record["parameters"] / uea.count(lrc) - 1) < 0.25
     longer = uea.config_of("Toy", "gru", 2345, tmp_path, 2, (3, 3), blocks=1, learning_rate=1e-2)
-    assert uea.name_of("Toy", "gru", longer) == "Toy_gru_p2_b1_lr0.01_e3-3_2345" != path.stem
+    assert uea.name_of("Toy", "gru", longer) == "Toy_gru_p2_b1_lr0.01_e3-3_2345" != name
     monkeypatch.setattr(training, "fit", None)
-    assert uea.execute("Toy", "gru", config) == path
+    assert uea.execute("Toy", "gru", config) == name
+    assert uea.records() == [record]
 
 
 def test_the_best_validation_is_chosen_on_the_first_split(uea, tmp_path, capsys):
@@ -56,11 +60,13 @@ def test_the_best_validation_is_chosen_on_the_first_split(uea, tmp_path, capsys)
         config = dict(seed=seed, patch=1, blocks=blocks, learning_rate=rate, state=64)
         config["epochs"], config["patience"] = budget
         record = dict(
-            task="Toy", model="lrc", config=config, test=test, parameters=7, epochs=3, seconds=60.0,
+            name=name, task="Toy", model="lrc", config=config, test=test, parameters=7, epochs=3,
+            seconds=60.0,
             best=dict(validation_accuracy=accuracy, validation_loss=loss),
             iterations={w: dict(T=[2], auto=[1]) for w in ("before", "after")},
         )  # fmt: skip
-        (uea.RESULTS / f"{name}.json").write_text(json.dumps(record))
+        with uea.table_of("Toy").open("a") as table:
+            table.write(json.dumps(record) + "\n")
 
     keep("a", 0.8, 2, 1e-3, loss=0.9, test=0.7)
     keep("b", 0.8, 4, 1e-3, loss=0.1)

@@ -3,6 +3,7 @@
 import tracemalloc
 from typing import Any
 
+import diagonal
 import numpy as np
 import oracles
 import pytest
@@ -200,7 +201,7 @@ def test_equals_torch_nn(name, chunks):
     """Outputs, final states and every gradient of torch.nn with diagonal hidden weights."""
     torch.manual_seed(0)
     kind = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[name]
-    module = oracles.make_diagonal(kind(3, 5, batch_first=True, dtype=torch.float64))
+    module = diagonal.make_diagonal(kind(3, 5, batch_first=True, dtype=torch.float64))
     for weight in module.parameters():
         weight.data.mul_(2.0)  # away from the linear range
 
@@ -227,7 +228,7 @@ def test_equals_torch_nn(name, chunks):
         )
     )
 
-    params = oracles.from_torch(name, dict(module.named_parameters()))
+    params = diagonal.from_torch(name, dict(module.named_parameters()))
     params = {k: v.requires_grad_() for k, v in params.items()}
     state = tuple(x[0].detach().clone().requires_grad_() for x in leaves[1:])
     inputs = u.detach().clone().requires_grad_()
@@ -242,7 +243,7 @@ def test_equals_torch_nn(name, chunks):
     assert_close(found[0], expected_gradients[0], 1e-12, "gradient of inputs")
     for a, e in zip(found[1 : 1 + len(state)], expected_gradients[1 : len(leaves)], strict=True):
         assert_close(a, e[0], 1e-12, "gradient of initial state")
-    mapped = oracles.from_torch(name, by_key, gradients=True)
+    mapped = diagonal.from_torch(name, by_key, gradients=True)
     for k, a in zip(params, found[1 + len(state) :], strict=True):
         assert_close(a, mapped[k], 1e-12, f"gradient of {k}")
 

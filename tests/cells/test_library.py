@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import diagonal
 import numpy as np
 import oracles
 import pytest
@@ -47,7 +48,7 @@ def keep_diagonal(weight: torch.Tensor) -> None:
 def test_indrnn_equals_torch_nn(activation):
     torch.manual_seed(0)
     module = torch.nn.RNN(3, 5, nonlinearity=activation, batch_first=True, dtype=torch.float64)
-    oracles.make_diagonal(module)
+    diagonal.make_diagonal(module)
     u = leaf(2, 17, 3)
     params = {
         "W": module.weight_ih_l0.T,
@@ -191,7 +192,7 @@ def test_sweeps_of_the_diagonal_cell_solve_a_dense_one():
     module = torch.nn.LSTM(3, 8, batch_first=True, dtype=torch.float64).requires_grad_(False)
     u = torch.randn(2, 40, 3, dtype=torch.float64)
     expected, _ = module(u)
-    params = oracles.from_torch("lstm", dict(module.named_parameters()))
+    params = diagonal.from_torch("lstm", dict(module.named_parameters()))
     for gate, dense in zip("ifgo", module.weight_hh_l0.chunk(4), strict=True):
         others = dense - torch.diag(dense.diagonal())
         params[f"W_{gate}"] = torch.cat([params[f"W_{gate}"], others.T])

@@ -4,9 +4,6 @@
 """
 
 import ast
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,25 +12,22 @@ from hypothesis import given, settings
 import parnl
 from parnl import inputs, ops
 from parnl.graph import derivatives
+from parnl.graph.operations import OPERATIONS
 from parnl.graph.program import Program, adjoint_program
 from parnl.params import matrix, vector
 from parnl.testing import (
     HOSTILE,
-    PROPERTIES,
     TOLERANCES,
     NotApplicable,
     cells,
     check_cell,
     check_property,
-    find,
     hostile,
     installed,
     problems,
     shapes,
 )
 from parnl.testing import properties as checks
-
-pytest_plugins = "pytester"
 
 
 def passes(name, cell, backend="torch", **how):
@@ -64,9 +58,6 @@ def test_an_instance_keeps_its_sizes_and_options():
 
 def test_all_frameworks_are_found():
     assert installed() == ("numpy", "jax", "torch")
-
-
-# -- strategies -----------------------------------------------------------------------------------
 
 
 def drawn(strategy, count):
@@ -128,16 +119,12 @@ def test_random_cells_are_their_source():
         assert again.program is cell.program
         assert cell.source in repr(cell)
     assert {len(c.states) for c in seen} == {1, 2, 3, 4}
-    wanted = "add sub mul div neg exp expm1 log log1p sqrt sin cos tanh sigmoid softplus relu"
-    assert set(f"{wanted} abs sign erf minimum maximum where pow".split()) <= used
+    assert OPERATIONS.keys() <= used
 
 
 def test_random_cells_pass_the_suite():
     for cell in drawn(cells(hidden=(3,)), 4):
         check_cell(cell, backends=["torch"], examples=1)
-
-
-# -- cells that break a property, and are caught by it --------------------------------------------
 
 
 class Plain(parnl.Cell):
@@ -223,12 +210,12 @@ def test_channels_that_the_solver_mixes_are_caught(monkeypatch):
 def test_half_precision_solved_in_half_precision_is_caught(monkeypatch):
     right = inputs.working_dtype
 
-    def low(xp, features, given):
-        _, result = right(xp, features, given)
+    def low(xp, arrays):
+        _, result = right(xp, arrays)
         return result, result
 
     assert passes("precision", "indrnn", "numpy", examples=20)
-    monkeypatch.setattr(sys.modules["parnl.solve"], "working_dtype", low)
+    monkeypatch.setattr(inputs, "working_dtype", low)
     assert not passes("precision", "indrnn", "numpy", examples=20)
 
 
@@ -356,104 +343,3 @@ def test_nonfinite_answers_are_compared_too(monkeypatch):
 
     with np.errstate(all="ignore"):
         check_cell(Exploding, backends=["numpy"], examples=20)
-
-
-# -- pytest --parnl-cell --------------------------------------------------------------------------
-
-MINE = """
-import parnl
-from parnl import ops
-from parnl.params import matrix, vector
-
-class Right(parnl.Cell):
-    parameters = dict(W=matrix("input", "hidden"), a=vector("hidden"))
-    options = dict(gain=1.0)
-
-    def features(self, p, u):
-        return dict(z=self.gain * (u @ p.W))
-
-    def step(self, p, x, f):
-        return ops.tanh(p.a * x + f.z)
-
-class Wrong(Right):
-    def features(self, p, u):
-        return dict(z=(u @ p.W) * u.shape[-2])
-"""
-
-
-@pytest.fixture
-def project(pytester, monkeypatch):
-    """A folder with cells in it; the options that keep a run short."""
-    pytester.makepyfile(mine=MINE)
-    monkeypatch.setenv("PARNL_KERNELS", "off")
-    short = ("--parnl-backend", "numpy", "--parnl-examples", "2")
-    return lambda *arguments: pytester.runpytest_subprocess(*arguments, *short, "-v")
-
-
-def test_plugin_makes_an_item_for_each_property(project):
-    result = project("--parnl-cell", "mine:Right", "--parnl-cell", "mine.py:Right(gain=0.5)")
-    result.assert_outcomes(passed=2 * (len(PROPERTIES) - 3), skipped=2 * 3)
-    for name in PROPERTIES:
-        result.stdout.fnmatch_lines([f"mine:Right::{name}[[]numpy[]]*"])
-    result.stdout.fnmatch_lines(["mine.py:Right(gain=0.5)::chunking[[]numpy[]] PASSED*"])
-
-
-def test_plugin_shares_its_items_among_workers(project):
-    result = project("--parnl-cell", "mine:Right", "-n", "2")
-    result.assert_outcomes(passed=len(PROPERTIES) - 3, skipped=3)
-
-
-def test_plugin_fails_a_wrong_cell_with_its_smallest_problem(project):
-    result = project("--parnl-cell", "mine:Wrong")
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(
-        [
-            "*streaming[[]numpy[]]*FAILED*",
-            "streaming: outputs: relative error*inputs (2, 1)*",
-            "FAILED mine:Wrong::splitting[[]numpy[]]*",
-        ]
-    )
-    result.stdout.no_fnmatch_line("*Traceback*")
-
-
-def test_plugin_stands_beside_other_tests_and_obeys_k_and_m(project, pytester):
-    pytester.makepyfile(test_other="def test_nothing(): pass")
-    cell = ("--parnl-cell", "mine:Right")
-    project(*cell, "-k", "chunking or nothing").assert_outcomes(
-        passed=2, deselected=len(PROPERTIES) - 1
-    )
-    project(*cell, "-m", "parnl", "-k", "chunking", "--strict-markers").assert_outcomes(
-        passed=1, deselected=len(PROPERTIES)
-    )
-
-
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
-        ("mine:Absent", "expected a parnl.Cell named 'Absent' in 'mine', got None"),
-        ("absent.py:Right", "there is no file absent.py"),
-        ("mine:Right(gain", "expected options as in MODULE:CELL(dt=0.1)"),
-    ],
-)
-def test_plugin_answers_a_mistake_with_a_message(project, target, message):
-    result = project("--parnl-cell", target)
-    assert result.ret == pytest.ExitCode.INTERRUPTED
-    assert message in result.stdout.str()
-    result.stdout.no_fnmatch_line("*Traceback*")
-
-
-def test_plugin_imports_no_framework_until_it_is_asked():
-    code = (
-        "import sys, pytest, parnl.testing.plugin\n"
-        "assert not {'torch', 'jax', 'hypothesis'} & sys.modules.keys()"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})
-
-
-def test_options_of_a_cell_can_be_given(tmp_path, monkeypatch):
-    (tmp_path / "mine_too.py").write_text(MINE)
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    cell = find(f"{tmp_path}/mine_too.py:Right(gain=-0.5)")(2, 3)
-    assert (cell.gain, type(cell).__name__) == (-0.5, "Right")
-    with pytest.raises(ValueError, match="expected options"):
-        find(f"{tmp_path}/mine_too.py:Right(0.5)")

@@ -3,11 +3,8 @@
 import ctypes
 import functools
 import multiprocessing
-import os
 import re
-import stat
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -245,90 +242,6 @@ def test_strided_operands_are_read_where_they_are(monkeypatch):
         found = parnl.solve(cell, params, inputs).outputs
         expected = parnl.solve(cell, params, inputs.contiguous()).outputs
         assert torch.equal(found, expected)
-
-
-# -- the cache ------------------------------------------------------------------------------------
-
-# The child compiles one kernel; its output is where the library lies, and an answer.
-CHILD = """
-import numpy as np, parnl
-cell = parnl.get_cell("gru", 2, 5)
-print(float(parnl.solve(cell, cell.init(0), np.ones((1, 64, 2), np.float32)).outputs.sum()))
-"""
-
-
-def child(**environment):
-    return subprocess.run(
-        [sys.executable, "-W", "always", "-c", CHILD],
-        env={**os.environ, "PARNL_KERNELS": "", **environment},
-        capture_output=True,
-        text=True,
-    )
-
-
-@pytest.fixture(scope="module")
-def composed():
-    return float(child(PARNL_KERNELS="off").stdout)
-
-
-def test_cache_is_private_and_used_again(tmp_path, composed):
-    folder = tmp_path / "cache"
-    first = child(PARNL_CACHE=str(folder))
-    assert float(first.stdout) == pytest.approx(composed, rel=1e-6)
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    before = {f.name: f.stat().st_mtime_ns for f in folder.iterdir()}
-    assert before
-    assert all(name.endswith(".so") for name in before)
-    assert child(PARNL_CACHE=str(folder)).stdout == first.stdout
-    assert {f.name: f.stat().st_mtime_ns for f in folder.iterdir()} == before
-
-
-def test_corrupted_file_is_built_again(tmp_path, composed):
-    first = child(PARNL_CACHE=str(tmp_path / "cache"))
-    for damage in (b"", b"not a library", None):
-        for file in (tmp_path / "cache").iterdir():
-            file.write_bytes(file.read_bytes()[:300] if damage is None else damage)
-        again = child(PARNL_CACHE=str(tmp_path / "cache"))
-        assert (again.stdout, again.returncode) == (first.stdout, 0), again.stderr
-
-
-def test_several_processes_build_at_once(tmp_path):
-    environment = {**os.environ, "PARNL_KERNELS": "c", "PARNL_CACHE": str(tmp_path / "cache")}
-    many = [
-        subprocess.Popen([sys.executable, "-c", CHILD], env=environment, stdout=subprocess.PIPE)
-        for _ in range(4)
-    ]
-    results = {process.communicate()[0] for process in many}
-    assert len(results) == 1
-    assert all(process.returncode == 0 for process in many)
-    assert not [f for f in (tmp_path / "cache").iterdir() if f.name.startswith("tmp")]
-
-
-def test_folder_others_may_write_is_not_trusted(tmp_path, composed):
-    folder = tmp_path / "cache"
-    folder.mkdir()
-    folder.chmod(0o777)
-    done = child(PARNL_CACHE=str(folder))
-    assert float(done.stdout) == pytest.approx(composed, rel=1e-6)
-    assert not list(folder.iterdir())
-
-
-def test_without_compiler_it_says_so_once_and_goes_on(tmp_path, composed):
-    done = child(PARNL_CACHE=str(tmp_path), CC="no-such-compiler")
-    assert float(done.stdout) == composed
-    assert done.stderr.count("runs without compiled kernels") == 1
-    assert "no-such-compiler" in done.stderr
-
-
-def test_c_that_is_forced_and_cannot_be_had_is_an_error(tmp_path):
-    done = child(PARNL_CACHE=str(tmp_path), CC="no-such-compiler", PARNL_KERNELS="c")
-    assert done.returncode
-    assert "BuildError: there is no C compiler 'no-such-compiler'" in done.stderr
-
-
-def test_unknown_choice_is_an_error():
-    done = child(PARNL_KERNELS="fortran")
-    assert "PARNL_KERNELS: expected one of off, c, triton, pallas, got 'fortran'" in done.stderr
 
 
 def test_jax_gradients_run_the_backward_kernel_in_any_order_of_grad_and_vmap(monkeypatch):

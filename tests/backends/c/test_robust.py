@@ -1,25 +1,19 @@
-"""The same bits for any number of threads; solves beside each other and after a fork; the cache
-of compiled kernels when processes die, bytes rot, and nothing can be written.
+"""The same bits for any number of threads; solves beside each other and after a fork.
 
 What is shared with `test_compiled` is there. PyTorch's own float32 matmul gives other bits for
 another number of threads, and so do its elementwise functions on large arrays: features, and the
 gradients of matrices, are its own. What is tested is what parnl computes from features.
 """
 
-import os
-import signal
-import subprocess
 import sys
 import threading
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from children import run
 
 import parnl
-from parnl.backends.c import build
 from parnl.frameworks import get_backend
 from parnl.graph.nodes import Graph
 from parnl.solver.newton import Plan
@@ -92,18 +86,6 @@ loss = lambda p, u: (parnl.solve(cell, p, u, chunks=8).outputs ** 2).sum()
 found = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(cell.init(0, "jax"), u)
 print(hashlib.sha256(b"".join(np.asarray(a).tobytes() for a in jax.tree.leaves(found))).hexdigest())
 """
-
-
-def run(text, **environment):
-    """Run Python `text` with all threads but the kernels' held at one."""
-    fixed = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PARNL_KERNELS": ""}
-    return subprocess.run(
-        [sys.executable, "-W", "always", "-c", text],
-        env={**os.environ, **fixed, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.mark.parametrize("text", [NUMPY, JAX], ids=["numpy", "jax"])
@@ -291,216 +273,3 @@ def test_forks_while_other_threads_solve(tmp_path, threads):
     text = f"import sys; sys.argv.append('{threads}')\n{FORK}"
     done = run(text, PARNL_KERNELS="c", OMP_NUM_THREADS="2", PARNL_CACHE=str(tmp_path / "cache"))
     assert done.stdout == "done\n", done.stderr
-
-
-# -- the cache ------------------------------------------------------------------------------------
-
-CHILD = """
-import numpy as np, parnl
-for name in ("gru", "mgu"):
-    cell = parnl.get_cell(name, 2, 5)
-    out = parnl.solve(cell, cell.init(0), np.ones((1, 64, 2), np.float32), chunks=4).outputs
-    print(name, repr(float(out.sum())))
-"""
-NO_CACHE, NO_KERNELS = "cannot keep compiled kernels", "runs without compiled kernels"
-
-
-@pytest.fixture(scope="module")
-def answers():
-    """What the child prints, compiled and composed."""
-    return {kernels: run(CHILD, PARNL_KERNELS=kernels).stdout for kernels in ("c", "off")}
-
-
-def libraries(folder):
-    """The files that a later process would trust."""
-    return [f for f in folder.iterdir() if not f.name.startswith("tmp")]
-
-
-def whole(path):
-    return path.name == build._named(path.name.partition("-")[0], path)
-
-
-def shortened(share):
-    return lambda content: content[: int(share * len(content))]
-
-
-def flipped(content):
-    changed = bytearray(content)
-    for at in range(0x1000, len(changed), 64):  # in what is executed
-        changed[at] ^= 0x55
-    return bytes(changed)
-
-
-def test_a_library_that_was_cut_short_or_changed_is_built_again(tmp_path, answers):
-    folder = tmp_path / "cache"
-    assert run(CHILD, PARNL_CACHE=str(folder)).stdout == answers["c"]
-    files = {f.name: f.read_bytes() for f in libraries(folder)}
-    for damage in (shortened(0.5), flipped, lambda content: content + b"\0"):
-        for file in libraries(folder):
-            file.write_bytes(damage(file.read_bytes()))
-        done = run(CHILD, PARNL_CACHE=str(folder))
-        assert (done.returncode, done.stdout, done.stderr) == (0, answers["c"], "")
-        assert {f.name: f.read_bytes() for f in libraries(folder)} == files
-
-
-SLOW = """#!/bin/sh
-# a compiler that has written half of its output when it is killed
-[ "$1" = --version ] && exec cc --version
-while [ "$1" != -o ]; do shift; done
-head -c 3000 /bin/sh > "$2"
-touch started
-sleep 60
-"""
-
-
-def test_a_process_killed_while_it_compiles_leaves_nothing_to_trust(tmp_path, answers):
-    compiler, folder = tmp_path / "slow", tmp_path / "cache"
-    compiler.write_text(SLOW)
-    compiler.chmod(0o755)
-    environment = {**os.environ, "PARNL_CACHE": str(folder), "PARNL_KERNELS": ""}
-    killed = subprocess.Popen(
-        [sys.executable, "-c", CHILD],
-        env={**environment, "CC": str(compiler)},
-        cwd=tmp_path,
-        start_new_session=True,
-    )
-    while not (tmp_path / "started").exists():
-        assert killed.poll() is None
-        time.sleep(0.01)
-    os.killpg(killed.pid, signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    assert [f.stat().st_size for f in folder.iterdir()] == [3000]  # half written, under no name
-    assert not libraries(folder)
-    # and with the system's compiler, at whatever moment
-    for delay in (0.0, 0.03, 0.1):
-        before = set(folder.iterdir())
-        killed = subprocess.Popen(
-            [sys.executable, "-c", CHILD], env=environment, start_new_session=True
-        )
-        while set(folder.iterdir()) == before and killed.poll() is None:
-            time.sleep(0.002)
-        time.sleep(delay)
-        os.killpg(killed.pid, signal.SIGKILL)
-        killed.wait()
-        assert all(whole(f) for f in libraries(folder))
-    done = run(CHILD, PARNL_CACHE=str(folder))
-    assert (done.returncode, done.stdout, done.stderr) == (0, answers["c"], "")
-
-
-def check_unkept(done, answers, places=()):
-    """Compiled for this process alone, said once, nothing left behind."""
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == answers["c"]
-    assert done.stderr.count(NO_CACHE) == 1, done.stderr
-    assert NO_KERNELS not in done.stderr
-    for folder in places:
-        assert not list(folder.iterdir())
-
-
-def test_a_cache_that_cannot_be_made(tmp_path, answers):
-    """Under a file, there is no folder even for root."""
-    (tmp_path / "file").write_bytes(b"")
-    own = tmp_path / "temporary"
-    own.mkdir()
-    for where in (tmp_path / "file" / "cache", Path("/dev/null")):
-        done = run(CHILD, PARNL_CACHE=str(where), TMPDIR=str(own))
-        check_unkept(done, answers, [own])
-
-
-def test_a_user_without_a_home(tmp_path, answers):
-    text = "import pwd\ndef none(uid): raise KeyError\npwd.getpwuid = none\nimport os\n"
-    text += "for name in ('HOME', 'XDG_CACHE_HOME', 'PARNL_CACHE'): os.environ.pop(name, None)\n"
-    check_unkept(run(text + CHILD), answers)
-
-
-def mounted(script, *arguments):
-    """A command that runs `script` where it may mount, in a namespace of its own."""
-    probe = ["unshare", "--mount", "true"]
-    if sys.platform != "linux" or subprocess.run(probe, capture_output=True).returncode:
-        pytest.skip("no right to mount in a namespace of its own")
-    return ["unshare", "--mount", "sh", "-ec", f'{script}\nexec "$@"', "sh", *arguments]
-
-
-def run_mounted(script, **environment):
-    return subprocess.run(
-        mounted(script, sys.executable, "-W", "always", "-c", CHILD),
-        env={**os.environ, "PARNL_KERNELS": "", **environment},
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_a_cache_that_is_mounted_to_be_read_only(tmp_path, answers):
-    folder, own = tmp_path / "cache", tmp_path / "temporary"
-    folder.mkdir(mode=0o700)
-    own.mkdir()
-    script = f"mount --bind {folder} {folder}; mount -o remount,ro,bind {folder}"
-    where = {"PARNL_CACHE": str(folder), "TMPDIR": str(own)}
-    check_unkept(run_mounted(script, **where), answers, [folder, own])
-    # filled beforehand, it serves as it is
-    run(CHILD, PARNL_CACHE=str(folder))
-    done = run_mounted(script, **where)
-    assert (done.returncode, done.stdout, done.stderr) == (0, answers["c"], "")
-    # what is damaged in it cannot be replaced, and is not used
-    for file in libraries(folder):
-        file.write_bytes(flipped(file.read_bytes()))
-    check_unkept(run_mounted(script, **where), answers, [own])
-
-
-@pytest.mark.parametrize("room", ["4k", "20k"])
-def test_a_full_disk_under_the_cache(tmp_path, answers, room):
-    """Room for nothing; and for the small library that is tried first, not for a kernel."""
-    folder = tmp_path / "cache"
-    folder.mkdir()
-    script = f"mount -t tmpfs -o size={room},mode=700 none {folder}"
-    check_unkept(run_mounted(script, PARNL_CACHE=str(folder)), answers)
-
-
-LIMIT = """
-import os, resource, signal, sys, numpy as np, parnl
-backend, limit = sys.argv[1:]
-if backend == "torch":
-    import torch
-if backend == "jax":
-    import jax
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit),) * 2)
-cell = parnl.get_cell("gru", 2, 5)
-u = np.random.default_rng(0).normal(size=(2, 64, 2))
-
-def answer():
-    if backend == "numpy":
-        return [parnl.solve(cell, cell.init(0, dtype="float64"), u, chunks=4).outputs]
-    if backend == "torch":
-        params = {n: p.requires_grad_() for n, p in cell.init(0, "torch", "float64").items()}
-        outputs = parnl.solve(cell, params, torch.tensor(u), chunks=4).outputs
-        return torch.autograd.grad(outputs.square().sum(), list(params.values()))
-    jax.clear_caches()
-    loss = lambda p: (parnl.solve(cell, p, jax.numpy.array(u), chunks=4).outputs ** 2).sum()
-    return jax.tree.leaves(jax.grad(loss)(cell.init(0, "jax", "float64")))
-
-found = answer()
-os.environ["PARNL_KERNELS"] = "off"
-for one, expected in zip(found, answer()):
-    np.testing.assert_allclose(one, expected, rtol=0, atol=1e-12)
-os.environ["PARNL_KERNELS"] = "c"
-try:
-    answer()
-except RuntimeError as error:
-    print(type(error).__name__)
-"""
-
-
-@pytest.mark.parametrize(
-    ("backend", "limit"), [("numpy", 4_000), ("numpy", 17_000), ("torch", 17_000), ("jax", 17_000)]
-)
-def test_where_no_file_can_be_written_operations_are_composed(tmp_path, backend, limit):
-    """A limit on the size of files is a full disk everywhere; the larger one lets the small library
-    through that is tried first, and no kernel.
-    """
-    text = f"import sys; sys.argv += ['{backend}', '{limit}']\n{LIMIT}"
-    where = {"PARNL_CACHE": str(tmp_path / "cache"), "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
-    done = run(text, **where)
-    assert done.stdout == "BuildError\n", done.stderr
-    assert done.stderr.count(NO_KERNELS) == 1, done.stderr
-    assert all(whole(f) for f in libraries(tmp_path / "cache"))

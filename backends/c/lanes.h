@@ -1,0 +1,52 @@
+/* What every kernel begins with. Generated before it:
+
+     REAL               float or double
+     F(name)            the name of a function of the C library for REAL
+     W, V               how many lanes a group has, and how many neighbours of it are read together
+     NEAR_CHANNELS(D)   how many of D channels are in near groups
+
+   `a` is the array that a kernel is given: a[0] sequences, a[1] chunks, a[2] channels, a[3] steps,
+   a[4] steps of a chunk, a[5] whether time runs backward, a[6] threads, a[7] OpenMP's team. */
+#include <stdint.h>
+#include <sys/mman.h>
+
+typedef REAL real;
+#define R(x) ((real)(x))
+#define STAGE 16
+
+#ifdef PARNL_VECTOR_MATH
+#define SIMD_MATH _Pragma("omp declare simd notinbranch")
+#else
+#define SIMD_MATH
+#endif
+real F(sqrt)(real);
+real F(fabs)(real);
+real F(pow)(real, real);
+#define INFINITY_ (F(__builtin_inf)())
+#define NAN_ (F(__builtin_nan)(""))
+
+/* no part of the loop over steps: inlined, it would be run in every one, masked */
+static __attribute__((noinline, unused)) void flush(real *some, double *total) {
+  for (int j = 0; j < W; j++) { total[j] += some[j]; some[j] = 0; }
+}
+
+/* the lines of W numbers, which may begin within one */
+static inline __attribute__((unused)) void fetch(const real *p) {
+  for (int j = 0; j < W; j += 64 / (int)sizeof(real)) __builtin_prefetch(p + j);
+  __builtin_prefetch(p + W - 1);
+}
+
+/* how many groups are near, and how many there are in all */
+static int64_t near_count(const int64_t *a) { return a[0] * a[1] * (NEAR_CHANNELS(a[2]) / W); }
+static int64_t count(const int64_t *a) {
+  return near_count(a) + (a[0] * a[1] * (a[2] - NEAR_CHANNELS(a[2])) + W - 1) / W;
+}
+
+/* A large result is mostly fresh memory: taken in huge pages it costs a fraction of the faults. */
+static __attribute__((unused)) void expect(int64_t address, int64_t size) {
+#ifdef MADV_HUGEPAGE
+  const int64_t page = 4096, first = (address + page - 1) / page * page;
+  if (size >= 4 << 20)
+    madvise((void *)first, (address + size - first) / page * page, MADV_HUGEPAGE);
+#endif
+}

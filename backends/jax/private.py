@@ -1,0 +1,91 @@
+"""What parnl takes from JAX that JAX does not promise to keep, and what differs between releases.
+
+All of it stands here, so that a new JAX can break one file. A test names what has moved.
+
+    what                             why
+    Primitive, ad, batching, mlir    a function whose derivative parnl states: see `primitive.py`
+    ShapedArray                      the type of what such a function returns
+    Tracer                           whether an array's values are known
+    axes of a mesh                   in a `shard_map`, arrays of one call must differ over the same
+    pallas                           kernels for GPUs; its Triton half is deprecated from 0.12 on
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.core import ShapedArray, Tracer
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import PartitionSpec
+
+try:
+    from jax.experimental import pallas
+    from jax.experimental.pallas.triton import CompilerParams, store
+
+    PALLAS_ABSENT = ""
+except ImportError as error:
+    pallas = CompilerParams = store = None  # type: ignore[assignment, misc]
+    PALLAS_ABSENT = f"JAX {jax.__version__} lacks a part of Pallas ({error})"
+
+__all__ = [
+    "PALLAS_ABSENT",
+    "CompilerParams",
+    "Primitive",
+    "ShapedArray",
+    "Tracer",
+    "ad",
+    "axes",
+    "batching",
+    "local_type",
+    "mlir",
+    "pallas",
+    "result_type",
+    "store",
+    "typed",
+    "vary",
+]
+
+# A type tells the axes of the mesh over which an array differs: "vma" in JAX 0.9.
+_AXES = "manual_axis_type" if hasattr(ShapedArray, "manual_axis_type") else "vma"
+
+
+def axes(aval: Any) -> frozenset:
+    """Return the axes of a mesh over which an array of type `aval` differs."""
+    found: Any = getattr(aval, _AXES)
+    return getattr(found, "varying", found)
+
+
+def vary(arrays: Sequence[Any]) -> Sequence[Any]:
+    """Return the arrays as ones that differ over the same axes of the mesh.
+
+    What is the same on all devices, as parameters are, is cast to what differs, and the transpose
+    of that cast sums its gradient over the devices.
+    """
+    each = [axes(jax.typeof(a)) for a in arrays]
+    every = frozenset().union(*each)
+    return [
+        lax.pcast(a, tuple(every - own), to="varying") if every - own else a
+        for a, own in zip(arrays, each, strict=True)
+    ]
+
+
+def typed(array: Any) -> dict[str, Any]:
+    """What a `jax.ShapeDtypeStruct` needs to differ over the axes `array` differs over."""
+    return {_AXES: getattr(jax.typeof(array), _AXES)}
+
+
+def result_type(aval: Any, x: Any) -> ShapedArray:
+    """Return the type of shape and dtype of `x` that differs over the axes that `aval` does."""
+    if not axes(aval):
+        return ShapedArray(x.shape, x.dtype)
+    everywhere = aval.sharding.update(spec=PartitionSpec(*[None] * len(x.shape)))
+    return ShapedArray(x.shape, x.dtype, sharding=everywhere, **{_AXES: getattr(aval, _AXES)})
+
+
+def local_type(aval: Any) -> Any:
+    """Return the type of what lies on one device, which is not told of the mesh."""
+    return ShapedArray(aval.shape, aval.dtype) if axes(aval) else aval

@@ -1,0 +1,106 @@
+"""Steps that cannot be traced, and the messages they get."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import parnl
+from parnl import ops
+from parnl.params import matrix, vector
+
+
+def _mixing_sum(p, x, f):
+    return x + sum(x)
+
+
+def _loop_over_channels(p, x, f):
+    return [channel + f.f for channel in x]
+
+
+def _branch(p, x, f):
+    return x if x > 0 else f.f
+
+
+def _in_place(p, x, f):
+    x[0] = 1.0
+    return x
+
+
+STEPS: dict[str, tuple[Callable[[Any, Any, Any], Any], str]] = {
+    "index": (lambda p, x, f: x[0] + f.f, r"(?i)index|getitem|\[\]|\[0\]"),
+    "slice": (lambda p, x, f: x[1:] + f.f, r"(?i)index|slic|getitem"),
+    "assignment": (_in_place, r"(?i)index|assign|setitem"),
+    "matmul": (lambda p, x, f: x @ p.a + f.f, r"(?i)@|matmul|matrix product"),
+    "matmul of the feature": (lambda p, x, f: f.f @ x, r"(?i)@|matmul|matrix product"),
+    "a matrix": (lambda p, x, f: x @ p.W + f.f, r"(?i)@|matmul|matrix product|\bW\b"),
+    "matmul of an array": (lambda p, x, f: np.eye(3) @ x, r"(?i)@|matmul|matrix product"),
+    "sum method": (lambda p, x, f: x + x.sum(), r"sum"),
+    "mean method": (lambda p, x, f: x + x.mean(-1), r"mean"),
+    "builtin sum": (_mixing_sum, r"(?i)iter|sum|loop"),
+    "iteration": (_loop_over_channels, r"(?i)iter|loop"),
+    "numpy sum": (lambda p, x, f: x + np.sum(x), r"sum"),
+    "numpy cumsum": (lambda p, x, f: x + np.cumsum(x), r"cumsum"),
+    "transpose": (lambda p, x, f: x.T + f.f, r"\bT\b|transpose"),
+    "reshape": (lambda p, x, f: x.reshape(-1) + f.f, r"reshape"),
+    "length": (lambda p, x, f: x * len(x), r"len"),
+}
+
+
+def register(step, name="test-wrong-step"):
+    members = dict(
+        parameters=dict(W=matrix("input", "hidden"), a=vector("hidden")),
+        features=lambda self, p, u: dict(f=u @ p.W),
+        step=lambda self, p, x, f: step(p, x, f),
+    )
+    return parnl.register(name)(type("Wrong", (parnl.Cell,), members))
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_a_step_that_mixes_channels_is_refused_at_registration(case):
+    step, operation = STEPS[case]
+    with pytest.raises(parnl.StepError) as caught:
+        register(step)
+    message = str(caught.value)
+    assert re.search(operation, message), message
+    assert "features" in message
+    assert "test-wrong-step" not in parnl.list_cells()
+
+
+OTHER_STEPS: dict[str, tuple[Callable[[Any, Any, Any], Any], str]] = {
+    "branch on a symbol": (_branch, r"ops\.where"),
+    "and of symbols": (lambda p, x, f: ops.where((x > 0) and (x < 1), x, f.f), r"ops\.where"),
+    "chained comparison": (lambda p, x, f: ops.where(0 < x < 1, x, f.f), r"ops\.where"),
+    "float of a symbol": (lambda p, x, f: x * float(f.f), r"float"),
+    "numpy function": (lambda p, x, f: np.tanh(x) + f.f, r"tanh"),
+    "torch function": (lambda p, x, f: torch.tanh(x) + f.f, r"tanh"),
+    "unknown parameter": (lambda p, x, f: x * p.b + f.f, r"\bb\b"),
+    "nothing returned": (lambda p, x, f: None, r"(?i)none|return"),
+    "two values for one state": (lambda p, x, f: (x, f.f), r"(?=.*\b2\b|.*two)(?=.*\b1\b|.*one)"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_STEPS)
+def test_a_step_that_cannot_be_traced_says_why(case):
+    step, pattern = OTHER_STEPS[case]
+    with pytest.raises((TypeError, ValueError, AttributeError)) as caught:
+        register(step)
+    assert re.search(pattern, str(caught.value), re.DOTALL), str(caught.value)
+    assert "test-wrong-step" not in parnl.list_cells()
+
+
+def test_step_error_is_a_type_error():
+    assert issubclass(parnl.StepError, TypeError)
+
+
+def test_a_step_that_reads_an_unknown_feature():
+    def use():
+        register(lambda p, x, f: x + f.gate, "test-unknown-feature")
+        cell = parnl.get_cell("test-unknown-feature", input_size=3, hidden_size=4)
+        parnl.solve(cell, cell.init(0), np.zeros((2, 6, 3), np.float32))
+
+    with pytest.raises((TypeError, ValueError, AttributeError), match=r"\bgate\b"):
+        use()

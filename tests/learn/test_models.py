@@ -1,0 +1,137 @@
+"""Classifiers: the same in both frameworks, and as their description says."""
+
+import numpy as np
+import pytest
+from toy_runs import BACKENDS, toy, trainer_of
+
+from parnl.learn import training
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_parallel_logits_equal_sequential_ones(backend):
+    dataset = toy()
+    trainer = trainer_of(backend, dataset, blocks=2)
+    batch = dataset.train.inputs, dataset.train.lengths
+    sequential, nothing = trainer.predict(*batch, method="sequential")
+    parallel, iterations = trainer.predict(*batch, method="newton", chunks=12)
+    assert nothing == [0, 0]
+    assert len(iterations) == 2
+    assert min(iterations) >= 1
+    np.testing.assert_allclose(parallel, sequential, atol=2e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_padding_does_not_reach_the_logits(backend):
+    dataset = toy(count=4)
+    trainer = trainer_of(backend, dataset)
+    inputs, _, lengths = dataset.train
+    expected, _ = trainer.predict(inputs, lengths)
+    noisy = np.where((np.arange(12) < lengths[:, None])[..., None], inputs, np.float32(1e6))
+    np.testing.assert_array_equal(trainer.predict(noisy, lengths)[0], expected)
+    for row, length in enumerate(lengths):
+        alone, _ = trainer.predict(inputs[row : row + 1, :length], None)
+        np.testing.assert_allclose(alone[0], expected[row], atol=2e-6)
+
+
+@pytest.mark.parametrize("lengths", [True, False])
+def test_torch_and_jax_are_the_same_model(lengths):
+    dataset = toy(lengths=lengths)
+    torch, jax = (trainer_of(backend, dataset, cell="gru", blocks=2) for backend in BACKENDS)
+    state = torch.export_state()
+    weights = {name: value for name, value in state.items() if name.startswith("model.")}
+    assert "model.blocks.1.recurrence.a_r" in weights
+    assert weights["model.blocks.0.back.weight"].shape == (6, 4)
+    training.check_arrays(
+        weights, {n: v for n, v in jax.export_state().items() if n.startswith("model.")}
+    )
+    jax.import_state(weights)
+    batch = dataset.test.inputs, dataset.test.lengths
+    np.testing.assert_allclose(jax.predict(*batch)[0], torch.predict(*batch)[0], atol=5e-6)
+
+
+def test_torch_classifier_follows_its_description():
+    """Against a plain composition: norm, recurrence, residual, norm, MLP, residual, head, mean."""
+    import torch
+    from torch.nn.functional import gelu, layer_norm, linear
+
+    import parnl
+    from parnl.learn.torch_model import Classifier
+
+    model = Classifier(2, 3, cell="lrc", width=4, state=4, blocks=1, seed=5)
+    w = dict(model.named_parameters())
+    inputs = torch.randn(3, 9, 2)
+    x = gelu(linear(inputs, w["lift.weight"], w["lift.bias"]))
+    x = linear(x, w["encoder.weight"], w["encoder.bias"])
+    cell = parnl.get_cell("lrc", input_size=4, hidden_size=4)
+    params = {n.split(".")[-1]: v for n, v in w.items() if ".recurrence." in n}
+    x = x + parnl.solve(cell, params, layer_norm(x, (4,)), method="sequential").outputs
+    hidden = gelu(
+        linear(layer_norm(x, (4,)), w["blocks.0.expand.weight"], w["blocks.0.expand.bias"])
+    )
+    x = x + linear(hidden, w["blocks.0.contract.weight"], w["blocks.0.contract.bias"])
+    logits = linear(x, w["head.weight"], w["head.bias"]).mean(dim=1)
+    torch.testing.assert_close(model(inputs)[0], logits, atol=1e-6, rtol=1e-6)
+
+
+def test_attention_is_torch_nn_s_with_sinusoidal_positions():
+    """A pre-norm encoder layer of torch.nn at the same weights, after positions from the paper."""
+    import torch
+    from torch import nn
+
+    from parnl.learn.torch_model import Classifier
+
+    model = Classifier(2, 3, cell="attention", width=8, blocks=1, seed=5).eval()
+    block = model.blocks[0]
+    layer = nn.TransformerEncoderLayer(
+        8, 4, dim_feedforward=8, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    ).eval()
+    layer.self_attn = block.attention
+    layer.linear1, layer.linear2 = block.expand, block.contract
+    lengths = torch.tensor([9, 4, 1])
+    inputs = torch.randn(3, 9, 2)
+    t, i = np.arange(9)[:, None], np.arange(4)
+    angle = t / 10000 ** (2 * i / 8)
+    where = np.stack([np.sin(angle), np.cos(angle)], -1).reshape(9, 8).astype(np.float32)
+    padding = torch.arange(9) >= lengths[:, None]
+    x = model.encoder(nn.functional.gelu(model.lift(inputs))) + torch.from_numpy(where)
+    x = model.head(layer(x, src_key_padding_mask=padding))
+    expected = torch.stack([row[:n].mean(dim=0) for row, n in zip(x, lengths, strict=True)])
+    found, infos = model(inputs, lengths)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=2e-6)
+    assert infos == [None]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_loops_apply_the_same_blocks_again(backend):
+    """One block, looped: as many parameters; two blocks of equal weights: the same logits."""
+    dataset = toy(count=8)
+    batch = dataset.test.inputs, dataset.test.lengths
+    looped = trainer_of(backend, dataset, loops=2)
+    double = trainer_of(backend, dataset, blocks=2)
+    state = looped.export_state()
+    state |= {
+        name.replace("blocks.0", "blocks.1"): value
+        for name, value in state.items()
+        if name.startswith("model.blocks.0")
+    }
+    double.import_state({n: v for n, v in state.items() if n.startswith("model.")})
+    expected, _ = double.predict(*batch)
+    found, iterations = looped.predict(*batch)
+    np.testing.assert_array_equal(found, expected)
+    assert len(iterations) == 2
+    once, _ = trainer_of(backend, dataset).predict(*batch)
+    assert np.abs(once - found).max() > 1e-3
+
+
+def test_building_a_torch_model_leaves_the_random_numbers_alone():
+    import torch
+
+    from parnl.learn.torch_model import Classifier
+
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    first, second, other = (Classifier(2, 3, seed=seed) for seed in (0, 0, 1))
+    torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
+    torch.testing.assert_close(first.head.weight, second.head.weight, rtol=0, atol=0)
+    assert not torch.equal(first.head.weight, other.head.weight)
