@@ -73,7 +73,6 @@ class TorchBackend(CompiledKernels):
     }
 
     take = staticmethod(arrays.take)
-    readable = staticmethod(arrays.readable)
 
     def asarray(self, value: Any, dtype: str, device: Any = None) -> torch.Tensor:
         """Return `value` as a tensor, on `device` or torch's default device."""
@@ -88,6 +87,10 @@ class TorchBackend(CompiledKernels):
         if triton_calls.serves(array):
             return triton_calls.device(array)
         return Device(*_device(array.device, array.dtype))
+
+    def readable(self, array: torch.Tensor) -> torch.Tensor:
+        """Return the tensor, or a copy where address and strides would not tell what it holds."""
+        return arrays.readable(array)
 
     def address(self, array: torch.Tensor) -> int:
         """Return the address of the first element.
