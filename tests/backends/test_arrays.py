@@ -352,6 +352,16 @@ def test_kinds_in_other_functions(kind):
         np.testing.assert_allclose(f, e, rtol=1e-12)
 
 
+@pytest.mark.parametrize("argument", SCAN)
+@pytest.mark.parametrize("kernels", ["c", "off"])
+def test_complex_coefficients_conjugated_lazily(monkeypatch, kernels, argument):
+    monkeypatch.setenv("PARNL_KERNELS", kernels)
+    given = {n: torch.from_numpy(x[..., ::-1] + 0.3j * x) for n, x in drawn().items()}
+    odd = {**given, argument: given[argument].conj()}
+    plain = {**given, argument: given[argument].conj().resolve_conj()}
+    torch.testing.assert_close(by_scan(odd), scan_by_loop(plain), rtol=1e-12, atol=1e-12)
+
+
 def test_kinds_in_what_is_compiled():
     given = {n: torch.from_numpy(x) for n, x in drawn().items()}
     compiled = torch.compile(lambda x: by_solve(x, "dt")[0], backend="aot_eager")
@@ -377,13 +387,12 @@ REFUSED = {
     "numpy": {
         "masked": (some_masked, r"without a mask, got a MaskedArray of shape .* with 1 values"),
         "units": (lambda v: v.view(Units), r"got a .*Units, which has arithmetic of its own"),
-        "bfloat16": (lambda v: v.astype(ml_dtypes.bfloat16), r"got dtype bfloat16.*ml_dtypes"),
-        "float8": (lambda v: v.astype(ml_dtypes.float8_e4m3fn), r"got dtype float8_e4m3fn"),
-        "objects": (lambda v: v.astype(object), "got dtype object"),
-        "integers": (lambda v: v.astype(int), "got dtype int64"),
-        "bool": (lambda v: v > 0, "got dtype bool"),
-        "text": (lambda v: v.astype(str), "got dtype <U"),
-        "structure": (lambda v: v.view([("x", v.dtype)]), r"got dtype \[\('x'"),
+        "float8": (lambda v: v.astype(ml_dtypes.float8_e4m3fn), r"got (dtype )?float8_e4m3fn"),
+        "objects": (lambda v: v.astype(object), "got (dtype )?object"),
+        "integers": (lambda v: v.astype(int), "got (dtype )?int64"),
+        "bool": (lambda v: v > 0, "got (dtype )?bool"),
+        "text": (lambda v: v.astype(str), "got (dtype )?<U"),
+        "structure": (lambda v: v.view([("x", v.dtype)]), r"got (dtype )?\[\('x'"),
     },
     "torch": {
         "COO": (lambda v: v.to_sparse(), r"dense tensor, got one of layout torch.sparse_coo"),
@@ -399,7 +408,7 @@ REFUSED = {
         "quantised": (
             lambda v: torch.quantize_per_tensor(v.float(), 0.1, 0, torch.quint8), "torch.quint8"
         ),
-        "integers": (lambda v: v.to(int), "got dtype torch.int64"),
+        "integers": (lambda v: v.to(int), "got (dtype )?torch.int64"),
     },
 }  # fmt: skip
 TAKEN = {b: (*SOLVE, *SCAN) for b in REFUSED}
