@@ -4,19 +4,28 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test fuzz mutations lint typecheck clean
+.PHONY: demo test test-newest test-oldest fuzz mutations lint typecheck clean
 
 demo: $(READY)
 	$(BIN)/parnl train
 
 test: $(READY) lint typecheck
-	$(BIN)/pytest -n auto --durations 15
+	$(BIN)/pytest -n auto --dist worksteal --durations 15
 
-# Random cells through every kernel; PARNL_FUZZ sets how many, PARNL_FUZZ_SEED which. What the C
+# JAX, NumPy and the compiled kernels with the newest release of everything, on a newer Python.
+test-newest:
+	.ci/newest
+
+# The same suite with the oldest releases that pyproject.toml declares.
+test-oldest:
+	.ci/oldest
+
+# Random cells through every kernel, random tasks through the solver; PARNL_FUZZ sets how many
+# cells, PARNL_FUZZ_SEED which. What the C
 # compiler makes of them is of no use afterwards.
 fuzz: $(READY)
 	PARNL_CACHE=$$(mktemp -d) && export PARNL_CACHE && trap 'rm -rf "$$PARNL_CACHE"' EXIT && \
-	PARNL_FUZZ=$${PARNL_FUZZ:-10000} $(BIN)/pytest -n auto tests/test_fuzz.py
+	PARNL_FUZZ=$${PARNL_FUZZ:-10000} $(BIN)/pytest -n auto tests/test_fuzz.py tests/solver/test_any_task.py
 
 # Faults planted in a copy of parnl: parnl.testing must catch each of them.
 mutations: $(READY)

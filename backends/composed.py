@@ -22,7 +22,7 @@ from parnl.solver.newton import Plan
 COMPOSED = 12.0
 
 
-class EagerKernels(ABC):
+class ComposedKernels(ABC):
     """The kernels of `solver.newton`; subclasses add `xp`, `name`, `functions`, `running_max`."""
 
     name: str
@@ -38,7 +38,7 @@ class EagerKernels(ABC):
         shape = starts[0].shape
         states, product = self._ordered(plan, starts), blocks.identity(k)
         for i in range(plan.length):
-            results = step(*states, *(_at(a, plan, i, count) for a in operands))
+            results = step(*states, *(_due(a, plan, i, count) for a in operands))
             states = [self._full(x, shape, starts[0]) for x in results[:k]]
             product = blocks.matmul(results[k:], product, k)
         product = [self._full(p, shape, starts[0]) for p in product]
@@ -57,11 +57,11 @@ class EagerKernels(ABC):
             count = -(-(plan.steps - i) // plan.length)
             if count < plan.chunks:  # the short chunk, the last one run, is over
                 states = [x[:, -count:] if plan.reverse else x[:, :count] for x in states]
-            results = step(*states, *(_at(a, plan, i, count) for a in operands))
+            results = step(*states, *(_due(a, plan, i, count) for a in operands))
             shape = (batch, count, channels)
             states = [self._full(x, shape, like) for x in results]
             for array, x in zip(written, states, strict=True):
-                array[:, _when(plan, i, count)] = x
+                array[:, _times(plan, i, count)] = x
         states = self._ordered(plan, states)
         return written, [x[:, : plan.chunks - 1] for x in states]
 
@@ -92,7 +92,7 @@ class EagerKernels(ABC):
         return x if x.shape == shape else self.xp.broadcast_to(x, shape)
 
 
-def _when(plan: Plan, i: int, count: int) -> slice:
+def _times(plan: Plan, i: int, count: int) -> slice:
     """Return the times of step i of the first `count` chunks, ascending.
 
     Chunks are aligned where the run begins, so the one that may be short is the last one run.
@@ -103,5 +103,5 @@ def _when(plan: Plan, i: int, count: int) -> slice:
     return slice(last - (count - 1) * plan.length, last + 1, plan.length)
 
 
-def _at(operand: Any, plan: Plan, i: int, count: int) -> Any:
-    return operand if operand.shape[1] == 1 else operand[:, _when(plan, i, count)]
+def _due(operand: Any, plan: Plan, i: int, count: int) -> Any:
+    return operand if operand.shape[1] == 1 else operand[:, _times(plan, i, count)]

@@ -25,7 +25,7 @@ _MINUTE = 60.0
 _HOUR = 60 * _MINUTE
 
 
-class Kernel(NamedTuple):
+class Library(NamedTuple):
     """A library in the cache. used: when it was last, within an hour, in seconds since 1970."""
 
     used: float
@@ -84,12 +84,12 @@ def folder() -> tuple[Path | None, str]:
     return path, ""
 
 
-def kernels(path: Path) -> list[Kernel]:
+def kernels(path: Path) -> list[Library]:
     """Return the kernels in the folder `path`, the least recently used first."""
     return sorted(k for k in _files(path) if not k.path.name.startswith((TEMPORARY, _PRUNED)))
 
 
-def _files(path: Path) -> Iterable[Kernel]:
+def _files(path: Path) -> Iterable[Library]:
     """Everything that parnl has written there, and nothing else."""
     try:
         with os.scandir(path) as found:
@@ -98,7 +98,7 @@ def _files(path: Path) -> Iterable[Kernel]:
                     # another process may have removed it
                     with contextlib.suppress(FileNotFoundError):
                         status = entry.stat(follow_symlinks=False)
-                        yield Kernel(status.st_mtime, status.st_size, Path(entry.path))
+                        yield Library(status.st_mtime, status.st_size, Path(entry.path))
     except FileNotFoundError:
         return
 
@@ -133,7 +133,7 @@ def prune(path: Path) -> None:
         count, size = count - 1, size - kernel.size
 
 
-def clear(path: Path) -> list[Kernel]:
+def clear(path: Path) -> list[Library]:
     """Remove and return all kernels in the folder `path`. What is being built stays."""
     _remove_leftovers(path)
     found = kernels(path)

@@ -246,14 +246,14 @@ def run(
     """Solve for every state, k arrays (B, T, D)."""
     xp, (rows, channels) = backend.xp, x0[0].shape
     if tolerance is not None:
-        tolerance = float(_of("tolerance", tolerance, "a number", *_INTEGER, *_FLOAT))
+        tolerance = float(_checked("tolerance", tolerance, "a number", *_INTEGER, *_FLOAT))
         if not tolerance >= 0:
             raise ValueError(f"tolerance: expected a number of at least 0, got {tolerance!r}")
     if max_iterations is not None:
-        max_iterations = int(_of("max_iterations", max_iterations, "an integer", *_INTEGER))
+        max_iterations = int(_checked("max_iterations", max_iterations, "an integer", *_INTEGER))
         if max_iterations < 1:
             raise ValueError(f"max_iterations: expected at least 1, got {max_iterations!r}")
-    reverse = bool(_of("reverse", reverse, "True or False", bool, np.bool_))
+    reverse = bool(_checked("reverse", reverse, "True or False", bool, np.bool_))
     automatic = auto_chunks(program, backend.device(x0[0]), rows * channels, steps)
     count = _chunks(automatic, steps, method, chunks)
     if steps == 0:
@@ -272,7 +272,7 @@ def run(
     )
 
 
-def _of(name: str, value: Any, expected: str, *kinds: type) -> Any:
+def _checked(name: str, value: Any, expected: str, *kinds: type) -> Any:
     """Return `value`, of one of these kinds: it decides what is computed, so no array holds it."""
     if isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool)):
         return value
@@ -284,7 +284,7 @@ def _chunks(automatic: int, steps: int, method: str, chunks: int | str | None) -
         if method == "sequential":
             return 1
         return max(automatic, min(8, steps)) if method == "newton" else automatic
-    chunks = int(_of("chunks", chunks, "an integer or 'auto'", *_INTEGER))
+    chunks = int(_checked("chunks", chunks, "an integer or 'auto'", *_INTEGER))
     if not 1 <= chunks <= max(steps, 1):
         raise ValueError(f"chunks: expected 1 <= chunks <= T = {steps}, got {chunks}")
     if method == "sequential" and chunks > 1:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 # Read by JAX when it is first imported, so these come before any test module is.
@@ -10,6 +11,17 @@ os.environ["JAX_ENABLE_X64"] = "1"
 
 import hypothesis
 import pytest
+
+# PARNL_WITHOUT=torch,jax pytest ...: as if these were not installed
+WITHOUT = set(os.environ.get("PARNL_WITHOUT", "").split(",")) - {""}
+if WITHOUT:
+    assert not WITHOUT & sys.modules.keys(), "already imported"
+    _find = PathFinder.find_spec
+
+    def _find_others(name, *arguments):
+        return None if name.partition(".")[0] in WITHOUT else _find(name, *arguments)
+
+    PathFinder.find_spec = staticmethod(_find_others)
 
 sys.path.insert(0, str(Path(__file__).parent))  # `import oracles` under --import-mode=importlib
 
@@ -20,17 +32,55 @@ hypothesis.settings.register_profile("search", parent=None, deadline=None, max_e
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "parnl"))
 
 
+from parnl.testing import installed  # noqa: E402
+
+FRAMEWORKS = {"torch", "jax"}
+MISSING = FRAMEWORKS - set(installed())
+# What whole files and folders need; other tests ask `optional` for what they use.
+NEEDED = {
+    "backends/c": {"torch", "jax"},
+    "backends/jax": {"jax"},
+    "backends/torch": {"torch"},
+    "backends/triton": {"torch"},
+    "benchmarks": {"torch"},
+    "cells/test_library.py": {"torch"},
+    "learn/test_commands.py": {"torch", "jax"},
+    "learn/test_models.py": {"torch", "jax"},
+    "learn/test_training.py": {"torch", "jax"},
+    "learn/test_checkpoints.py": {"torch", "jax"},
+    "test_fuzz.py": {"torch", "jax"},
+    "test_torch_module.py": {"torch"},
+}
+
+
+def pytest_ignore_collect(collection_path):
+    """Leave out what stands where a framework is needed that is not installed."""
+    here = collection_path.relative_to(Path(__file__).parent).as_posix()
+    return True if NEEDED.get(here, set()) & MISSING else None
+
+
+def pytest_runtest_setup(item):
+    """Skip a test whose parameter is a framework that is not installed."""
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    for name in MISSING & {p for p in parameters if isinstance(p, str)}:
+        pytest.skip(f"{name} is not installed")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     """Keep xdist workers from fighting over the cores."""
-    import torch
+    if "torch" not in MISSING:
+        import torch
 
-    torch.set_num_threads(1)
+        torch.set_num_threads(1)
 
 
 @pytest.fixture
 def quick_compile():
     """Let XLA compile without most optimisations: what a test of many shapes spends its time on."""
+    if "jax" in MISSING:
+        yield
+        return
     import jax
 
     jax.config.update("jax_disable_most_optimizations", True)

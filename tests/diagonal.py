@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
+from optional import torch
 
 GATES = {"gru": "rzn", "lstm": "ifgo"}
 

@@ -3,11 +3,10 @@
 import hypothesis.strategies as st
 import numpy as np
 import oracles  # noqa: F401, registers test-everything
-import torch
+from optional import torch
 
 import parnl
 from parnl.testing import cells
-from parnl.testing.expressions import trees, value  # noqa: F401, for tests of expressions
 
 # batch, steps, chunks, reverse, lengths
 PROBLEMS = [

@@ -148,8 +148,7 @@ def loop(
 
 def scan_loop(cell, params, inputs, initial_state=None, *, dt=None):
     """Run any cell on JAX arrays with `jax.lax.scan`, which JAX differentiates by itself."""
-    import jax
-    import jax.numpy as jnp
+    from optional import jax, jnp
 
     p = SimpleNamespace(**params)
     features = cell.features(p, inputs)
@@ -266,11 +265,11 @@ def _arguments(task: Problem, leaves: Mapping[str, Array]) -> dict[str, Any]:
 def to(backend: str, array: np.ndarray) -> Array:
     """Return `array` as an array of `backend`, dtype kept."""
     if backend == "torch":
-        import torch
+        from optional import torch
 
         return torch.from_numpy(np.array(array))
     if backend == "jax":
-        import jax.numpy as jnp
+        from optional import jnp
 
         return jnp.asarray(array)
     return array
@@ -287,7 +286,7 @@ def _loss(task: Problem, outputs: Array, final_state: tuple, convert: Callable) 
 
 
 def _torch_result(task: Problem, leaves: dict[str, Array], outputs, final_state) -> Result:
-    import torch
+    from optional import torch
 
     loss = _loss(task, outputs, final_state, lambda w: to("torch", w).to(outputs.dtype))
     found: Any = [None] * len(leaves)
@@ -301,7 +300,7 @@ def _torch_result(task: Problem, leaves: dict[str, Array], outputs, final_state)
 
 
 def _jax_result(task: Problem, leaves: dict[str, Array], solution: Callable, jit=False) -> Result:
-    import jax
+    from optional import jax
 
     def loss(leaves):
         found = solution(leaves)

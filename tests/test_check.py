@@ -6,7 +6,7 @@ import re
 import numpy as np
 import oracles
 import pytest
-import torch
+from optional import torch
 from oracles import BACKENDS, CELLS, assert_bits, numpy_of, to
 
 import parnl
@@ -195,7 +195,8 @@ def test_a_wrong_state_is_seen(monkeypatch, reverse):
 
 
 def test_values_must_be_known():
-    import jax
+    pytest.importorskip("torch")
+    from optional import jax
 
     cell = parnl.get_cell("gru", 2, 3)
     params, u = cell.init(0, "jax"), to("jax", np.zeros((5, 2), "float32"))
@@ -217,6 +218,7 @@ def test_values_must_be_known():
 
 
 def test_gradients_go_through_a_checked_solve():
+    pytest.importorskip("torch")
     cell = parnl.get_cell("lstm", 2, 3)
     params = {k: v.requires_grad_() for k, v in cell.init(0, "torch", "float64").items()}
     u = torch.randn(2, 9, 2, dtype=torch.float64)

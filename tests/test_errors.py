@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from optional import torch
 
 import parnl
 
@@ -41,7 +41,7 @@ def in_torch(values=PARAMS, device="cpu"):
 
 
 def in_jax(array):
-    import jax.numpy as jnp
+    from optional import jnp
 
     return jnp.asarray(array)
 
@@ -55,6 +55,7 @@ def step(inputs, initial_state, cell=CELL):
 
 
 def rnn(*args, **kwargs):
+    pytest.importorskip("torch")
     from parnl.torch import RNN
 
     return RNN(*args, **kwargs)

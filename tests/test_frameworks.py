@@ -1,7 +1,9 @@
-"""A framework is imported only when it is used."""
+"""A framework is imported only when it is used; the tests of one run where another is missing."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +38,30 @@ def test_a_framework_is_imported_only_when_used(case):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def without(missing, *arguments):
+    """Run pytest as if these frameworks were not installed."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments],
+        cwd=Path(__file__).parents[1], env={**os.environ, "PARNL_WITHOUT": missing},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("missing", ["torch", "jax", "torch,jax"])
+def test_all_files_are_collected_where_a_framework_is_missing(missing):
+    done = without(missing, "tests", "--collect-only")
+    assert done.returncode == 0, done.stdout
+    for name in ("torch", "jax"):
+        assert (f"backends/{name}/" in done.stdout) == (name not in missing.split(","))
+    assert "test_dt.py" in done.stdout
+
+
+@pytest.mark.parametrize("missing", ["torch", "jax", "torch,jax"])
+def test_what_is_installed_is_tested_where_a_framework_is_missing(missing):
+    done = without(missing, "tests/solver/test_dt.py", "tests/graph/test_steps.py", "-vv")
+    assert done.returncode == 0, done.stdout
+    for name in ("numpy", "torch", "jax"):
+        ran = f"test_dt_per_step[{name}-lrc-own] PASSED" in done.stdout
+        assert ran == (name not in missing.split(",")), done.stdout

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
+from optional import torch
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-import torch
+from optional import torch
 
 import parnl
 from parnl import ops
@@ -76,7 +76,7 @@ def texts(program):
     for kind in ("trajectory", "advance", "adjoint", "backward"):
         wanted = (0, 1) if kind == "backward" else ()
         for dtype in ("float32", "float64"):
-            kernel = c_text.Kernel(program, kind, dtype, "cf", lanes, wanted)
+            kernel = c_text.CKernel(program, kind, dtype, "cf", lanes, wanted)
             found.append(c_text.source(kernel))
     for kind in ("solve", "gradients"):
         wanted = (0, 1) if kind == "gradients" else ()

@@ -1,7 +1,7 @@
 """The two runs over chunks, and the backward run, in generated C on the CPU.
 
 Serves NumPy and PyTorch: arrays are passed as addresses and strides, nothing is copied. What C
-cannot do (another device or dtype, no compiler) is left to the composed path of `EagerKernels`.
+cannot do (another device or dtype, no compiler) is left to the composed path of `ComposedKernels`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from parnl.backends import arrays
 from parnl.backends.arrays import Memory
 from parnl.backends.c import build
 from parnl.backends.c.processors import processors
-from parnl.backends.c.text import CHANNEL, FULL, SCALAR, TIME, Kernel, Lanes, fields, source
-from parnl.backends.composed import EagerKernels
+from parnl.backends.c.text import CHANNEL, FULL, SCALAR, TIME, CKernel, Lanes, fields, source
+from parnl.backends.composed import ComposedKernels
 from parnl.graph.program import Program, adjoint_program
 from parnl.solver.cost import Device
 from parnl.solver.newton import Kernels, Plan, newton
 
 
-class CompiledKernels(EagerKernels):
-    """`EagerKernels` with C in their place where it serves; subclasses add `address`, `threads`."""
+class CompiledKernels(ComposedKernels):
+    """C in place of `ComposedKernels` where it serves; subclasses add `address`, `threads`."""
 
     @abstractmethod
     def device(self, array: Any) -> Device:
@@ -193,7 +193,7 @@ class _Call:
         }
         dtype = dtype_name(self.like.dtype)
         lanes = grouped(kind, channels, batch * count, kernels.threads())
-        self.kernel = Kernel(program, kind, dtype, self.layouts, lanes, wanted)
+        self.kernel = CKernel(program, kind, dtype, self.layouts, lanes, wanted)
         self.function = program.cached(("c", *self.kernel[1:]), self._load)
         if self.function is None and build.choice() == "c":
             self._load()  # raises BuildError
@@ -272,7 +272,7 @@ def compiled_device(dtype: Any, threads: int, price: float) -> Device:
 
 
 def worthwhile(
-    kernel: Kernel, plan: Plan, shape: Sequence[int], threads: int, waiting: bool
+    kernel: CKernel, plan: Plan, shape: Sequence[int], threads: int, waiting: bool
 ) -> int:
     """Return how many threads to use for starts of `shape` (B, C, D), at most `threads`.
 

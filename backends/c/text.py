@@ -48,7 +48,7 @@ class Lanes(NamedTuple):
     apart: bool = False
 
 
-class Kernel(NamedTuple):
+class CKernel(NamedTuple):
     """What decides a kernel: `kind` is "trajectory", "advance", "adjoint" or "backward".
 
     dtype: "float32" or "float64"; layouts: one letter for each operand; wanted: operands whose
@@ -68,7 +68,7 @@ class Kernel(NamedTuple):
 SIZES = ("batch", "chunks", "channels", "steps", "length", "reverse", "threads", "team")
 
 
-def fields(kernel: Kernel) -> list[tuple[str, int]]:
+def fields(kernel: CKernel) -> list[tuple[str, int]]:
     """Return the groups of entries that follow the sizes: (name, how many)."""
     k, n = len(kernel.program.states), len(kernel.program.operands)
     groups = [("op", n), ("opb", n), ("opt", n)]  # operand pointers, strides over batch and time
@@ -93,7 +93,7 @@ def _written(name: str) -> str:
 _LANES, _THREADS = _written("lanes.h"), _written("threads.h")
 
 
-def source(kernel: Kernel) -> str:
+def source(kernel: CKernel) -> str:
     """Return the text of a C file that defines `kernel` and `kernel_on_pool`: see `threads.h`."""
     suffix, real = ("f", "float") if kernel.dtype == "float32" else ("", "double")
     group, span, near, staged, _ = kernel.lanes
@@ -124,7 +124,7 @@ def source(kernel: Kernel) -> str:
     )
 
 
-def _large(kernel: Kernel) -> list[int]:
+def _large(kernel: CKernel) -> list[int]:
     """Return where in the argument array the results are that hold a number for every step."""
     at = len(SIZES)
     positions: list[int] = []
@@ -150,7 +150,7 @@ class _Writer(ABC):
     channel: str
     alive: str  # whether lane j has the step that is computed, "" if all have
 
-    def __init__(self, kernel: Kernel, suffix: str) -> None:
+    def __init__(self, kernel: CKernel, suffix: str) -> None:
         self.kernel = kernel
         self.expressions = Expressions(suffix)
         self.program = kernel.program

@@ -58,7 +58,7 @@ class JaxBackend:
 
     def take(self, name: str, array: Any) -> Any:
         """Return the array; raise ValueError if it was deleted, by being donated for instance."""
-        if not isinstance(array, jax.core.Tracer) and array.is_deleted():
+        if not isinstance(array, Tracer) and array.is_deleted():
             raise ValueError(
                 f"{name}: expected an array with values, got one of shape {array.shape} that was "
                 "deleted, or donated to a jitted function"
@@ -171,7 +171,7 @@ def _advance(program: Program, plan: Plan, operands: list, starts: list) -> tupl
     def run(carry: tuple, i: Any) -> tuple:
         states, product = carry
         results = [
-            backend.full(x, shape, dtype) for x in function(*states, *(_at(a, i) for a in cut))
+            backend.full(x, shape, dtype) for x in function(*states, *(_due(a, i) for a in cut))
         ]
         return (results[:k], blocks.matmul(results[k:], product, k)), None
 
@@ -188,7 +188,7 @@ def _trajectory(program: Program, plan: Plan, operands: list, starts: list) -> t
 
     def run(states: list, i: Any) -> tuple[list, list]:
         states = [
-            backend.full(x, shape, dtype) for x in function(*states, *(_at(a, i) for a in cut))
+            backend.full(x, shape, dtype) for x in function(*states, *(_due(a, i) for a in cut))
         ]
         return states, states
 
@@ -214,7 +214,7 @@ def _chunked(operand: Any, plan: Plan, count: int) -> Any:
     return operand.reshape(rows, count, plan.length, channels)
 
 
-def _at(operand: Any, i: Any) -> Any:
+def _due(operand: Any, i: Any) -> Any:
     if operand.ndim == 3:
         return operand
     return lax.dynamic_index_in_dim(operand, i, axis=2, keepdims=False)

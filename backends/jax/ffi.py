@@ -16,7 +16,7 @@ import numpy as np
 
 from parnl.backends.c import build
 from parnl.backends.c.calls import grouped, layout, processors, results, worthwhile
-from parnl.backends.c.text import Kernel, fields, source
+from parnl.backends.c.text import CKernel, fields, source
 from parnl.graph.program import Program
 from parnl.solver.newton import Plan
 
@@ -51,7 +51,7 @@ def call(
     layouts = "".join(layout(a) for a in operands)
     batch, chunks, channels = like.shape
     lanes = grouped(kind, channels, batch * chunks, processors())
-    kernel = Kernel(program, kind, str(like.dtype), layouts, lanes, wanted)
+    kernel = CKernel(program, kind, str(like.dtype), layouts, lanes, wanted)
     arguments = {"op": operands, "start": starts, **(fixed or {})}
     numbers = {
         "opb": [0 if a.shape[0] == 1 else a.shape[1] * a.shape[2] for a in operands],

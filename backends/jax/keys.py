@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from parnl.backends.jax.private import Tracer
+
 
 def seed_of_key(key: jax.Array) -> int | list[int] | None:
     """Return the seed of NumPy's generator that `key` stands for, None while it is traced.
@@ -22,7 +24,7 @@ def seed_of_key(key: jax.Array) -> int | list[int] | None:
     key: one key, of either style, or an integer as an array. Raises TypeError for anything else.
     """
     words = _words(key)
-    return None if isinstance(words, jax.core.Tracer) else _seed(words)
+    return None if isinstance(words, Tracer) else _seed(words)
 
 
 def draw_traced(cell: Any, key: jax.Array, dtype: str, device: Any) -> dict[str, jax.Array]:

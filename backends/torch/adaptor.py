@@ -13,9 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from parnl.backends.c.calls import CompiledKernels, compiled_device
 from parnl.backends.composed import COMPOSED
-from parnl.backends.torch import arrays
+from parnl.backends.torch import arrays, memory
 from parnl.backends.torch.implicit import cast, implicit_solve
-from parnl.backends.torch.memory import product
 from parnl.backends.torch.operators import operator_solve, recorded
 from parnl.backends.torch.threads import openmp
 from parnl.backends.triton import calls as triton_calls
@@ -44,7 +43,7 @@ _SCOPE = {
     "minimum": _with_numbers(torch.minimum, "max"),
     "maximum": _with_numbers(torch.maximum, "min"),
     # new_tensor refuses tensors that are negated lazily
-    "number": lambda x, like: torch.full((), x, dtype=like.dtype, device=like.device),
+    "number": lambda x, like: torch.tensor(x, dtype=like.dtype, device=like.device),
 }
 
 
@@ -186,7 +185,7 @@ class TorchBackend(CompiledKernels):
 
     def matmul(self, rows: Any, matrix: Any) -> Any:
         """Return rows @ matrix."""
-        return product(rows, matrix)
+        return memory.matmul(rows, matrix)
 
     def input_sum(self, term: Callable[..., Any], inputs: Any, matrices: Sequence[Any]) -> Any:
         """Sum `term` over the input channels, a few at a time; computed again for the gradient."""

@@ -23,7 +23,7 @@ from parnl.backends.torch.arrays import PLAIN
 _LARGE = 4 << 20
 
 
-def product(rows: Tensor, matrix: Tensor) -> Tensor:
+def matmul(rows: Tensor, matrix: Tensor) -> Tensor:
     """Return rows (N, n) @ matrix (n, hidden), in huge pages if it is large."""
     # in this order: a size looked at while compiling would make a graph for each side of it
     if torch.compiler.is_compiling() or not _plain(rows, matrix):

@@ -1,1 +1,6 @@
-"""Kernels in Triton, generated from a program's graph: their text and their calls."""
+"""Kernels in Triton, for NVIDIA GPUs: a whole solve, or backward run, in one launch.
+
+kernels/: the kernels, the same for every program; text.py: the text of a program's own step and its
+derivatives, with functions that Triton lacks from mathematics.py; calls.py: puts the two together
+and calls them on tensors.
+"""

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import linecache
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,7 +21,7 @@ from torch import Tensor
 
 from parnl.backends.c import build
 from parnl.backends.c.calls import dtype_name, layout
-from parnl.backends.triton.text import STATS, Kernel, parameters, source
+from parnl.backends.triton.text import Kernel, source
 from parnl.graph.program import Program, adjoint_program
 from parnl.solver.cost import Device, updates_worth
 from parnl.solver.newton import Plan, Stats
@@ -76,13 +80,12 @@ def solve(
         none = nothing.to(torch.int32)
         return states, Stats(none, nothing, nothing, nothing == 0, none)
     types = (torch.int32, like.dtype, like.dtype, torch.bool, torch.int32)
-    stats = [torch.empty((), dtype=t, device=like.device) for t in types]
-    arrays = {f"start{i}": x.contiguous() for i, x in enumerate(x0)}
-    arrays |= {f"out{i}": s for i, s in enumerate(states)}
-    arrays |= dict(zip(STATS, stats, strict=True))
-    # one chunk needs no place to compare results in
-    arrays["shared"] = like.new_zeros(5, dtype=torch.int64) if plan.chunks > 1 else stats[0]
-    _launch("solve", program, plan, operands, like, arrays)
+    stats = tuple(torch.empty((), dtype=t, device=like.device) for t in types)
+    # where instances compare results; one chunk needs none
+    shared = like.new_zeros(5, dtype=torch.int64) if plan.chunks > 1 else None
+    starts = tuple(x.contiguous() for x in x0)
+    kernel = _kernel("solve", program, plan, operands, like)
+    _launch(kernel, plan, operands, like, (starts, tuple(states), stats, shared))
     return states, Stats(*stats)
 
 
@@ -99,63 +102,84 @@ def gradients(
     batch, channels = x0[0].shape
     like = x0[0]
     of_x0 = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in x0]
-    found = []
+    kernel = _kernel("gradients", program, plan, [*operands, *grads], like, wanted)
+    found = {}
     for i in wanted:
-        summed = operands[i].shape[1] == 1
+        summed = i in kernel.fixed()
         # what is a whole answer takes its operand's dtype; what is still to be summed does not
         shape = (batch, plan.chunks if summed else plan.steps, channels)
         dtype = operands[i].dtype if operands[i].shape == shape and not summed else like.dtype
-        found.append(torch.empty(shape, dtype=dtype, device=like.device))
-    if like.numel() == 0:
-        return of_x0, found
-    arrays: dict[str, Any] = {}
-    for i, (x, state, grad) in enumerate(zip(x0, states, grads, strict=True)):
-        arrays |= {f"start{i}": x.contiguous(), f"state{i}": state.contiguous(), f"g{i}": grad}
-        arrays |= dict(zip((f"g{i}_b", f"g{i}_t", f"g{i}_d"), grad.stride(), strict=True))
-        arrays[f"initial{i}"] = of_x0[i]
-    arrays |= {f"grad{s}": array for s, array in enumerate(found)}
-    _launch("gradients", program, plan, operands, like, arrays, grads, tuple(wanted))
-    return of_x0, found
+        found[i] = torch.empty(shape, dtype=dtype, device=like.device)
+    if like.numel() > 0:
+        arrays = (
+            tuple(x.contiguous() for x in x0),
+            tuple(s.contiguous() for s in states),
+            tuple(grads),
+            tuple(g.stride() for g in grads),
+            tuple(of_x0),
+            tuple(found[i] for i in kernel.moving() if i in found),
+            tuple(found[i] for i in kernel.fixed() if i in found),
+        )
+        _launch(kernel, plan, operands, like, arrays)
+    return of_x0, [found[i] for i in wanted]
 
 
-def _launch(
+def _kernel(
     kind: str,
     program: Program,
     plan: Plan,
-    operands: Sequence[Tensor],
+    arrays: Sequence[Tensor],
     like: Tensor,
-    arrays: dict[str, Any],
-    grads: Sequence[Tensor] = (),
-    wanted: tuple[int, ...] = (),
+    wanted: Sequence[int] = (),
+) -> Kernel:
+    """Return the kernel for these arrays, the program's operands first."""
+    layouts = "".join(layout(a) for a in arrays[: len(program.operands)])
+    wide = plan.steps * like.shape[1] >= 1 << 31 or any(map(_wide, arrays))
+    parallel = plan.chunks > 1
+    return Kernel(program, kind, dtype_name(like.dtype), layouts, parallel, wide, tuple(wanted))
+
+
+def _launch(
+    kernel: Kernel, plan: Plan, operands: Sequence[Tensor], like: Tensor, arrays: Sequence[Any]
 ) -> None:
+    """Call the kernel; arrays: what it takes between operands and sizes."""
     import triton
 
-    for i, operand in enumerate(operands):
-        arrays[f"op{i}"] = operand
-        for axis, name in enumerate("btd"):
-            arrays[f"op{i}_{name}"] = operand.stride(axis) if operand.shape[axis] > 1 else 0
+    moving = [operands[i] for i in kernel.moving()]
+    fixed = [operands[i] for i in kernel.fixed()]
     batch, channels = like.shape
-    arrays |= dict(T=plan.steps, L=plan.length, C=plan.chunks, D=channels)
-    most, gives_up = plan.max_iterations, plan.max_iterations is None
+    most = plan.max_iterations
     if most is None:
-        asked = program if kind == "solve" else adjoint_program(len(program.states))
+        program = kernel.program
+        asked = program if kernel.kind == "solve" else adjoint_program(len(program.states))
         most = updates_worth(asked, device(like), batch * channels, plan.steps, plan.chunks)
-    arrays |= dict(reverse=int(plan.reverse), max_iterations=most, gives_up=int(gives_up))
-    arrays["tolerance"] = plan.allowed  # single precision is enough of it
-    wide = plan.steps * channels >= 1 << 31 or any(map(_wide, [*operands, *grads]))
-    layouts = "".join(layout(a) for a in operands)
-    dtype = dtype_name(like.dtype)
-    kernel = Kernel(program, kind, dtype, layouts, plan.chunks > 1, wide, wanted)
-    chunks, block, warps = tile(kernel, plan.chunks, channels)
-    how = ("triton", triton.knobs.runtime.interpret, *kernel[1:])
-    function = program.cached(how, lambda: load(kernel))
+    tiled = tile(kernel, plan.chunks, channels)
+    interpreted = triton.knobs.runtime.interpret
+    how = ("triton", interpreted, *kernel[1:], *tiled)
+    function, constants = kernel.program.cached(how, lambda: load(kernel, tiled, interpreted))
     with torch.cuda.device(like.device) if like.device.type == "cuda" else nullcontext():
-        function[(batch * -(-channels // block),)](
-            *(arrays[name] for name in parameters(kernel)),
-            CHUNKS=chunks,
-            BLOCK=block,
-            **options(warps),
+        function[(batch * -(-channels // constants["BLOCK"]),)](
+            tuple(moving),
+            tuple(_strides(a) for a in moving),
+            tuple(fixed),
+            tuple(_strides(a)[::2] for a in fixed),
+            *arrays,
+            plan.steps,
+            plan.length,
+            plan.chunks,
+            channels,
+            int(plan.reverse),
+            plan.allowed,  # single precision is enough of it
+            most,
+            int(plan.max_iterations is None),
+            **constants,
+            **options(tiled[2]),
         )
+
+
+def _strides(operand: Tensor) -> tuple[int, ...]:
+    pairs = zip(operand.shape, operand.stride(), strict=True)
+    return tuple(stride if size > 1 else 0 for size, stride in pairs)
 
 
 def options(warps: int) -> dict[str, Any]:
@@ -187,18 +211,54 @@ def tile(kernel: Kernel, chunks: int, channels: int) -> tuple[int, int, int]:
     return rows, block, max(1, min(lanes, rows * block) // 32)
 
 
-def load(kernel: Kernel) -> Any:
-    """Return the Triton function of a kernel.
+def load(
+    kernel: Kernel, tiled: tuple[int, int, int], interpreted: bool
+) -> tuple[Any, dict[str, Any]]:
+    """Return the Triton function of a kernel, and the constants that it takes.
 
-    Triton reads the text of a function again; `linecache` has it from memory, so no file is
-    written that another could change. What is compiled, Triton keeps in its own cache.
+    Triton reads the text of a function again; `linecache` has that of the generated ones from
+    memory, so no file is written that another could change. What is compiled, Triton keeps in its
+    own cache.
     """
+    fixed = kernels(interpreted)
     text = source(kernel)
     name = f"<parnl triton {hashlib.sha256(text.encode()).hexdigest()}>"
     linecache.cache[name] = (len(text), None, text.splitlines(True), name)
-    scope: dict[str, Any] = {"__name__": "parnl.backends.triton_generated"}
+    scope: dict[str, Any] = {
+        "__name__": "parnl.backends.triton_generated",
+        "composed": fixed["tiles"].composed,
+    }
     exec(compile(text, name, "exec"), scope)
-    return scope[f"parnl_{kernel.kind}"]
+    advance, trajectory = kernel.functions()
+    constants = {
+        "ADVANCE": scope[advance] if kernel.parallel else None,
+        "TRAJECTORY": scope[trajectory],
+        "AFFINE_SCAN": scope["affine_scan"],
+        "FORM": kernel.form(),
+        "LINEAR": kernel.linear,
+        "MOVING": "".join(kernel.layouts[i] for i in kernel.moving()),
+        "FIXED": "".join(kernel.layouts[i] for i in kernel.fixed()),
+        "WIDE": kernel.wide,
+        "AHEAD": kernel.ahead,
+        "CHUNKS": tiled[0],
+        "BLOCK": tiled[1],
+    }
+    return getattr(fixed[kernel.kind], kernel.kind), constants
+
+
+@cache
+def kernels(interpreted: bool) -> dict[str, ModuleType]:
+    """Return the modules of the folder `kernels`, by their names.
+
+    `triton.jit` decides for the compiler or for the interpreter where it stands, so the folder is
+    imported once for each, under a name of its own: a process may use both, as tests do.
+    """
+    folder = f"parnl.backends.triton.{'interpreted' if interpreted else 'compiled'}"
+    package = ModuleType(folder)
+    package.__path__ = [str(Path(__file__).parent / "kernels")]
+    sys.modules[folder] = package
+    names = ("tiles", "solve", "gradients")
+    return {name: import_module(f"{folder}.{name}") for name in names}
 
 
 @torch.compiler.assume_constant_result

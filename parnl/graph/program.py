@@ -110,10 +110,15 @@ class Program:
         zero = self.graph.constant(0.0)
         return [zero if entry is None else entry for row in rows for entry in row]
 
-    def vjp(self, wanted: Sequence[int]) -> tuple[list[Symbol], list[Symbol]]:
-        """Return the cotangent leaves, one per output, and what they give operands `wanted`."""
+    def vjp(self, wanted: Sequence[int], states: bool = False) -> tuple[list[Symbol], list[Symbol]]:
+        """Return the cotangent leaves, one per output, and what they give operands `wanted`.
+
+        states: what they give the states comes first.
+        """
         given = [self.graph.leaf("cotangent", name) for name in self.states]
-        pulled = derivatives.vjp(self.outputs, given, [self.operand_symbols[i] for i in wanted])
+        symbols = self.state_symbols if states else []
+        symbols = [*symbols, *(self.operand_symbols[i] for i in wanted)]
+        pulled = derivatives.vjp(self.outputs, given, symbols)
         zero = self.graph.constant(0.0)
         return given, [zero if p is None else p for p in pulled]
 

@@ -213,7 +213,7 @@ def newton(
                 enough = enough & (g <= plan.allowed * s[:, 1:])
         settled = _all_so_far(kernels, settled | enough | (gap == 0))
         update = _largest(xp, [_gap(xp, a, s) for a, s in zip(after, before, strict=True)])
-        stats = (_peak(xp, update), gap)
+        stats = (_largest_of_all(xp, update), gap)
         if gives_up and guessed:
             chaotic = _mostly(xp, grown > -math.log(plan.epsilon))
             # for good, or it would depend on other lanes' updates which way the answer comes
@@ -246,7 +246,7 @@ def newton(
         unfinished, body, carry
     )
     if not gives_up:
-        return states, Stats(iterations, update, _peak(xp, gap), xp.all(settled), none)
+        return states, Stats(iterations, update, _largest_of_all(xp, gap), xp.all(settled), none)
 
     done = settled[:, -1:] & ~lost
 
@@ -260,7 +260,7 @@ def newton(
         return _spliced(xp, plan, kept, done, states, loop), finished == finished
 
     states, _ = kernels.while_loop(lambda carry: ~xp.all(carry[1]), give_up, (states, done))
-    residual = _peak(xp, xp.where(done, gap, 0.0))
+    residual = _largest_of_all(xp, xp.where(done, gap, 0.0))
     taken = xp.sum(xp.astype(~done, xp.int32), dtype=xp.int32)
     return states, Stats(iterations, update, residual, zero == 0, taken)
 
@@ -345,7 +345,7 @@ def _largest(xp: Any, parts: Sequence[Any]) -> Any:
     return total
 
 
-def _peak(xp: Any, x: Any) -> Any:
+def _largest_of_all(xp: Any, x: Any) -> Any:
     return xp.max(xp.where(xp.isnan(x), math.inf, x))
 
 

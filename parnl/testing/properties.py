@@ -399,7 +399,7 @@ def shrinking_gradients(problem: Problem) -> None:
     grown = np.stack(problem.weights[1:])  # dL/dx_T, for L linear in the final state
     size = np.einsum("kd,k...d->...d", proof.weights, np.abs(grown))
     for t in {0, problem.cut}:
-        state = problem.start if t == 0 else tuple(_of(solved(problem.between(0, t)), names))
+        state = problem.start if t == 0 else tuple(_in_order(solved(problem.between(0, t)), names))
         for x, low, high in zip(state, proof.low, proof.high, strict=True):
             room = (slack - 1.0) * np.maximum(1.0, np.abs(x))
             assert np.all((low - room <= x) & (x <= high + room)), (
@@ -421,7 +421,7 @@ def shrinking_gradients(problem: Problem) -> None:
         )
 
 
-def _of(results: Results, names: list[str]) -> list[np.ndarray]:
+def _in_order(results: Results, names: list[str]) -> list[np.ndarray]:
     return [results[n] for n in names]
 
 

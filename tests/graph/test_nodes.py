@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-import torch
+from optional import torch
 
 import parnl
 from parnl import ops
@@ -99,6 +99,7 @@ def test_single_precision_stays_single(name):
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_large_arguments_neither_overflow_nor_turn_nan(name, dtype):
+    pytest.importorskip("torch")
     _, x, _, out = traced(lambda x, y: getattr(ops, name)(x) + 0.0 * y)
     entry = derivatives.jacobian([out], [x])[0][0]
     big = np.array([-1e30, -1e4, -800.0, -100.0, 100.0, 800.0, 1e4, 1e30], dtype)
@@ -169,6 +170,7 @@ def test_generated_code_reuses_variables():
 
 def test_step_and_step_jacobian_agree_to_the_last_bit():
     """The solver compares ends of the one with ends of the other."""
+    pytest.importorskip("torch")
     backend = get_backend("torch")
     for name in ("gru", "lrc", "lstm", "ltc"):
         program = parnl.get_cell(name, 2, 3).program

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from optional import torch
 
 import parnl
 from parnl import ops

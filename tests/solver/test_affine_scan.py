@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import torch
+from optional import torch
 from oracles import (
     BACKENDS,
     assert_bits,
@@ -78,7 +78,7 @@ def test_affine_scan_gradients(backend, k, reverse):
         out = parnl.affine_scan(ta, tb, leaves[2], reverse=reverse)
         found = torch.autograd.grad((out * torch.from_numpy(weights)).sum(), leaves)
     else:
-        import jax
+        from optional import jax
 
         def f(a, b, x0):
             return (parnl.affine_scan(a, b, x0, reverse=reverse) * weights).sum()

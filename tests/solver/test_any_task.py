@@ -1,4 +1,6 @@
-"""Random tasks, of any shape and chunk count, equal the loop."""
+"""Random tasks, of any shape and chunk count, equal the loop; `make fuzz` draws ten times more."""
+
+import os
 
 import hypothesis.strategies as st
 import numpy as np
@@ -14,6 +16,7 @@ from small_cells import BOUNDED, own
 
 import parnl
 
+MORE = 10 if "PARNL_FUZZ" in os.environ else 1
 quick = pytest.mark.usefixtures("quick_compile")
 
 
@@ -46,7 +49,7 @@ def tasks(draw, max_steps=17):
 
 
 @given(tasks())
-@settings(max_examples=150)
+@settings(max_examples=60 * MORE)
 def test_any_task_on_numpy(drawn):
     task, chunks = drawn
     expected = oracles.reference(task)
@@ -54,7 +57,7 @@ def test_any_task_on_numpy(drawn):
 
 
 @given(tasks())
-@settings(max_examples=80)
+@settings(max_examples=40 * MORE)
 def test_any_task_with_gradients_on_torch(drawn):
     task, chunks = drawn
     expected = oracles.reference(task)
@@ -64,7 +67,7 @@ def test_any_task_with_gradients_on_torch(drawn):
 
 @quick
 @given(tasks(max_steps=6))
-@settings(max_examples=8)
+@settings(max_examples=8 * MORE)
 def test_any_task_with_gradients_on_jax(drawn):
     task, chunks = drawn
     expected = oracles.reference(task)
@@ -78,7 +81,7 @@ def test_any_task_with_gradients_on_jax(drawn):
     reverse=st.booleans(),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=80)
+@settings(max_examples=80 * MORE)
 def test_any_own_cell_on_numpy(name, steps, chunks, reverse, seed):
     cell, params, inputs, state = own(name, steps=steps, seed=seed)
     expected, finals = oracles.loop(cell, params, inputs, state, reverse=reverse)

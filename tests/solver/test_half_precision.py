@@ -7,7 +7,7 @@ import numpy as np
 import oracles
 import pytest
 import small_cells  # noqa: F401, registers its cells
-import torch
+from optional import torch
 from oracles import (
     CELLS,
     assert_close,
@@ -29,7 +29,7 @@ import parnl
 )
 def test_half_precision_is_solved_in_single(backend, dtype):
     """1000 additions of 1e-4 to 1: each alone is lost in half precision, together they are not."""
-    import jax.numpy as jnp
+    from optional import jnp
 
     cell = parnl.get_cell("test-accumulator", input_size=1, hidden_size=1)
     module: Any = {"numpy": np, "torch": torch, "jax": jnp}[backend]

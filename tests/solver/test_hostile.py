@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from optional import torch
 from oracles import BACKENDS, assert_bits, assert_close, numpy_of, to
 
 import parnl
@@ -173,7 +173,7 @@ def work_of(info, cell, steps):
 @pytest.mark.parametrize("kernels", ["c", "off"])
 @pytest.mark.parametrize("name", ["logistic", "switch"])
 def test_the_loop_takes_over_under_jit(monkeypatch, name, kernels):
-    import jax
+    from optional import jax
 
     monkeypatch.setenv("PARNL_KERNELS", kernels)
     cell, params, u, state = hostile(name, "jax", 4096)
@@ -284,7 +284,7 @@ def test_max_iterations_is_obeyed():
 def test_an_expanding_adjoint_is_taken_over_too(monkeypatch, kernels, reverse):
     """Gradients that grow by 1e6 over the sequence, against autograd through a plain loop."""
     if kernels == "jax":
-        import jax
+        from optional import jax
     else:
         monkeypatch.setenv("PARNL_KERNELS", kernels)
         monkeypatch.setenv("TRITON_INTERPRET", "1")

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import oracles
 import pytest
-import torch
+from optional import torch
 from oracles import (
     BACKENDS,
     CELLS,

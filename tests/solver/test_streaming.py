@@ -4,7 +4,7 @@ import functools
 
 import oracles
 import pytest
-import torch
+from optional import torch
 from oracles import (
     BACKENDS,
     CELLS,

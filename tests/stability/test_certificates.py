@@ -4,16 +4,16 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernels import trees, value
+from optional import torch
 from oracles import VARIANTS
 
 import parnl
 from parnl import ops
 from parnl.frameworks import get_backend
 from parnl.params import vector
+from parnl.testing.expressions import trees, value
 
 
 def made(step, states=("x",), **parameters):

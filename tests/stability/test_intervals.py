@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels import trees, value
 from truth import DOMAIN, EXACT, exactly
 
 from parnl import ops
@@ -28,6 +27,7 @@ from parnl.graph.intervals import (
 from parnl.graph.nodes import Graph
 from parnl.graph.operations import OPERATIONS
 from parnl.stability.enclosures import Enclosure, mixture
+from parnl.testing.expressions import trees, value
 
 HOSTILE = [
     *(0.0, -0.0, 1.0, 0.5, math.pi, 1e-3, 1 + 2**-52, 5e-324, 2.3e-308, 1e-160, 1e160),

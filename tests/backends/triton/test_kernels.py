@@ -22,7 +22,7 @@ from oracles import CELLS, VARIANTS, assert_bits
 import parnl
 from parnl.backends.torch.adaptor import backend
 from parnl.backends.triton import calls as triton_calls
-from parnl.backends.triton.text import Kernel, parameters
+from parnl.backends.triton.text import Kernel
 from parnl.graph.program import affine_program
 from parnl.params import vector
 from parnl.solver.newton import Plan
@@ -329,24 +329,39 @@ def resources(kernel, chunks, channels, capability):
     compiler = pytest.importorskip("triton.compiler")
     target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
     real = {"float32": "*fp32", "float64": "*fp64"}[kernel.dtype]
-    types = {"iterations": "*i32", "converged": "*i1", "shared": "*i64", "tolerance": "fp32"}
-    types["sequential"] = "*i32"
-    signature, constants, attributes = {}, {}, {}
-    for i, name in enumerate(parameters(kernel)):
-        sizes = ("T", "L", "C", "D", "reverse", "max_iterations", "gives_up")
-        number = name in sizes or name.endswith(("_b", "_t", "_d"))
-        signature[name] = types.get(name, "i32" if number else real)
-        if name.endswith("_d"):  # channels are neighbours
-            signature[name], constants[name] = "constexpr", 1
-        elif name == "D" or name.endswith(("_b", "_t")) or (not number and name != "tolerance"):
-            attributes[(i,)] = [["tt.divisibility", 16]]
-    rows, block, warps = triton_calls.tile(kernel, chunks, channels)
-    signature |= {"CHUNKS": "constexpr", "BLOCK": "constexpr"}
-    constants |= {"CHUNKS": rows, "BLOCK": block}
-    source = compiler.ASTSource(
-        triton_calls.load(kernel), signature, constexprs=constants, attrs=attributes
-    )
-    compiled = triton.compile(source, target=target, options=triton_calls.options(warps))
+    count, k = len(kernel.moving()), len(kernel.program.states)
+    moving, fixed, states = ((real,) * n for n in (count, len(kernel.fixed()), k))
+    strides = ("i32", "i32", 1)  # channels are neighbours
+    arguments = [moving, (strides,) * count, fixed, (("i32", 1),) * len(fixed), states, states]
+    if kernel.kind == "solve":
+        arguments += [("*i32", real, real, "*i1", "*i32"), "*i64" if kernel.parallel else None]
+    else:
+        wanted = [
+            [real for i in kernel.wanted if i in of] for of in (kernel.moving(), kernel.fixed())
+        ]
+        arguments += [states, (strides,) * k, states, *map(tuple, wanted)]
+    arguments += ["i32:any"] * 3 + ["i32"] + ["i32:any", "fp32", "i32:any", "i32:any"]
+    tiled = triton_calls.tile(kernel, chunks, channels)
+    function, constants = triton_calls.load(kernel, tiled, interpreted=False)
+    signature, constexprs, attributes = {}, {}, {}
+
+    def typed(argument, path):
+        if isinstance(argument, tuple):
+            return tuple(typed(a, (*path, i)) for i, a in enumerate(argument))
+        if not isinstance(argument, str):
+            constexprs[path] = argument
+            return "constexpr"
+        if argument not in ("i32:any", "fp32"):
+            attributes[path] = [["tt.divisibility", 16]]
+        return argument.removesuffix(":any")
+
+    names = function.arg_names
+    for i, argument in enumerate(arguments):
+        signature[names[i]] = typed(argument, (i,))
+    for name, value in constants.items():
+        signature[name], constexprs[(names.index(name),)] = "constexpr", value
+    source = compiler.ASTSource(function, signature, constexprs=constexprs, attrs=attributes)
+    compiled = triton.compile(source, target=target, options=triton_calls.options(tiled[2]))
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])

@@ -1,0 +1,153 @@
+"""The iteration of `parnl.solver.newton`, by one program instance for its own lanes.
+
+Order and names are those of `newton.newton`, to be read side by side. It is written here once more
+because a lane knows nothing of other sequences and channels: run by one instance it needs neither a
+look of the host at a result nor a second launch. To trace `newton.newton` itself with tiles that
+write text was weighed: its slices and joins along the chunks have no counterpart on a tile, whose
+rows stay in the registers of their threads, so what it would write is not this kernel; and text can
+be neither read, linted nor stepped through.
+
+What differs: values that belong to a gap between chunks (`before`, `after`, `settled`) stand in the
+row of the chunk that ends there, and a nonlinear program's trajectory brings the products along, so
+that the next update needs no run of its own. What is below the last gap is settled from the start.
+Nothing is guessed beforehand, and no lane is given up on before its updates are used up; it then
+goes on in the same launch, from its own last settled chunk start.
+"""
+
+import math
+
+import triton
+import triton.language as tl
+
+from .tiles import (
+    added,
+    all_so_far,
+    clamped,
+    distance,
+    each,
+    each_broadcast,
+    each_earlier,
+    each_pair,
+    each_where,
+    finite,
+    gap,
+    larger,
+    largest,
+    limited,
+    matmul,
+    product,
+    running_max,
+    some,
+    square,
+    zeros_like,
+)
+
+_GROWTH = tl.constexpr(math.log(100.0))  # newton.GROWTH
+
+
+@triton.jit
+def newton(
+    first,  # k tiles (1, BLOCK): the states that the first chunk starts from
+    given,  # what RUN wants to know besides
+    place,  # chunks c, which channels exist, what there is to run: of each lane, of each chunk
+    sizes,  # T, L, C
+    control,  # tolerance, max_iterations, gives_up
+    RUN: tl.constexpr,  # the loop over the steps of chunks: `forward` or `backward`
+    ADVANCE: tl.constexpr,  # generated: the step of the run that gives products only
+    TRAJECTORY: tl.constexpr,  # generated: the step of the run that writes the answer
+    AFFINE_SCAN: tl.constexpr,  # generated: `scan.affine_scan` for blocks of k
+    FORM: tl.constexpr,
+    LINEAR: tl.constexpr,
+    AHEAD: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Return the ends of all chunks, and of the iteration what statistics are made from."""
+    c, channel, steps, due = place
+    T, L, C = sizes
+    tolerance, max_iterations, gives_up = control
+    k: tl.constexpr = len(first)
+    starts = each_broadcast(first, (CHUNKS, BLOCK))
+    before = starts
+    inner = (c < C - 1) & channel
+    settled = ~inner
+    iteration = tl.full([], 0, tl.int32)
+    update = zeros_like(starts[0])
+    residual = update
+    ends, raw = RUN(starts, given, steps, due, L, ADVANCE, True, False, FORM, AHEAD)
+    unfinished = max_iterations > 0
+    while unfinished:
+        products = each(product, raw)
+        gaps = each_where(settled, each(zeros_like, ends), each_pair(gap, ends, before))
+        change = AFFINE_SCAN(products, gaps)
+        change = each_earlier(change, each(zeros_like, first), c)
+        moved = each_pair(added, ends, matmul(products, change, None, 1))
+        after = each_where(settled, before, moved)
+        starts = each_earlier(after, first, c)
+
+        size = each(running_max, each(finite, after))
+        size = each_pair(larger, size, each(finite, first))
+        grown = growth(raw, size, LINEAR)
+        tame = ~inner | (grown < _GROWTH)
+        steepest = largest(raw)
+        if LINEAR:
+            ends, _ = RUN(starts, given, steps, due, L, TRAJECTORY, False, True, FORM, AHEAD)
+            gaps = each_pair(distance, ends, after)
+            residual = largest(gaps)
+            enough = all_so_far(~inner | (tame & limited(steepest)))  # False where NaN
+        else:
+            lane_tame = (tl.reduce((~tame).to(tl.int32), 0, larger) == 0)[None, :]
+            ends, raw = RUN(starts, given, steps, due, L, TRAJECTORY, True, True, FORM, AHEAD)
+            gaps = each_pair(distance, ends, after)
+            residual = largest(gaps)
+            enough = lane_tame
+            for i in tl.static_range(k):
+                enough = enough & (gaps[i] <= tolerance * size[i])
+        settled = ~inner | all_so_far(settled | enough | (residual == 0.0))
+        update = largest(each_pair(gap, after, before))
+        before = after
+        iteration += 1
+        unfinished = (iteration < max_iterations) & some(~settled)
+
+    # give up: lanes that are not settled go on by themselves from their last settled chunk start
+    front = tl.reduce((settled & inner).to(tl.int32), 0, added)[None, :]
+    undone = (front < (C - 1) * gives_up) & channel
+    if some(undone):
+        left = tl.where(undone & (c == front), T - c * L, 0)
+        tl.debug_barrier()
+        rest, _ = RUN(starts, given, left, left, T, TRAJECTORY, False, True, FORM, AHEAD)
+        ends = each_where(left > 0, rest, ends)
+    return ends, iteration, update, residual, settled, inner, front, undone
+
+
+@triton.jit
+def growth(products, sizes, LINEAR: tl.constexpr):
+    """`newton._growth`."""
+    k: tl.constexpr = len(sizes)
+    steepest = largest(products)
+    nan = steepest != steepest
+    entries = each(product, each_where(nan, each(zeros_like, products), products))
+    if k > 1:
+        if not LINEAR:
+            entries = in_proportion(entries, sizes)
+        entries = square(square(entries, k), k)
+    grown = largest(entries)
+    growth = tl.log(tl.where(grown < 1e-30, 1e-30, grown))
+    if k > 1:
+        growth = growth * 0.25
+    level = tl.associative_scan(tl.where(nan, 0.0, growth), 0, added)
+    return level + running_max(tl.where(level < 0.0, -level, 0.0))
+
+
+@triton.jit
+def in_proportion(products, sizes):
+    """`newton._in_proportion`."""
+    k: tl.constexpr = len(sizes)
+    scaled = ()
+    for i in tl.static_range(k):
+        for j in tl.static_range(k):
+            unit = tl.reduce(sizes[i], 0, larger)[None, :]
+            other = tl.reduce(sizes[j], 0, larger)[None, :]
+            ratio = clamped(tl.where(unit > 0.0, other / unit, 0.0))
+            scaled = scaled + (clamped(products[i * k + j] * ratio),)
+    return scaled
