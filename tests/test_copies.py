@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import parnl
-from parnl import ops
-from parnl.cells import __all__ as BUILT_IN
+from parnl import cells, ops
 from parnl.params import uniform, vector
 
 WAYS = {
@@ -43,7 +42,7 @@ def used(cell):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", cells.__all__)
 def test_a_copy_equals_the_cell_and_shares_its_program(name, way):
     cell = parnl.get_cell(name, 4, 4)
     expected = used(cell)
@@ -148,7 +147,7 @@ def test_repr_tells_name_sizes_and_options():
     assert repr(Scaled(1, 2, scale=2.0)) == "Scaled(input_size=1, hidden_size=2, scale=2.0)"
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", cells.__all__)
 def test_repr_makes_an_equal_cell(name):
     cell = parnl.get_cell(name, 4, 4)
     assert eval(repr(cell), {type(cell).__name__: type(cell)}) == cell

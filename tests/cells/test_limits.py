@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import parnl
-from parnl.cells import __all__ as BUILT_IN
+from parnl import cells
 
 U, FAR, NEAR = 0.7, mp.mpf("1e-20"), mp.mpf("1e-40")
 
@@ -223,7 +223,7 @@ def test_value_and_gradient_are_the_limit(case, run_in):
 
 # -- time steps -----------------------------------------------------------------------------------
 
-TIME_AWARE = [n for n in BUILT_IN if parnl.get_cell(n, 1, 1).time_aware]
+TIME_AWARE = [n for n in cells.__all__ if parnl.get_cell(n, 1, 1).time_aware]
 
 
 def timed(name, dt, dtype="float64"):

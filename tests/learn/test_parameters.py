@@ -67,7 +67,7 @@ def test_nan_in_a_file_does_not_stop_a_solve(tmp_path):
         (lambda p: p.update(extra=p["a_n"]), r"params: missing \[\], unknown \['extra'\]"),
         (lambda p: p.update(W_r=p["W_r"].T), r"parameter W_r: expected shape \(3, 4\), got \(4, 3"),
         (lambda p: p.update(a_n=p["a_n"].astype(int)), "parameter a_n: .*, got int64"),
-        (lambda p: p.update(a_n=torch.zeros(4, dtype=torch.bfloat16)), "a_n: .* got bfloat16"),
+        (lambda p: p.update(a_n=torch.zeros(4, dtype=torch.int8)), "a_n: .* got int8"),
         (lambda p: p.update(a_n=[0.0] * 4), "parameter a_n: .*, got list"),
         (lambda p: p.update(a_n=p["a_n"].astype("f8")), "one dtype, got .*, a_n float64"),
     ],

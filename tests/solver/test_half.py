@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 import parnl
-from parnl import ops
-from parnl.cells import __all__ as BUILT_IN
+from parnl import cells, ops
 
 TYPES = ("bfloat16", "float16")
 # Outputs are rounded once, by up to 2^-9 and 2^-12 of their size; PyTorch rounds products of
@@ -72,7 +71,7 @@ def problem(framework, name, dtype, steps=60):
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", cells.__all__)
 def test_every_cell_is_near_float32_with_the_same_parameters(framework, name, dtype):
     cell, params, u = problem(framework, name, dtype)
     wide = {n: framework.widened(v) for n, v in params.items()}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import parnl
-from parnl.cells import __all__ as BUILT_IN
+from parnl import cells
 
 # where one parameter's draw depends on another's, and where each has its own
 CELLS = ["gru", "lru", "s5", "s6", "lstm", "rglru"]
@@ -19,7 +19,7 @@ def equal(found, expected):
 
 
 @pytest.mark.parametrize("style", KEYS)
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", cells.__all__)
 def test_traced_or_not_a_key_gives_the_same(name, style):
     cell, key = parnl.get_cell(name, 4, 4), KEYS[style](3)
     expected = cell.init(key)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import parnl
-from parnl.cells import __all__ as BUILT_IN
+from parnl import cells
 from parnl.params import matrix, vector
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -91,7 +91,7 @@ def assert_runs(name, modes, derived):
     return grads, slope(params, inputs)
 
 
-@pytest.mark.parametrize("name", ["own", *BUILT_IN])
+@pytest.mark.parametrize("name", ["own", *cells.__all__])
 def test_all_at_once(name):
     assert_runs(name, TOGETHER, jax.jit)
 
