@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+import parnl
 from parnl import cells
 
 COMMAND = [sys.executable, "-c", "from parnl.learn.commands import main; main()"]
