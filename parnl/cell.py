@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 import keyword
+import re
+import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from parnl import ops
 from parnl.dtypes import is_half
 from parnl.graph.nodes import Graph, StepError, Symbol
 from parnl.graph.program import Program
@@ -189,7 +192,10 @@ class Cell:
         parameters, features = _Parameters(graph, self), _Features(graph)
         states = [graph.leaf("state", name) for name in self.states]
         time = {"dt": graph.leaf("dt", "dt")} if self.time_aware else {}
-        result = self.step(parameters, *states, features, **time)
+        try:
+            result = self.step(parameters, *states, features, **time)
+        except TypeError as error:
+            raise _explained(error) from error
         outputs = list(result) if isinstance(result, tuple | list) else [result]
         if len(outputs) != len(states):
             raise StepError(
@@ -200,6 +206,30 @@ class Cell:
         numbers = [graph.apply("add", o, 0.0) for o in outputs]
         operands = [*parameters._used.values(), *features._used.values(), *time.values()]
         return Program.shared(graph, states, operands, numbers)
+
+
+def _explained(error: TypeError) -> TypeError:
+    """Return the error of a framework's function that was given a symbol in words of a step's.
+
+    JAX and PyTorch refuse a symbol before they ask it anything, and say that its type is wrong.
+    """
+    if isinstance(error, StepError) or Symbol.__name__ not in str(error):
+        return error
+    lines = [
+        frame.line or ""
+        for frame, (f, _) in zip(
+            traceback.extract_tb(error.__traceback__),
+            traceback.walk_tb(error.__traceback__),
+            strict=True,
+        )
+        if str(f.f_globals.get("__name__")).partition(".")[0] not in ("jax", "torch", "numpy")
+    ]
+    called = [name for name in re.findall(r"\.(\w+)\(", lines[-1]) if name in ops.__all__]
+    instead = " and ".join(f"ops.{name}" for name in dict.fromkeys(called)) or "parnl.ops"
+    return StepError(
+        f"step: `{lines[-1]}` gives a symbol to a function that wants arrays; use {instead}, whose "
+        "functions take symbols and arrays of every framework"
+    )
 
 
 def _check_name(kind: str, name: Any) -> None:

@@ -1,5 +1,7 @@
 """Steps that cannot be traced, and the messages they get."""
 
+import importlib
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -104,3 +106,42 @@ def test_a_step_that_reads_an_unknown_feature():
 
     with pytest.raises((TypeError, ValueError, AttributeError), match=r"\bgate\b"):
         use()
+
+
+# Functions of the frameworks where those of parnl.ops belong, and what the message names.
+FOREIGN = {
+    "jnp.tanh(x) + f.f": "ops.tanh",
+    "x + jnp.where(x > 0, x, f.f)": "ops.where",
+    "jnp.maximum(x, f.f)": "ops.maximum",
+    "x + jax.nn.sigmoid(f.f)": "ops.sigmoid",
+    "jax.nn.softplus(x) * f.f": "ops.softplus",
+    "jax.lax.exp(x)": "ops.exp",
+    "jnp.arctan2(x, f.f)": "parnl.ops",
+    "torch.tanh(x) + f.f": "ops.tanh",
+    "torch.nn.functional.silu(x)": "ops.silu",
+    "torch.maximum(x, f.f) + torch.exp(x)": "ops.maximum",
+    "torch.where(x > 0, x, f.f)": "ops.where",
+    "math.tanh(x)": "parnl.ops",
+    "np.tanh(x)": "ops.tanh",
+    "np.clip(x, 0, 1)": "clip",
+}
+
+
+@pytest.mark.parametrize("text", FOREIGN)
+def test_functions_of_a_framework_are_refused_by_their_name_in_ops(tmp_path, text):
+    scope = {"math": math, "np": np}
+    for module in {"jax", "torch"} & set(re.findall(r"\w+", text.replace("jnp", "jax"))):
+        scope[module] = pytest.importorskip(module)
+    if "jnp" in text:
+        scope["jnp"] = importlib.import_module("jax.numpy")
+    path = tmp_path / "step.py"  # in a file, for the message shows the line
+    path.write_text(f"def step(p, x, f):\n    return {text}\n")
+    exec(compile(path.read_text(), str(path), "exec"), scope)
+    with pytest.raises(parnl.StepError, match=re.escape(FOREIGN[text])):
+        register(scope["step"])
+
+
+def test_other_type_errors_of_a_step_are_its_own():
+    with pytest.raises(TypeError, match="unsupported operand") as caught:
+        register(lambda p, x, f: x + f.f + (1 + "a"))
+    assert not isinstance(caught.value, parnl.StepError)
