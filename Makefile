@@ -20,12 +20,13 @@ test-newest:
 test-oldest:
 	.ci/oldest
 
-# Random cells through every kernel, random tasks through the solver; PARNL_FUZZ sets how many
-# cells, PARNL_FUZZ_SEED which. What the C
-# compiler makes of them is of no use afterwards.
+# Random cells through every kernel, random tasks through the solver, every cell in JAX's strict modes;
+# PARNL_FUZZ sets how many random cells, PARNL_FUZZ_SEED which. What the C compiler makes of them is
+# of no use afterwards.
 fuzz: $(READY)
 	PARNL_CACHE=$$(mktemp -d) && export PARNL_CACHE && trap 'rm -rf "$$PARNL_CACHE"' EXIT && \
-	PARNL_FUZZ=$${PARNL_FUZZ:-10000} $(BIN)/pytest -n auto tests/test_fuzz.py tests/solver/test_any_task.py
+	PARNL_FUZZ=$${PARNL_FUZZ:-10000} $(BIN)/pytest -n auto tests/test_fuzz.py tests/solver/test_any_task.py \
+	  tests/backends/jax/test_strict_modes.py
 
 # Faults planted in a copy of parnl: parnl.testing must catch each of them.
 mutations: $(READY)

@@ -16,7 +16,7 @@ Taken as they are, for kernels only read what they are given, and write to array
     PyTorch     parameters, buffers, tensors and views that need gradients, inference tensors,
                 tensors copied on write, subclasses that are plain memory
                 wrapped by torch.func: PyTorch unwraps them before a kernel sees them
-                handled by their class in Python, or without values while a graph is recorded: the
+                handled by their class in Python, or without values (meta, recorded graphs): the
                 operator `parnl::solve` is given to the class, which says what becomes of it
     JAX         committed, sharded, of another layout: XLA hands over dense arrays, row by row
 
@@ -32,7 +32,7 @@ Refused, by an error that names the argument:
 
     NumPy       a MaskedArray with masked values; subclasses with arithmetic of their own (units);
                 types of other packages (float8 of ml_dtypes; its bfloat16 is taken)
-    PyTorch     sparse, MKL-DNN's, nested, MaskedTensor, float8; without memory (meta, freed)
+    PyTorch     sparse, MKL-DNN's, nested, MaskedTensor, float8; whose memory was freed
     JAX         deleted, or donated
     any         integers, bool, objects, structures, quantised; complex but for `affine_scan`
 """

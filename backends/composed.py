@@ -65,6 +65,10 @@ class ComposedKernels(ABC):
         states = self._ordered(plan, states)
         return written, [x[:, : plan.chunks - 1] for x in states]
 
+    def step(self, program: Program) -> Callable[..., tuple[Any, ...]]:
+        """Return the program's step over arrays of this framework."""
+        return program.function("step", self)
+
     def unwritten(self, write: Callable[[], Any]) -> Any:
         """Return None: an eager loop may carry whatever it likes."""
         return None

@@ -11,7 +11,7 @@ import numpy as np
 from parnl.dtypes import is_floating, is_half, promoted
 from parnl.frameworks import backend_of, lenient
 from parnl.graph.program import affine_program, complex_affine_program
-from parnl.inputs import batched
+from parnl.inputs import batched, check_devices
 from parnl.solve import run
 
 
@@ -39,6 +39,7 @@ def affine_scan(a: Any, b: Any, x0: Any = None, reverse: bool = False) -> Any:
     given = [("a", a), ("b", b)] + ([] if x0 is None else [("x0", x0)])
     backend = backend_of(given)
     given = [(name, backend.take(name, array)) for name, array in given]
+    check_devices(backend, dict(given))
     a, b, x0 = (*(array for _, array in given), None)[:3]
     xp = backend.xp
     for name, array in given:

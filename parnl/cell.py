@@ -86,7 +86,7 @@ class Cell:
         self.program = self._trace()
         self.masked = self.program.masked
         for program in (self.program, self.masked):  # here, for torch.compile cannot follow these
-            _ = program.cost, program.jacobian
+            _ = program.cost, program.jacobian, program.fused_step
 
     def __eq__(self, other: object) -> bool:
         """Cells of one class, with equal sizes, options and other attributes, are equal.

@@ -56,6 +56,9 @@ class Backend(Kernels, Protocol):
     def concrete(self, array: Any) -> Any:
         """Return the values as a NumPy array, None while they are not known (under a transform)."""
 
+    def step(self, program: Program) -> Callable[..., tuple[Any, ...]]:
+        """Return the function states, operands -> next states, over the framework's arrays."""
+
     def solve(
         self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
     ) -> tuple[list[Any], Stats]:

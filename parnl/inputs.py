@@ -10,6 +10,7 @@ import numpy as np
 
 from parnl.cell import Cell
 from parnl.dtypes import is_floating, is_half, promoted, widened
+from parnl.frameworks import backend_of, name_of
 from parnl.params import Values
 
 
@@ -20,8 +21,6 @@ def check_params(
 
     The arrays come as the backend takes them.
     """
-    from parnl.frameworks import backend_of
-
     if not isinstance(cell, Cell):
         raise TypeError(f"cell: expected a parnl.Cell, see parnl.get_cell, got {cell!r}")
     if not isinstance(params, Mapping):
@@ -39,7 +38,7 @@ def check_params(
     named = {"inputs" if time_axis else "input_t": inputs}
     named |= {f"parameter {n}": params[n] for n in shapes}
     backend = backend_of(named.items())
-    _check_devices(backend, named)
+    check_devices(backend, named)
     named = {n: backend.take(n, a) for n, a in named.items()}
     inputs, *rest = named.values()
     params = dict(zip(shapes, rest, strict=True))
@@ -65,7 +64,8 @@ def check_params(
     return backend, params, inputs
 
 
-def _check_devices(backend: Any, named: Mapping[str, Any]) -> None:
+def check_devices(backend: Any, named: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming the argument, unless all arrays are on the device of the first."""
     if backend.name != "torch":  # NumPy has one device, and JAX checks for itself
         return
     (first, array), *rest = named.items()
@@ -76,7 +76,7 @@ def _check_devices(backend: Any, named: Mapping[str, Any]) -> None:
 
 def mask_of(backend: Any, lengths: Any, inputs: Any) -> Any:
     """Return the mask (..., T) of valid steps."""
-    from parnl.frameworks import get_backend, name_of
+    from parnl.frameworks import get_backend
 
     xp = backend.xp
     *batch, steps, _ = inputs.shape
@@ -146,10 +146,9 @@ def time_step(
     xp = backend.xp
     if isinstance(dt, int | float | np.integer | np.floating):
         return xp.full((1,), float(dt), dtype=dtype, device=getattr(inputs, "device", None))
-    from parnl.frameworks import backend_of
-
     backend_of([("inputs", inputs), ("dt", dt)])
     dt = backend.take("dt", dt)
+    check_devices(backend, {"inputs": inputs, "dt": dt})
     if not time_axis and dt.ndim:
         dt = dt[..., None]
     if not is_floating(xp, dt.dtype):
@@ -165,8 +164,6 @@ def time_step(
 
 def initial_states(backend: Any, cell: Cell, given: Any, inputs: Any, dtype: Any) -> list[Any]:
     """Return one array (..., hidden) for each state of the cell."""
-    from parnl.frameworks import backend_of
-
     xp = backend.xp
     shape = (*inputs.shape[:-2], cell.hidden_size)
     if given is None:
@@ -181,6 +178,7 @@ def initial_states(backend: Any, cell: Cell, given: Any, inputs: Any, dtype: Any
     for i, name in enumerate(cell.states):
         backend_of([("inputs", inputs), (f"initial_state {name}", arrays[i])])
         arrays[i] = x = backend.take(f"initial_state {name}", arrays[i])
+        check_devices(backend, {"inputs": inputs, f"initial_state {name}": x})
         if tuple(x.shape) != shape:
             raise ValueError(f"initial_state {name}: expected shape {shape}, got {tuple(x.shape)}")
         if not is_floating(xp, x.dtype):

@@ -209,7 +209,7 @@ def step(
     start = [xp.astype(xp.reshape(x, (rows, 1, channels)), dtype) for x in given]
     # overflow and NaN are answers here, not warnings; torch.compile cannot follow NumPy's context
     with np.errstate(all="ignore") if backend.name == "numpy" else nullcontext():
-        advance = cell.program.function("step", backend)
+        advance = backend.step(cell.program)
         results = advance(*start, *(xp.astype(a, dtype) for a in operands))
     # a step may return a number, or an array that has yet to be broadcast
     new = [xp.zeros_like(x) + n for n, x in zip(results, start, strict=True)]

@@ -100,6 +100,10 @@ class JaxBackend:
         """Return the running maximum of x along axis 1."""
         return lax.cummax(x, axis=1)
 
+    def step(self, program: Program) -> Callable[..., tuple[Any, ...]]:
+        """Return the program's step over JAX arrays."""
+        return program.function("step", self)
+
     def unwritten(self, write: Callable[[], Any]) -> Any:
         """Return zeros: XLA's loops carry arrays of fixed shapes."""
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(write))

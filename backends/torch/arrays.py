@@ -43,6 +43,8 @@ def _taken(name: str, tensor: Tensor) -> Tensor:
                 "masked, by .to_tensor(value), or pass lengths"
             )
         return tensor
+    if tensor.is_meta:  # shapes alone: see `operators.recorded`
+        return tensor
     if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
         return tensor
     if not tensor.data_ptr() and tensor.numel() and not tensor._is_zerotensor():

@@ -123,7 +123,8 @@ class Program:
         return given, [zero if p is None else p for p in pulled]
 
     @cached_property
-    def _fused(self) -> dict[int, tuple[Symbol, Symbol]]:
+    def fused_step(self) -> dict[int, tuple[Symbol, Symbol]]:
+        """Which sums of the step itself take a fused multiply-add: see `fused`."""
         return fused_sums(self.outputs)
 
     def fused(self, results: Sequence[Symbol]) -> dict[int, tuple[Symbol, Symbol]]:
@@ -134,7 +135,7 @@ class Program:
         """
         step = {n.index for n in reachable(self.outputs)}
         rest = {i: s for i, s in fused_sums(results).items() if i not in step}
-        return rest | self._fused
+        return rest | self.fused_step
 
     def signature(self, kind: str, wanted: Sequence[int] = ()) -> tuple[list[Symbol], list[Symbol]]:
         """Return (arguments, results) of the derived function `kind`.
