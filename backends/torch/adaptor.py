@@ -56,8 +56,10 @@ def _device(device: torch.device, dtype: torch.dtype) -> tuple[int, float, int]:
 
 
 @torch.compiler.assume_constant_result
-def _step(key: str) -> Callable[..., tuple[Any, ...]]:
-    return Program.of_key(key).function("step", backend)
+def _made(key: str) -> bool:
+    """Make the step of a program, which Dynamo cannot follow: it may be traced from then on."""
+    Program.of_key(key).function("step", backend)
+    return True
 
 
 # The terms of a sum are computed together up to so many numbers, for the price of an operation on
@@ -128,8 +130,9 @@ class TorchBackend(CompiledKernels):
         return openmp()
 
     def step(self, program: Program) -> Callable[..., tuple[Any, ...]]:
-        """Return the program's step over tensors; Dynamo does not follow how it is made."""
-        return _step(program.key)
+        """Return the program's step over tensors."""
+        _made(program.key)
+        return super().step(program)
 
     def concrete(self, array: torch.Tensor) -> Any:
         """Return the values, None under a functorch transform and while being recorded."""
