@@ -13,6 +13,7 @@ import numpy as np
 
 from parnl import ops
 from parnl.dtypes import is_half
+from parnl.frameworks import get_backend, name_of
 from parnl.graph.nodes import Graph, StepError, Symbol
 from parnl.graph.program import Program
 from parnl.params import Parameter
@@ -165,8 +166,6 @@ class Cell:
         backend: "numpy", "jax" or "torch"; None is NumPy, or JAX if the seed is an array of it.
         dtype: "float32" and so on, "float16" or "bfloat16"; the latter needs ml_dtypes in NumPy.
         """
-        from parnl.frameworks import get_backend, name_of
-
         name = dtype if is_half(dtype) else np.dtype(dtype).name
         if not is_half(name) and np.dtype(name).kind != "f":
             raise TypeError(f"dtype: expected a floating point type, got {dtype!r}")

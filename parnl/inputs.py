@@ -10,7 +10,7 @@ import numpy as np
 
 from parnl.cell import Cell
 from parnl.dtypes import is_floating, is_half, promoted, widened
-from parnl.frameworks import backend_of, name_of
+from parnl.frameworks import backend_of, get_backend, name_of
 from parnl.params import Values
 
 
@@ -76,8 +76,6 @@ def check_devices(backend: Any, named: Mapping[str, Any]) -> None:
 
 def mask_of(backend: Any, lengths: Any, inputs: Any) -> Any:
     """Return the mask (..., T) of valid steps."""
-    from parnl.frameworks import get_backend
-
     xp = backend.xp
     *batch, steps, _ = inputs.shape
     device = getattr(inputs, "device", None)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from parnl.dtypes import is_half, promoted, widened
+from parnl.frameworks import backend_of, get_backend
 from parnl.graph.nodes import StepError, Symbol
 
 __all__ = [
@@ -31,8 +32,6 @@ def _apply(op: str, *args: Any) -> Any:
     for a in args:
         if isinstance(a, Symbol):
             return a.graph.apply(op, *args)
-    from parnl.frameworks import backend_of, get_backend
-
     arrays = [(f"argument {i + 1} of ops.{op}", a) for i, a in enumerate(args) if not _is_number(a)]
     if not arrays:
         return get_backend("numpy").functions[op](*map(np.float64, args))
@@ -183,8 +182,6 @@ def matmul(inputs: Any, matrix: Any) -> Any:
     product of three axes (measured: value and gradient of an LRC 1.4 times faster), and is slow at
     a product over few inputs.
     """
-    from parnl.frameworks import backend_of
-
     if isinstance(inputs, Symbol) or isinstance(matrix, Symbol):
         raise StepError("step: ops.matmul mixes channels; call it in features()")
     backend = backend_of([("inputs", inputs), ("matrix", matrix)])
@@ -208,8 +205,6 @@ def input_sum(
     The terms, an array (..., T, input, hidden) together, are never in memory at once: they are
     computed one after the other, and again for the gradient. Half precision is added up in float32.
     """
-    from parnl.frameworks import backend_of
-
     if isinstance(inputs, Symbol):
         raise StepError("step: ops.input_sum mixes channels; call it in features()")
     pairs = [("inputs", inputs), *(("matrices", m) for m in matrices)]
