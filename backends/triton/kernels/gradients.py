@@ -66,6 +66,8 @@ def gradients(
     k: tl.constexpr = len(starts)
     real: tl.constexpr = starts[0].dtype.element_ty
     row = (way * D).to(tl.int64)
+    edges = start_values(starts, b, d, channel, D)
+    past = tl.where(channel, T - 1 - c * L, 0)
     # the state before the step: one step earlier in the forward run, which goes the other way
     befores = ()
     coming = ()
@@ -86,8 +88,8 @@ def gradients(
         moving_places(moving, moving_strides, b, t, d, way, MOVING),
         fixed_values(fixed, fixed_strides, b, d, channel, real, FIXED),
         befores,
-        start_values(starts, b, d, channel, D),
-        tl.where(channel, T - 1 - c * L, 0),
+        edges,
+        past,
         coming,
         results,
         totals,
