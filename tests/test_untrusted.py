@@ -9,7 +9,7 @@ from optional import torch
 import parnl
 from parnl import ops
 from parnl.backends.c import text as c_text
-from parnl.backends.c.text import Lanes
+from parnl.backends.c.kernel import CKernel, Lanes
 from parnl.backends.triton import text as triton_text
 from parnl.frameworks import get_backend
 from parnl.graph.flatcode import source
@@ -76,7 +76,7 @@ def texts(program):
     for kind in ("trajectory", "advance", "adjoint", "backward"):
         wanted = (0, 1) if kind == "backward" else ()
         for dtype in ("float32", "float64"):
-            kernel = c_text.CKernel(program, kind, dtype, "cf", lanes, wanted)
+            kernel = CKernel(program, kind, dtype, "cf", lanes, wanted)
             found.append(c_text.source(kernel))
     for kind in ("solve", "gradients"):
         wanted = (0, 1) if kind == "gradients" else ()

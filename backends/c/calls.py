@@ -17,8 +17,9 @@ import numpy as np
 from parnl.backends import arrays
 from parnl.backends.arrays import Memory
 from parnl.backends.c import build
+from parnl.backends.c.kernel import CHANNEL, FULL, SCALAR, TIME, CKernel, Lanes, fields
 from parnl.backends.c.processors import processors
-from parnl.backends.c.text import CHANNEL, FULL, SCALAR, TIME, CKernel, Lanes, fields, source
+from parnl.backends.c.text import source
 from parnl.backends.composed import ComposedKernels
 from parnl.graph.program import Program, adjoint_program
 from parnl.solver.cost import Device
@@ -240,7 +241,7 @@ class _Call:
 def results(
     kind: str, plan: Plan, operands: Sequence[Any], starts: Sequence[Any], wanted: Sequence[int]
 ) -> dict[str, list[tuple[int, ...]]]:
-    """Return the shapes of what a kernel writes, by the names of `c_text.fields`."""
+    """Return the shapes of what a kernel writes, by the names of `kernel.fields`."""
     k, each = len(starts), tuple(starts[0].shape)
     whole = (each[0], plan.steps, each[2])
     match kind:
@@ -288,7 +289,7 @@ def worthwhile(
 
 
 def layout(operand: Any) -> str:
-    """Return the letter of `c.text` for the axes that the operand has."""
+    """Return the letter of `c.kernel` for the axes that the operand has."""
     if operand.shape[1] == 1:
         return SCALAR if operand.shape[2] == 1 else CHANNEL
     return TIME if operand.shape[2] == 1 else FULL

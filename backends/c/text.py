@@ -9,80 +9,25 @@ compiler turns the loop over its lanes into vector instructions. The lanes of a 
 
 Groups are divided among threads. The text is made from the expression graph and numbers alone.
 
-Every kernel takes one array of 64-bit integers, laid out by `fields`: sizes, then pointers and
-strides.
+Every kernel takes one array of 64-bit integers, laid out by `kernel.fields`: sizes, then pointers
+and strides.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from importlib.resources import files
-from typing import NamedTuple
 
 from parnl.backends.c import vecmath
 from parnl.backends.c.expressions import MATH, Expressions, sum_of_products
+from parnl.backends.c.kernel import CHANNEL, FULL, SCALAR, SIZES, TIME, CKernel, fields
 from parnl.graph import derivatives
-from parnl.graph.program import Program
-
-# Operand layouts by the axes of (B, T, D) that they really have: time and channel.
-FULL, TIME, CHANNEL, SCALAR = "f", "t", "c", "s"
-
 
 # Lines are asked for so many steps ahead where a group is less than a row: to go through memory
 # with gaps is not what processors foresee. Measured, one thread, T = 16384, ns a channel and step:
 # backward, 64 channels, GRU 6.2 -> 2.5, LRC 6.9 -> 3.3; forward, 512 channels, GRU 3.5 -> 2.5.
 # Where a group is a row, 3 to 15 % are lost forward, and 0 to 10 % gained backward.
 _AHEAD = 8
-
-
-class Lanes(NamedTuple):
-    """How lanes are grouped: W, V, and which kinds of groups there are: only they are compiled.
-
-    apart: whether a near group is less than its row, so that what it reads next lies apart.
-    """
-
-    group: int
-    span: int
-    near: bool
-    staged: bool
-    apart: bool = False
-
-
-class CKernel(NamedTuple):
-    """What decides a kernel: `kind` is "trajectory", "advance", "adjoint" or "backward".
-
-    dtype: "float32" or "float64"; layouts: one letter for each operand; wanted: operands whose
-    gradient "backward" computes.
-    """
-
-    program: Program
-    kind: str
-    dtype: str
-    layouts: str
-    lanes: Lanes
-    wanted: tuple[int, ...] = ()
-
-
-# What stands in the argument array, in this order: sizes, then one entry per name and index.
-# `team`: the address of OpenMP's GOMP_parallel, or 0.
-SIZES = ("batch", "chunks", "channels", "steps", "length", "reverse", "threads", "team")
-
-
-def fields(kernel: CKernel) -> list[tuple[str, int]]:
-    """Return the groups of entries that follow the sizes: (name, how many)."""
-    k, n = len(kernel.program.states), len(kernel.program.operands)
-    groups = [("op", n), ("opb", n), ("opt", n)]  # operand pointers, strides over batch and time
-    match kernel.kind:
-        case "trajectory":
-            return [*groups, ("start", k), ("out", k), ("end", k)]
-        case "advance":
-            return [*groups, ("start", k), ("end", k), ("prod", k * k)]
-    # states and the initial state; gradients of the states, with strides
-    groups += [("state", k), ("x0", k), ("g", k), ("gb", k), ("gt", k)]
-    groups += [("start", k)]
-    if kernel.kind == "adjoint":
-        return [*groups, ("end", k), ("prod", k * k)]
-    return [*groups, ("end", k), ("grad", len(kernel.wanted))]
 
 
 def _written(name: str) -> str:

@@ -16,7 +16,8 @@ import numpy as np
 
 from parnl.backends.c import build
 from parnl.backends.c.calls import grouped, layout, processors, results, worthwhile
-from parnl.backends.c.text import CKernel, fields, source
+from parnl.backends.c.kernel import CKernel, fields
+from parnl.backends.c.text import source
 from parnl.graph.program import Program
 from parnl.solver.newton import Plan
 

@@ -4,7 +4,7 @@ A lane is one channel of one chunk of one sequence, and belongs to one thread. L
 along channels first, so neighbouring threads read neighbouring addresses, however many channels
 there are. The body of a kernel is the program's own functions over one block of lanes.
 
-What each kernel reads and returns is told in `parnl.backends.c.text`, whose four kinds these are.
+What each kernel reads and returns is told in `parnl.backends.c.kernel`, whose four kinds these are.
 """
 
 from __future__ import annotations

@@ -263,7 +263,8 @@ def test_jax_gradients_run_the_backward_kernel_in_any_order_of_grad_and_vmap(mon
 def test_without_vector_mathematics_results_are_the_same(tmp_path, monkeypatch):
     """A platform whose C library has none builds the same text with scalar functions."""
     monkeypatch.setattr(build, "FLAGS", tuple(f for f in build.FLAGS if "openmp" not in f))
-    from parnl.backends.c.text import CKernel, Lanes, source
+    from parnl.backends.c.kernel import CKernel, Lanes
+    from parnl.backends.c.text import source
 
     cell = parnl.get_cell("gru", 2, 64)
     layouts = "".join("c" if o.kind == "parameter" else "f" for o in cell.program.operands)
