@@ -104,13 +104,16 @@ def _torch() -> Mapping[str, Callable[[Any], Any]]:
 
     def negated(v: torch.Tensor) -> torch.Tensor:
         """Negated when it is read; numbers lie two apart."""
-        return torch.complex(torch.zeros(v.shape, dtype=v.dtype), -v).conj().imag
+        if v.dtype in (torch.float32, torch.float64):
+            return torch.complex(torch.zeros(v.shape, dtype=v.dtype), -v).conj().imag
+        return torch._neg_view(torch.stack([-v, torch.full_like(v, torch.nan)], -1)[..., 0])
 
     def misaligned(v: torch.Tensor) -> torch.Tensor:
         """At an odd address."""
         if not v.numel():
             return v
-        memory = bytearray(1) + bytearray(v.flatten().view(torch.uint8).numpy())
+        dense = torch.empty(v.numel(), dtype=v.dtype).copy_(v.flatten())
+        memory = bytearray(1) + bytearray(dense.view(torch.uint8).numpy())
         return torch.frombuffer(memory, dtype=v.dtype, offset=1).reshape(v.shape)
 
     def turned(v: torch.Tensor) -> torch.Tensor:

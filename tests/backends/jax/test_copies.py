@@ -4,13 +4,14 @@ import copy
 import pickle
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import parnl
+
+eqx = pytest.importorskip("equinox")
 
 
 class Layer(eqx.Module):
