@@ -259,14 +259,16 @@ def agree(
     expected: Results,
     rounded: Results | None = None,
     dtype: str | None = None,
+    least: float = 1e-30,
 ) -> None:
     """Assert that results are equal to what `dtype`, by default the problem's, can tell apart.
 
-    `rounded` are the loop's own results in that dtype: its error is nobody's fault.
+    `rounded` are the loop's own results in that dtype: its error is nobody's fault. Errors are
+    relative to the largest value of a result, taken as at least `least`.
     """
     dtype = dtype or tolerated(problem)
     for name, e in expected.items():
-        error = relative_error(found[name], e)
+        error = relative_error(found[name], e, least)
         excused = 0.0 if rounded is None else relative_error(rounded[name], e)
         allowed = TOLERANCES[dtype] + 4.0 * excused
         assert error <= allowed, (
