@@ -86,7 +86,9 @@ def whole_power(x: str, exponent: float, one: str) -> str:
 # -- comparisons and choice ------------------------------------------------------------------------
 
 
-def _comparison(name: str, symbol: str, numpy: Callable, enclosure: Callable) -> Operation:
+def _comparison(
+    name: str, symbol: str, numpy: Callable, enclosure: Callable, example: str = ""
+) -> Operation:
     """Its enclosure takes a third argument: whether both sides are the same number."""
     return Operation(
         name=name,
@@ -95,7 +97,7 @@ def _comparison(name: str, symbol: str, numpy: Callable, enclosure: Callable) ->
         enclosure=enclosure,
         syntax=f"{{x}} {symbol} {{y}}",
         is_condition=True,
-        example=f"ops.where(x {symbol} y, x, 0.3 * y)",
+        example=example or f"ops.where(x {symbol} y, x, 0.3 * y)",
         smooth=False,
     )
 
@@ -104,9 +106,16 @@ lt = _comparison("lt", "<", np.less, intervals.less)
 le = _comparison("le", "<=", np.less_equal, intervals.less_equal)
 gt = _comparison("gt", ">", np.greater, lambda x, y, same: intervals.less(y, x, same))
 ge = _comparison("ge", ">=", np.greater_equal, lambda x, y, same: intervals.less_equal(y, x, same))
-eq = _comparison("eq", "==", np.equal, intervals.equal)
+# These examples ask for NaN: whether two numbers are equal may depend on how they were rounded.
+eq = _comparison(
+    "eq", "==", np.equal, intervals.equal, "ops.where((x == x) & (y > 0.1), 0.7 * x, y)"
+)
 ne = _comparison(
-    "ne", "!=", np.not_equal, lambda x, y, same: intervals.logical_not(intervals.equal(x, y, same))
+    "ne",
+    "!=",
+    np.not_equal,
+    lambda x, y, same: intervals.logical_not(intervals.equal(x, y, same)),
+    "ops.where((x != x) | (y > 0.1), y, 0.3 * x)",
 )
 _and = Operation(
     name="logical_and",
