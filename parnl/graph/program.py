@@ -100,8 +100,12 @@ class Program:
 
     def costs(self, kind: str) -> int:
         """Operations of the derived function `kind`, see `signature`."""
-        nodes = reachable(self.signature(kind)[1])
-        return sum(OPERATIONS[n.op].cost for n in nodes if n.op in OPERATIONS)
+
+        def count() -> int:
+            nodes = reachable(self.signature(kind)[1])
+            return sum(OPERATIONS[n.op].cost for n in nodes if n.op in OPERATIONS)
+
+        return self.cached(("costs", kind), count)
 
     @cached_property
     def jacobian(self) -> list[Symbol]:
