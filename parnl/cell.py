@@ -194,6 +194,8 @@ class Cell:
         try:
             result = self.step(parameters, *states, features, **time)
         except TypeError as error:
+            if isinstance(error, StepError) or Symbol.__name__ not in str(error):
+                raise
             raise _explained(error) from error
         outputs = list(result) if isinstance(result, tuple | list) else [result]
         if len(outputs) != len(states):
@@ -207,13 +209,11 @@ class Cell:
         return Program.shared(graph, states, operands, numbers)
 
 
-def _explained(error: TypeError) -> TypeError:
-    """Return the error of a framework's function that was given a symbol in words of a step's.
+def _explained(error: TypeError) -> StepError:
+    """Return what a user can do about a framework's function that refused a symbol.
 
-    JAX and PyTorch refuse a symbol before they ask it anything, and say that its type is wrong.
+    JAX and PyTorch ask a symbol nothing: they only say that its type is wrong.
     """
-    if isinstance(error, StepError) or Symbol.__name__ not in str(error):
-        return error
     lines = [
         frame.line or ""
         for frame, (f, _) in zip(

@@ -145,3 +145,4 @@ def test_other_type_errors_of_a_step_are_its_own():
     with pytest.raises(TypeError, match="unsupported operand") as caught:
         register(lambda p, x, f: x + f.f + (1 + "a"))
     assert not isinstance(caught.value, parnl.StepError)
+    assert caught.value.__cause__ is None
