@@ -85,6 +85,10 @@ class ComposedKernels(ABC):
             carry = body(carry)
         return carry
 
+    def cond(self, condition: Any, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+        """Return then() if `condition` holds, else otherwise()."""
+        return then() if bool(condition) else otherwise()
+
     def _ordered(self, plan: Plan, arrays: Sequence[Any]) -> list[Any]:
         """Turn the order of running into the order of time, or back."""
         return [self.xp.flip(x, axis=1) for x in arrays] if plan.reverse else list(arrays)

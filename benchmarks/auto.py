@@ -1,11 +1,13 @@
 """How far the number of chunks that "auto" takes is from the best one, over a grid of shapes.
 
-    python benchmarks/auto.py [--threads 2] [--repeat 7] [--quick] [--out results/auto.json]
+    python benchmarks/auto.py [--backend torch] [--gradient] [--threads 2] [--repeat 7] [--quick]
+                              [--out results/auto.json]
 
-The recurrence alone, forward, float32, in PyTorch: B * D lanes as one sequence of as many channels
-up to 64, and as several beyond; fixed numbers of chunks and "auto" take turns, medians count. Each
-answer is compared with the plain loop's before it is timed. The ratio is auto's time over that of
-the best fixed number, and over that of the plain loop. PARNL_KERNELS=off times the composed path.
+The recurrence alone, float32, in PyTorch or JAX (jitted), forward or with all its gradients: B * D
+lanes as one sequence of as many channels up to 64, and as several beyond; fixed numbers of chunks
+and "auto" take turns, medians count. Each answer is compared with the plain loop's before it is
+timed. The ratio is auto's time over that of the best fixed number, and over that of the plain loop.
+PARNL_KERNELS=off times the composed path.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import os
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,57 +29,98 @@ EXPONENTS = (10, 13, 16)
 FIXED = (1, 4, 16, 64, 256)
 
 
-def problem(name: str, lanes: int, steps: int) -> tuple[Any, list[Any], list[Any]]:
+def problem(backend: Any, name: str, lanes: int, steps: int) -> tuple[Any, list[Any], list[Any]]:
     """Return (cell, operands, initial states): what is left of a solve when features are there."""
-    import torch
+    import numpy as np
 
     import parnl
-    from parnl.frameworks import get_backend
     from parnl.inputs import feature_operands, time_step
     from parnl.params import Values
 
     channels = min(lanes, 64)
-    batch, backend = lanes // channels, get_backend("torch")
+    batch = lanes // channels
     cell = parnl.get_cell(name, 4, channels)
-    u = torch.randn(batch, steps, 4, generator=torch.Generator().manual_seed(0))
-    p = Values("parameter", cell.init(0, "torch"))
+    u = np.random.default_rng(0).standard_normal((batch, steps, 4))
+    u = backend.asarray(u, "float32")
+    p = Values("parameter", cell.init(0, backend.name))
     features = Values("feature", cell.features(p, u))
-    dt = time_step(backend, cell, None, u)
+    dt = time_step(backend, cell, None, u, u.dtype)
     operands = feature_operands(backend, cell, p, features, dt, u)
-    return cell, operands, [torch.zeros(batch, channels) for _ in cell.states]
+    return (
+        cell,
+        operands,
+        [backend.asarray(np.zeros((batch, channels)), "float32") for _ in cell.states],
+    )
 
 
-def measure(name: str, lanes: int, steps: int, repeat: int) -> dict[str, Any]:
+def runs(backend: Any, program: Any, operands: list[Any], x0: list[Any], gradient: bool) -> Any:
+    """Return plan -> (() -> states, statistics), which ends when everything is computed."""
+    if backend.name == "torch":
+        import torch
+
+        leaves = [a.detach().requires_grad_(gradient) for a in operands]
+
+        def of(plan: Any) -> Any:
+            def run() -> Any:
+                states, stats = backend.solve(program, plan, leaves, x0)
+                if gradient:
+                    torch.autograd.grad(states[-1], leaves, torch.ones_like(states[-1]))
+                return states, stats
+
+            return run
+
+        return of
+    import jax
+    import jax.numpy as jnp
+
+    def solve(plan: Any, operands: list[Any]) -> Any:
+        def states(operands: list[Any]) -> Any:
+            return backend.solve(program, plan, operands, x0)
+
+        if not gradient:
+            return (*states(operands), None)
+        found, pull, stats = jax.vjp(states, operands, has_aux=True)
+        return found, stats, pull([jnp.ones_like(x) for x in found])
+
+    def of(plan: Any) -> Any:
+        jitted = jax.jit(partial(solve, plan))
+        return lambda: jax.block_until_ready(jitted(operands))[:2]
+
+    return of
+
+
+def measure(
+    which: str, name: str, lanes: int, steps: int, repeat: int, gradient: bool
+) -> dict[str, Any]:
     """Return the median time of each number of chunks in milliseconds, and what auto takes."""
-    import torch
+    import numpy as np
 
     from parnl.frameworks import get_backend
     from parnl.solver.cost import auto_chunks
     from parnl.solver.newton import Plan
 
-    cell, operands, x0 = problem(name, lanes, steps)
-    backend, epsilon = get_backend("torch"), float(torch.finfo(torch.float32).eps)
+    backend, epsilon = get_backend(which), float(np.finfo(np.float32).eps)
+    cell, operands, x0 = problem(backend, name, lanes, steps)
     chosen = auto_chunks(cell.program, backend.device(x0[0]), lanes, steps)
     # what auto takes is timed once, even where it is one of the fixed numbers
-    plans = {str(c): Plan.make(steps, c, epsilon) for c in sorted({*FIXED, chosen})}
+    chunks = sorted({*FIXED, chosen})
+    of = runs(backend, cell.program, operands, x0, gradient)
+    ways = {str(c): of(Plan.make(steps, c, epsilon)) for c in chunks}
 
-    def run(plan: Any) -> tuple[Any, Any]:
-        return backend.solve(cell.program, plan, operands, x0)
-
-    exact, _ = run(plans["1"])
+    exact = [backend.to_numpy(x) for x in ways["1"]()[0]]
     iterations = {}
-    for key, plan in plans.items():
-        states, stats = run(plan)
-        for found, expected in zip(states, exact, strict=True):
-            error = float((found - expected).abs().max() / expected.abs().max())
+    for key, run in ways.items():
+        states, stats = run()
+        for found, expected in zip(map(backend.to_numpy, states), exact, strict=True):
+            error = float(abs(found - expected).max() / abs(expected).max())
             assert error < 2e-5, f"{name}, {lanes} lanes, T = {steps}, {key} chunks: error {error}"
         iterations[key] = int(stats.iterations)
-    times: dict[str, list[float]] = {key: [] for key in plans}
+    times: dict[str, list[float]] = {key: [] for key in ways}
     for _ in range(repeat):
-        for key, plan in plans.items():
-            run(plan)  # not timed: meanwhile idle threads of the one before go to sleep
+        for key, run in ways.items():
+            run()  # not timed: meanwhile idle threads of the one before go to sleep
             start = time.perf_counter()
-            run(plan)
+            run()
             times[key].append(1e3 * (time.perf_counter() - start))
     medians = {key: statistics.median(t) for key, t in times.items()}
     best = min(FIXED, key=lambda c: medians[str(c)])
@@ -110,28 +154,33 @@ def table(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--backend", choices=("torch", "jax"), default="torch")
+    parser.add_argument("--gradient", action="store_true", help="the gradients too")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="two cells, T to 2^13, few lanes")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
-    import torch
+    if args.backend == "torch":
+        import torch
 
-    torch.set_num_threads(args.threads)
+        torch.set_num_threads(args.threads)
     cells, lanes, exponents, repeat = CELLS, LANES, EXPONENTS, args.repeat
     if args.quick:
         cells, lanes, exponents, repeat = ("gru", "lru"), (1, 8, 256), (10, 13), 3
     rows = []
-    with torch.no_grad():
-        for name in cells:
-            for count in lanes:
-                for exponent in exponents:
-                    rows.append(measure(name, count, 1 << exponent, repeat))
-                    print(f"  {name}, {count} lanes, T = 2^{exponent} done", file=sys.stderr)
+    for name in cells:
+        for count in lanes:
+            for exponent in exponents:
+                steps = 1 << exponent
+                row = measure(args.backend, name, count, steps, repeat, args.gradient)
+                rows.append(row)
+                print(f"  {name}, {count} lanes, T = 2^{exponent} done", file=sys.stderr)
     table(rows)
     if args.out:
-        args.out.write_text(json.dumps({"threads": args.threads, "rows": rows}, indent=1) + "\n")
+        how = {"backend": args.backend, "gradient": args.gradient, "threads": args.threads}
+        args.out.write_text(json.dumps({**how, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

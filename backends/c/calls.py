@@ -153,8 +153,9 @@ class _Adjoint:
 
     def __init__(self, kernels: Kernels, run: Run) -> None:
         self.name, self.functions, self.xp = kernels.name, kernels.functions, kernels.xp
-        self.running_max, self.while_loop = kernels.running_max, kernels.while_loop
-        self.unwritten, self.device, self.run = kernels.unwritten, kernels.device, run
+        self.running_max, self.unwritten = kernels.running_max, kernels.unwritten
+        self.while_loop, self.cond = kernels.while_loop, kernels.cond
+        self.device, self.run = kernels.device, run
 
     def advance(
         self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]

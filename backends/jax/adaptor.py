@@ -114,7 +114,11 @@ class JaxBackend:
 
     def while_loop(self, condition: Callable, body: Callable, carry: Any) -> Any:
         """Apply `body` to `carry` while `condition` holds."""
-        return lax.while_loop(condition, body, carry)
+        return lax.while_loop(condition, lambda c: body(lax.optimization_barrier(c)), carry)
+
+    def cond(self, condition: Any, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+        """Return then() if `condition` holds, else otherwise()."""
+        return lax.cond(condition, then, otherwise)
 
     def advance(
         self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]

@@ -153,6 +153,9 @@ class Kernels(Functions, Protocol):
     ) -> Any:
         """Apply `body` to `carry` while `condition` holds."""
 
+    def cond(self, condition: Any, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+        """Return then() if `condition` holds, else otherwise(); the other is not run."""
+
 
 def newton(
     kernels: Kernels, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
@@ -224,21 +227,26 @@ def newton(
         return (carry[0] < most) & ~xp.all(carry[4][:, -1:] | carry[5])
 
     flat = xp.zeros_like(starts[0][:, 1:])
-    states = kernels.unwritten(lambda: kernels.trajectory(program, plan, operands, starts)[0])
-    settled = flat > 0
     if guessed:
         starts, forgotten = _guess(kernels, program, plan, operands, x0)
 
-        def verify(carry: tuple) -> tuple:
-            states, ends = kernels.trajectory(program, plan, operands, starts)
-            gaps = [_gap(xp, e, s[:, 1:]) for e, s in zip(ends, starts, strict=True)]
-            met = forgotten & (_largest(xp, gaps) == 0)
-            return carry[0] & False, states, _all_so_far(kernels, met)
+    def run() -> tuple:
+        return kernels.trajectory(program, plan, operands, starts)
 
-        # Any lane that seems to have forgotten its start calls for it, so none depends on another.
-        _, states, settled = kernels.while_loop(
-            lambda carry: carry[0], verify, (xp.any(forgotten[:, 0]), states, settled)
-        )
+    def nothing() -> tuple:
+        return kernels.unwritten(lambda: run()[0]), flat > 0
+
+    def verify() -> tuple:
+        states, ends = run()
+        gaps = [_gap(xp, e, s[:, 1:]) for e, s in zip(ends, starts, strict=True)]
+        met = forgotten & (_largest(xp, gaps) == 0)
+        return states, _all_so_far(kernels, met)
+
+    if guessed:
+        # any lane that seems to have forgotten its start calls for it, so none depends on another
+        states, settled = kernels.cond(xp.any(forgotten[:, 0]), verify, nothing)
+    else:
+        states, settled = nothing()
     first = [s[:, 1:] for s in starts]
     lost = flat[:, :1] > 0
     carry = (none, starts, states, first, settled, lost, ~lost, (zero, flat))
@@ -251,15 +259,17 @@ def newton(
     done = settled[:, -1:] & ~lost
 
     def give_up(carry: tuple) -> tuple:
-        states, finished = carry
+        # x0 comes through the carry: a compiler runs ahead of a loop what depends on none of it
+        states, x0, finished = carry
         alone = [x[:, None, :] for x in x0]
         loop, _ = kernels.trajectory(program, plan._replace(chunks=1), operands, alone)
         # The framework may round differently over one chunk: so a lane that amplifies what differs
         # is taken from the loop from its first step on.
         kept = settled & (done | tame)
-        return _spliced(xp, plan, kept, done, states, loop), finished == finished
+        return _spliced(xp, plan, kept, done, states, loop), x0, finished == finished
 
-    states, _ = kernels.while_loop(lambda carry: ~xp.all(carry[1]), give_up, (states, done))
+    carry = (states, list(x0), done)
+    states, _, _ = kernels.while_loop(lambda carry: ~xp.all(carry[2]), give_up, carry)
     residual = _largest_of_all(xp, xp.where(done, gap, 0.0))
     taken = xp.sum(xp.astype(~done, xp.int32), dtype=xp.int32)
     return states, Stats(iterations, update, residual, zero == 0, taken)
