@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import Run, close, in_process, peak_memory, processor, timed
+from measure import Run, close, in_process, peak_memory, plot_lengths, processor, timed
 
 import parnl
 from parnl import ops
@@ -327,27 +327,6 @@ def _without_gradient(run: Run) -> Any:
         return run()
 
 
-def plot(tables: dict[str, dict[str, float]], path: Path) -> None:
-    """Draw the time for each step over T, one line a contender, one panel a cell."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 2, figsize=(10, 6), sharey=True, layout="constrained")
-    for name in next(iter(tables.values())):
-        found = [(1 << int(t.split("^")[1]), row[name]) for t, row in tables.items() if name in row]
-        style = "-" if "parnl" in name else "--"
-        axes = panels[1 if name.startswith("LRC") else 0]
-        axes.loglog(*zip(*found, strict=True), style, marker="o", markersize=3, label=name)
-    for axes in panels:
-        axes.set(xlabel="steps T")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    panels[0].set_ylabel(f"ns for each step of B = {B} sequences, D = {D}")
-    figure.savefig(path)
-
-
 # -- memory ---------------------------------------------------------------------------------------
 
 
@@ -445,7 +424,8 @@ def main() -> None:
         if args.out:
             args.out.write_text(json.dumps(tables, indent=1) + "\n")
     if args.out:
-        plot(tables[over_time], args.out.with_suffix(".png"))
+        what = f"ns for each step of B = {B} sequences, D = {D}"
+        plot_lengths(tables[over_time], args.out.with_suffix(".png"), what)
 
 
 if __name__ == "__main__":

@@ -77,3 +77,24 @@ def processor() -> str:
         if line.startswith("model name"):
             return f"{line.split(':')[1].strip()}, {os.cpu_count()} cores"
     return platform.processor()
+
+
+def plot_lengths(tables: dict[str, dict[str, float]], path: Path, what: str) -> None:
+    """Draw the time for each step over T, one line a contender, one panel a cell."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 6), sharey=True, layout="constrained")
+    for name in next(iter(tables.values())):
+        found = [(1 << int(t.split("^")[1]), row[name]) for t, row in tables.items() if name in row]
+        style = "-" if "parnl" in name else "--"
+        axes = panels[1 if name.startswith("LRC") else 0]
+        axes.loglog(*zip(*found, strict=True), style, marker="o", markersize=3, label=name)
+    for axes in panels:
+        axes.set(xlabel="steps T")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    panels[0].set_ylabel(what)
+    figure.savefig(path)

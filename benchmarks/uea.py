@@ -34,6 +34,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
 import numpy as np
+from uea_figure import draw
 
 import parnl
 from parnl.learn import data, training
@@ -352,7 +353,7 @@ def show() -> None:
     text = "\n".join(lines) + "\n"
     print(text)
     (RESULTS / "tables.md").write_text(text)
-    figure(everything)
+    draw(grouped(everything), SEEDS[0], RESULTS / "figure.png")
 
 
 def grouped(everything: list[dict[str, Any]]) -> dict[Key, list[dict[str, Any]]]:
@@ -397,48 +398,6 @@ def iteration_table(everything: list[dict[str, Any]]) -> Iterator[str]:
                 if found[0]:  # attention has none
                     row = (task, patch, model, "{}, {}".format(*budget), chunks, *found)
                     yield f"| {' | '.join(map(str, row))} |"
-
-
-def figure(everything: list[dict[str, Any]]) -> None:
-    """Accuracy of every split, and LrcSSM's Newton iterations by block, as one image."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    groups = grouped(everything)
-    tasks = sorted({task for task, *_ in groups})
-    image = Figure(figsize=(5 * len(tasks), 9), layout="constrained")
-    for task, (top, bottom) in zip(
-        tasks, image.subplots(2, len(tasks), squeeze=False).T, strict=True
-    ):
-        mine = {key[1:]: runs for key, runs in groups.items() if key[0] == task}
-        models = [model for model, *_ in mine]
-        labels = [
-            m if models.count(m) == 1 else f"{m}, {patch} joined, {budget[0]} epochs"
-            for m, patch, budget in mine
-        ]
-        for place, runs in enumerate(mine.values()):
-            values = [100 * r["test"] for r in runs]
-            top.plot(values, [place] * len(values), "o", alpha=0.5, color="C0")
-            top.plot(statistics.mean(values), place, "|", markersize=18, color="C3")
-        top.set_yticks(range(len(mine)), labels)
-        top.invert_yaxis()
-        top.set(title=task, xlabel="test accuracy, % (bar: mean)")
-        of_lrc = [
-            (label, run)
-            for label, (key, runs) in zip(labels, mine.items(), strict=True)
-            for run in runs
-            if key[0] == "lrc" and run["config"]["seed"] == SEEDS[0]
-        ]
-        for i, (label, run) in enumerate(of_lrc):
-            for when, style, name in (("before", "o--", None), ("after", "s-", label)):
-                counts = run["iterations"][when]["T"]
-                bottom.plot(range(1, len(counts) + 1), counts, style, color=f"C{i}", label=name)
-        for axis in (bottom.xaxis, bottom.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True))
-        bottom.set(xlabel="block (dashed: before training)", ylim=(0, None))
-        bottom.set(ylabel="Newton iterations, C = T")
-        bottom.legend()
-    image.savefig(RESULTS / "figure.png", dpi=110)
 
 
 def main() -> None:

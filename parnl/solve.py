@@ -262,14 +262,7 @@ def run(
     epsilon = float(xp.finfo(x0[0].dtype).eps)
     plan = Plan.make(steps, count if rows else 1, epsilon, tolerance, max_iterations, reverse)
     states, stats = backend.solve(program, plan, operands, x0)
-    return states, Info(
-        stats.iterations,
-        plan.chunks,
-        stats.update,
-        stats.residual,
-        stats.converged,
-        stats.sequential,
-    )
+    return states, Info(chunks=plan.chunks, **stats._asdict())
 
 
 def _checked(name: str, value: Any, expected: str, *kinds: type) -> Any:

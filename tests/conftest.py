@@ -40,6 +40,7 @@ MISSING = FRAMEWORKS - set(installed())
 NEEDED = {
     "backends/c": {"torch", "jax"},
     "backends/test_arrays.py": {"torch"},
+    "backends/test_refused_arrays.py": {"torch"},
     "backends/jax": {"jax"},
     "backends/torch": {"torch"},
     "backends/triton": {"torch"},

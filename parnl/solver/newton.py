@@ -108,9 +108,7 @@ class Plan(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """Scalars: Newton updates, largest change of a chunk start in the last, largest gap left,
-    whether all gaps are small enough, and how many lanes the plain loop has run.
-    """
+    """What a solver finds out, as scalars: `parnl.Info` says what each is."""
 
     iterations: Any
     update: Any

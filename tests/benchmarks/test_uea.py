@@ -16,6 +16,7 @@ SOURCE = Path(__file__).parents[2] / "benchmarks" / "uea.py"
 
 @pytest.fixture
 def uea(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SOURCE.parent)
     spec = importlib.util.spec_from_file_location("uea", SOURCE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
