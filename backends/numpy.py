@@ -15,7 +15,7 @@ from parnl.dtypes import is_half
 from parnl.graph.operations import OPERATIONS
 from parnl.graph.program import Program
 from parnl.solver.cost import Device
-from parnl.solver.newton import Plan, Stats, newton
+from parnl.solver.newton import Plan, Stats
 
 _FLOATS = frozenset(np.dtype(name) for name in ("float32", "float64", "float16"))
 
@@ -101,7 +101,7 @@ class NumpyBackend(CompiledKernels):
         """Solve; overflow and NaN are answers here, not warnings."""
         with np.errstate(all="ignore"):
             operands = [a.astype(x0[0].dtype, copy=False) for a in operands]
-            return newton(self, program, plan, operands, x0)
+            return self.newton(program, plan, operands, x0)
 
     def products(self, dtype: Any, array: Any) -> AbstractContextManager[Any]:
         """Return a context that changes nothing: float32 is no slower here."""

@@ -10,7 +10,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,7 +23,9 @@ from parnl.backends.c.text import source
 from parnl.backends.composed import ComposedKernels
 from parnl.graph.program import Program, adjoint_program
 from parnl.solver.cost import Device
-from parnl.solver.newton import Kernels, Plan, newton
+from parnl.solver.newton import Kernels, Plan, Stats, newton
+
+Found = TypeVar("Found")
 
 
 class CompiledKernels(ComposedKernels):
@@ -70,26 +72,36 @@ class CompiledKernels(ComposedKernels):
             and build.available()
         )
 
-    def advance(
-        self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
-    ) -> tuple[list[Any], list[Any]]:
-        """Run the first C - 1 chunks: their ends, and the products of the step Jacobians."""
-        if self.compiles(starts[0]):
-            call = _Call(self, program, plan, "advance", operands, starts)
-            if call.function is not None:
-                return call.run()
-        return super().advance(program, plan, operands, starts)
+    def newton(
+        self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
+    ) -> tuple[list[Any], Stats]:
+        """Return what `solver.newton.newton` does, by C where it serves, else composed."""
 
-    def trajectory(
-        self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
-    ) -> tuple[list[Any], list[Any]]:
-        """Run all chunks and write every state; also return the ends of the first C - 1."""
-        if self.compiles(starts[0]):
-            call = _Call(self, program, plan, "trajectory", operands, starts)
-            if call.function is not None:
-                states, ends = call.run()
-                return states, [x[:, : plan.chunks - 1] for x in ends]
-        return super().trajectory(program, plan, operands, starts)
+        def advance(
+            program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
+        ) -> tuple[list[Any], list[Any]]:
+            return _Call(self, program, plan, "advance", operands, starts).run()
+
+        def trajectory(
+            program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
+        ) -> tuple[list[Any], list[Any]]:
+            states, ends = _Call(self, program, plan, "trajectory", operands, starts).run()
+            return states, [x[:, : plan.chunks - 1] for x in ends]
+
+        kernels = _Runs(self, advance, trajectory)
+        found = self._in_c(x0[0], lambda: newton(kernels, program, plan, operands, x0))
+        return newton(self, program, plan, operands, x0) if found is None else found
+
+    def _in_c(self, like: Any, solve: Callable[[], Found]) -> Found | None:
+        """Return solve(), None where C cannot be had: decided here, once for a whole solve."""
+        if not self.compiles(like):
+            return None
+        try:
+            return solve()
+        except build.BuildError:  # which has been said
+            if build.choice() == "c":
+                raise
+            return None
 
     def gradients(
         self,
@@ -103,32 +115,29 @@ class CompiledKernels(ComposedKernels):
     ) -> tuple[list[Any], list[Any]] | None:
         """Return the gradients of x0, and of the operands `wanted`, before they are summed.
 
-        None if the kernels cannot be had.
+        None if the kernels cannot be had, or do not serve arrays like these.
 
         `plan` is the backward run's, from the last step of the forward run to its first. The step's
         Jacobian is computed again on the way, which costs less than to store and read it. The one
         of an operand is (B, T, D), or (B, C, D) where the operand does not depend on time.
         """
-        fixed = {
-            "x0": [arrays.whole(self, x) for x in x0],
-            "state": [arrays.whole(self, x) for x in states],
-            "g": [arrays.rows(self, g) for g in grads],
-        }
 
-        def run(kind: str, plan: Plan, starts: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-            asked = tuple(wanted) if kind == "backward" else ()
-            call = _Call(self, program, plan, kind, operands, starts, asked)
-            if call.function is None:
-                raise build.BuildError
-            call.backward(fixed)
-            return call.run()
+        def solve() -> tuple[list[Any], list[Any]]:
+            fixed = {
+                "x0": [arrays.whole(self, x) for x in x0],
+                "state": [arrays.whole(self, x) for x in states],
+                "g": [arrays.rows(self, g) for g in grads],
+            }
 
-        try:
+            def run(kind: str, plan: Plan, starts: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+                asked = tuple(wanted) if kind == "backward" else ()
+                call = _Call(self, program, plan, kind, operands, starts, asked)
+                call.backward(fixed)
+                return call.run()
+
             return backward(self, run, plan, x0)
-        except build.BuildError:
-            if build.choice() == "c":
-                raise
-            return None
+
+        return self._in_c(x0[0], solve)
 
 
 # A run backward over chunks, from the adjoint at their starts (B, C, D). "adjoint", of the first
@@ -144,29 +153,30 @@ def backward(
     It is the same algorithm as forward; its last run writes gradients in place of states.
     """
     k, zeros = len(x0), [kernels.xp.zeros_like(x) for x in x0]
-    found, _ = newton(_Adjoint(kernels, run), adjoint_program(k), plan, [], zeros)
+
+    def advance(
+        program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
+    ) -> tuple[list[Any], list[Any]]:
+        return run("adjoint", plan, starts)
+
+    def trajectory(
+        program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
+    ) -> tuple[list[Any], list[Any]]:
+        ends, found = run("backward", plan, starts)
+        return [*(e[:, -1:] for e in ends), *found], [x[:, : plan.chunks - 1] for x in ends]
+
+    found, _ = newton(_Runs(kernels, advance, trajectory), adjoint_program(k), plan, [], zeros)
     return [x[:, 0] for x in found[:k]], found[k:]
 
 
-class _Adjoint:
-    """The kernels of the backward run, as `newton` wants them."""
+class _Runs:
+    """Kernels as `newton` wants them, of a backend but for their runs over chunks."""
 
-    def __init__(self, kernels: Kernels, run: Run) -> None:
+    def __init__(self, kernels: Kernels, advance: Callable, trajectory: Callable) -> None:
         self.name, self.functions, self.xp = kernels.name, kernels.functions, kernels.xp
         self.running_max, self.unwritten = kernels.running_max, kernels.unwritten
-        self.while_loop, self.cond = kernels.while_loop, kernels.cond
-        self.device, self.run = kernels.device, run
-
-    def advance(
-        self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
-    ) -> tuple[list[Any], list[Any]]:
-        return self.run("adjoint", plan, starts)
-
-    def trajectory(
-        self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
-    ) -> tuple[list[Any], list[Any]]:
-        ends, found = self.run("backward", plan, starts)
-        return [*(e[:, -1:] for e in ends), *found], [x[:, : plan.chunks - 1] for x in ends]
+        self.while_loop, self.cond, self.device = kernels.while_loop, kernels.cond, kernels.device
+        self.advance, self.trajectory = advance, trajectory
 
 
 class _Call:
@@ -197,8 +207,8 @@ class _Call:
         lanes = grouped(kind, channels, batch * count, kernels.threads())
         self.kernel = CKernel(program, kind, dtype, self.layouts, lanes, wanted)
         self.function = program.cached(("c", *self.kernel[1:]), self._load)
-        if self.function is None and build.choice() == "c":
-            self._load()  # raises BuildError
+        if self.function is None:
+            raise build.BuildError("the C compiler failed on a kernel; set PARNL_KERNELS=off")
 
     def backward(self, fixed: dict[str, list[Memory]]) -> None:
         """Add what a backward run reads: "x0" and "state", whole, and "g", the states' gradients.

@@ -22,7 +22,7 @@ from parnl.dtypes import is_half
 from parnl.graph.flatcode import array_functions
 from parnl.graph.program import Program
 from parnl.solver.cost import Device
-from parnl.solver.newton import Plan, Stats, newton
+from parnl.solver.newton import Plan, Stats
 
 
 def _with_numbers(function: Callable[..., Any], name: str) -> Callable[[Any, Any], Any]:
@@ -159,11 +159,7 @@ class TorchBackend(CompiledKernels):
         if triton_calls.serves(x0[0], plan.chunks):  # it reads operands of any dtype
             operands, x0 = ([arrays.readable(a) for a in group] for group in (operands, x0))
             return triton_calls.solve(program, plan, operands, x0)
-        return newton(self, program, plan, [cast(a, x0[0].dtype) for a in operands], x0)
-
-    def writes_gradients(self, array: torch.Tensor, plan: Plan) -> bool:
-        """Whether `gradients` serves states like this one."""
-        return triton_calls.serves(array, plan.chunks) or self.compiles(array)
+        return self.newton(program, plan, [cast(a, x0[0].dtype) for a in operands], x0)
 
     def gradients(
         self,
@@ -175,7 +171,10 @@ class TorchBackend(CompiledKernels):
         grads: Sequence[Any],
         wanted: Sequence[int],
     ) -> tuple[list[Any], list[Any]] | None:
-        """Return the gradients of x0, and of the operands `wanted`, before they are summed."""
+        """Return the gradients of x0, and of the operands `wanted`, before they are summed.
+
+        None where no kernel serves.
+        """
         if triton_calls.serves(states[0], plan.chunks):
             operands, x0, states, grads = (
                 [arrays.readable(a) for a in xs] for xs in (operands, x0, states, grads)

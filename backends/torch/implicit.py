@@ -148,7 +148,7 @@ def implicit_gradients(
     """Return the gradients of x0 and of the operands `wanted`, in their shapes and dtypes."""
     back = plan.backward()
     written = None
-    if not torch.is_grad_enabled() and kernels.writes_gradients(states[0], plan):
+    if not torch.is_grad_enabled():
         written = kernels.gradients(program, back, operands, x0, states, grads, wanted)
     if written is not None:
         of_x0, parts = written

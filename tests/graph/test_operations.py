@@ -142,7 +142,7 @@ def compiled(target, dtype, arrays):
         if target == "c":
             backend = get_backend("numpy")
             assert backend.compiles(arrays[0])
-            states, _ = backend.trajectory(program(), plan, arrays, [s[:, None] for s in starts])
+            states, _ = backend.newton(program(), plan, arrays, starts)
             return [s[0, 0] for s in states]
         torch, _ = pytest.importorskip("torch"), pytest.importorskip("triton")
         from parnl.backends.triton import calls
