@@ -266,8 +266,9 @@ def newton(
         kept = settled & (done | tame)
         return _spliced(xp, plan, kept, done, states, loop), x0, finished == finished
 
-    carry = (states, list(x0), done)
-    states, _, _ = kernels.while_loop(lambda carry: ~xp.all(carry[2]), give_up, carry)
+    states, *_ = kernels.while_loop(
+        lambda carry: ~xp.all(carry[2]), give_up, (states, list(x0), done)
+    )
     residual = _largest_of_all(xp, xp.where(done, gap, 0.0))
     taken = xp.sum(xp.astype(~done, xp.int32), dtype=xp.int32)
     return states, Stats(iterations, update, residual, zero == 0, taken)
