@@ -74,7 +74,7 @@ class JaxBackend:
         if jax.default_backend() != "cpu":
             return Device(1 << 18, 4.0)
         if ffi.usable(array.dtype):
-            return compiled_device(array.dtype, processors(), price=150.0)
+            return compiled_device(array.dtype, processors(), price=300.0)
         return Device(1, 150.0)
 
     def concrete(self, array: jax.Array) -> np.ndarray | None:
