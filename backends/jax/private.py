@@ -22,16 +22,17 @@ from jax.core import ShapedArray, Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec
-from jaxlib import gpu_triton
 
 try:
+    from jaxlib import gpu_triton
+
     TritonKernel, TritonKernelCall = gpu_triton.TritonKernel, gpu_triton.TritonKernelCall
     create_array_parameter = gpu_triton.create_array_parameter
     create_scalar_parameter = gpu_triton.create_scalar_parameter
     TRITON_ABSENT = ""
-except AttributeError:  # they are of the plugin
+except (ImportError, AttributeError):
     TritonKernel = TritonKernelCall = create_array_parameter = create_scalar_parameter = None
-    TRITON_ABSENT = "JAX's CUDA plugin is not installed"
+    TRITON_ABSENT = f"JAX {jax.__version__} is here without its CUDA plugin, which launches them"
 
 try:
     from jax.experimental import pallas

@@ -1,15 +1,11 @@
-"""Triton kernels made ready for any framework: which one, of what text, compiled, given what.
-
-Nothing here knows a framework, nor needs a GPU. `calls` launches the kernels on tensors, and
-`parnl.backends.jax.triton` within XLA.
-"""
+"""Triton kernels from text to code, for any framework, and without a GPU."""
 
 from __future__ import annotations
 
 import hashlib
 import linecache
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -17,19 +13,11 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from parnl.backends.triton.text import Kernel, source
-from parnl.graph.flatcode import absent
-from parnl.graph.operations import OPERATIONS
-from parnl.graph.program import Program, adjoint_program
-from parnl.solver.cost import Device, updates_worth
-from parnl.solver.newton import Plan
 
-CHUNKS = 2048  # the most that a program instance holds, several of them in a thread
-FEWER = 256  # the most that are chosen where the caller does not say how many
 REGISTERS = 65536  # of a multiprocessor
-PRICE = 4.0  # of an operation between runs, next to one of a step: both are in one launch
 
 # Triton's names of what lies in memory.
-_TYPES = {"float32": "fp32", "float64": "fp64", "int32": "i32", "int64": "i64", "bool": "i1"}
+_TYPES = {"float32": "fp32", "float64": "fp64", "int32": "i32", "int64": "i64", "bool": "u1"}
 
 
 class Pointer(NamedTuple):
@@ -45,48 +33,18 @@ class Pointer(NamedTuple):
 class Compiled(NamedTuple):
     """What Triton has made of a kernel.
 
-    capability: the GPU it is for, 90 for instance; taken: the arguments that the PTX has left, in
-    its order, each with its type.
+    shared: bytes of memory that the threads of an instance share; capability: the GPU it is for, 90
+    for instance; taken: the arguments that the PTX has left, in its order, each with its type. Two
+    addresses of memory follow that these kernels do not use.
     """
 
     name: str
     ptx: str
-    ttir: str
     cubin: bytes
     warps: int
     shared: int
     capability: int
     taken: list[tuple[Any, str]]
-
-
-# -- which kernel ---------------------------------------------------------------------------------
-
-
-@cache
-def importable() -> str:
-    """Return "" if Triton can be imported, else why not."""
-    try:
-        import triton  # noqa: F401
-    except ImportError as error:
-        return str(error)
-    return ""
-
-
-def unsupported(program: Program) -> str:
-    """Return why Triton cannot run the program, "" if it can."""
-    missing = absent([*program.outputs, *program.jacobian], _forms())
-    return f"Triton has no form of {', '.join(missing)}" if missing else ""
-
-
-@cache
-def _forms() -> dict[str, str]:
-    found = {}
-    for name, operation in OPERATIONS.items():
-        try:
-            found[name] = operation.form("triton")
-        except NotImplementedError:
-            continue
-    return found
 
 
 def tile(kernel: Kernel, chunks: int, channels: int) -> tuple[int, int, int]:
@@ -102,11 +60,6 @@ def tile(kernel: Kernel, chunks: int, channels: int) -> tuple[int, int, int]:
     return rows, block, max(1, min(lanes, rows * block) // 32)
 
 
-def instances(tiled: tuple[int, int, int], batch: int, channels: int) -> int:
-    """Return how many program instances a launch has."""
-    return batch * -(-channels // tiled[1])
-
-
 def options(warps: int) -> dict[str, Any]:
     """Return how a kernel is compiled.
 
@@ -116,63 +69,6 @@ def options(warps: int) -> dict[str, Any]:
     """
     limit = min(255, REGISTERS // (32 * warps))
     return {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": False, "maxnreg": limit}
-
-
-# -- what it is given -----------------------------------------------------------------------------
-
-
-def arguments(
-    kernel: Kernel,
-    plan: Plan,
-    shape: Sequence[int],
-    device: Device,
-    operands: Mapping[int, Any] | Sequence[Any],
-    strides: Mapping[int, tuple[int, ...]] | Sequence[tuple[int, ...]],
-    arrays: Sequence[Any],
-) -> tuple[Any, ...]:
-    """Return all that a kernel takes, in its order, but for constants.
-
-    shape: (B, D); operands: tensors or pointers, by their place in the program; strides: of each,
-    along batch, time and channels; arrays: what the kernel takes between operands and sizes.
-    """
-    moving, fixed = kernel.moving(), kernel.fixed()
-    batch, channels = shape
-    most = plan.max_iterations
-    if most is None:
-        program = kernel.program
-        asked = program if kernel.kind == "solve" else adjoint_program(len(program.states))
-        most = updates_worth(asked, device, batch * channels, plan.steps, plan.chunks)
-    return (
-        tuple(operands[i] for i in moving),
-        tuple(strides[i] for i in moving),
-        tuple(operands[i] for i in fixed),
-        tuple(strides[i][::2] for i in fixed),
-        *arrays,
-        plan.steps,
-        plan.length,
-        plan.chunks,
-        channels,
-        int(plan.reverse),
-        plan.allowed,  # single precision is enough of it
-        most,
-        int(plan.max_iterations is None),
-    )
-
-
-def dense_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the strides of an array in row-major order, 0 along axes of length 1.
-
-    >>> dense_strides((2, 1, 5))
-    (5, 0, 1)
-    """
-    strides, size = [], 1
-    for n in reversed(shape):
-        strides.append(size if n > 1 else 0)
-        size *= n
-    return tuple(reversed(strides))
-
-
-# -- its text and its code ------------------------------------------------------------------------
 
 
 def loaded(
@@ -238,17 +134,26 @@ def compiled(
 ) -> Compiled:
     """Compile a kernel for a GPU of that compute capability, which need not be there.
 
-    given: `arguments`, with a `Pointer` for each array. They are specialised as Triton does when it
-    launches a kernel itself: a 1 becomes part of the code, and of what is a multiple of 16 that is
-    known. So the code is the same as on tensors of these strides. TRITON_OVERRIDE_ARCH, Triton's
-    own variable ("sm90"), is stronger than `capability`.
+    given: `launch.arguments`, with a `Pointer` for each array. They are specialised as Triton does
+    when it launches a kernel itself: a 1 becomes part of the code, and of what is a multiple of 16
+    that is known. So tensors of these strides have the same code. TRITON_OVERRIDE_ARCH, Triton's
+    own variable, is stronger than `capability`: it may be "sm90".
     """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    if triton.knobs.runtime.interpret:
+        raise RuntimeError(
+            "TRITON_INTERPRET is set, so Triton compiles nothing for a GPU: unset it"
+        )
+    if override := triton.knobs.runtime.override_arch:
+        capability = int(override.removeprefix("sm"))
     function, constants = loaded(kernel, tiled, False)
-    types, values, known, taken = {}, {}, {}, []
+    types: dict[str, Any] = {}
+    values: dict[tuple[int, ...], Any] = {}
+    known: dict[tuple[int, ...], Any] = {}
+    taken: list[tuple[Any, str]] = []
 
     def typed(argument: Any, path: tuple[int, ...], specialised: bool) -> Any:
         if isinstance(argument, tuple) and not isinstance(argument, Pointer):
@@ -274,10 +179,8 @@ def compiled(
     )
     about = made.metadata
     assert not about.global_scratch_size, "memory that nobody hands over"
-    return Compiled(
-        about.name, made.asm["ptx"], made.asm["ttir"], made.asm["cubin"], about.num_warps,
-        about.shared, int(about.arch.removeprefix("sm").rstrip("af")), taken,
-    )  # fmt: skip
+    ptx, cubin = made.asm["ptx"], made.asm["cubin"]
+    return Compiled(about.name, ptx, cubin, about.num_warps, about.shared, capability, taken)
 
 
 def _type(argument: Any, specialised: bool) -> tuple[str, bool]:

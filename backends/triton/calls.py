@@ -15,17 +15,8 @@ from torch import Tensor
 
 from parnl.backends.c import build
 from parnl.backends.c.calls import dtype_name, layout
-from parnl.backends.triton.build import (
-    CHUNKS,
-    FEWER,
-    PRICE,
-    arguments,
-    importable,
-    instances,
-    loaded,
-    options,
-    tile,
-)
+from parnl.backends.triton.build import loaded, options, tile
+from parnl.backends.triton.launch import CHUNKS, FEWER, PRICE, arguments, importable, instances
 from parnl.backends.triton.text import Kernel
 from parnl.graph.program import Program
 from parnl.solver.cost import Device
