@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from parnl.backends.c.calls import compiled_device, processors
-from parnl.backends.jax import ffi, keys, product
+from parnl.backends.jax import ffi, keys, product, triton
 from parnl.backends.jax.implicit import implicit_solve
 from parnl.backends.jax.kernels import by_platform
 from parnl.backends.jax.private import Tracer
@@ -71,8 +71,10 @@ class JaxBackend:
         Without C kernels a CPU gains nothing from chunks: XLA's loop over one channel has next to
         no fixed cost (50 ns a step), and one with a Jacobian is no longer a single loop.
         """
+        if triton.chosen():
+            return triton.device(array)
         if jax.default_backend() != "cpu":
-            return Device(1 << 18, 4.0)
+            return Device(triton.LANES, 4.0)
         if ffi.usable(array.dtype):
             return compiled_device(array.dtype, processors(), price=300.0)
         return Device(1, 150.0)

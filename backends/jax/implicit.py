@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from parnl.backends.c.calls import backward
-from parnl.backends.jax.kernels import by_platform
+from parnl.backends.jax import triton
+from parnl.backends.jax.kernels import at_once, by_platform
 from parnl.backends.jax.primitive import primitive
 from parnl.backends.jax.private import ShapedArray, ad
 from parnl.graph.nodes import is_affine
@@ -62,9 +63,15 @@ def implicit_solve(
 
 
 def _solve(*arrays: Any, problem: Problem) -> list:
+    backend, program, plan, _ = problem
     operands, x0, *_ = problem.split(arrays)
-    states, stats = newton(problem.backend, problem.program, problem.plan, operands, x0)
-    return [*states, *stats]
+
+    def by_newton(operands: list, x0: list) -> list:
+        states, stats = newton(backend, program, plan, operands, x0)
+        return [*states, *stats]
+
+    launched = partial(triton.solve, program, plan)
+    return at_once(launched, by_newton, program, plan, x0[0], operands, x0)
 
 
 def _solve_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, problem: Problem) -> tuple:
@@ -187,9 +194,15 @@ def _pullback(problem: Problem, arrays: list, grads: list) -> list:
 
 def _gradients(*arrays: Any, problem: Problem) -> list:
     """What `_pullback` returns; arrays: operands, x0, states and the gradients of these."""
-    given, grads = _halves(arrays, problem)
-    fused, composed = partial(_fused, problem), partial(_pullback, problem)
-    return by_platform(fused, composed, problem.program, grads[0].dtype, given, grads)
+    program, plan = problem.program, problem.plan.backward()
+    launched = partial(_fused, problem, _at_once, triton.gradients)
+    by_chunks = partial(_fused, problem, _over_chunks)
+    composed, like = partial(_pullback, problem), arrays[len(program.operands)]
+
+    def elsewhere(given: list, grads: list) -> list:
+        return by_platform(by_chunks, composed, program, like.dtype, given, grads)
+
+    return at_once(launched, elsewhere, program, plan, like, *_halves(arrays, problem))
 
 
 def _gradients_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, problem: Problem) -> tuple:
@@ -204,23 +217,17 @@ def _halves(arrays: Sequence[Any], problem: Problem) -> tuple[list, list]:
     return list(arrays[:count]), list(arrays[count:])
 
 
-def _fused(problem: Problem, call: Callable, arrays: list, grads: list) -> list:
-    """What `_pullback` returns, by the backward kernel: Jacobians are neither stored nor read."""
+def _fused(problem: Problem, find: Callable, call: Callable, arrays: list, grads: list) -> list:
+    """What `_pullback` returns, by a backward kernel: Jacobians are neither stored nor read.
+
+    find(problem, call, operands, x0, states, grads): gradients of x0, and of the operands wanted.
+    """
     program, plan, wanted = problem.program, problem.plan, problem.wanted
     operands, x0, states, _ = problem.split(arrays)
     k = len(x0)
 
     def run(operands: list, rest: list) -> list:
-        x0, states, grads = rest[:k], rest[k : 2 * k], rest[2 * k :]
-        fixed = {"x0": x0, "state": states, "g": grads}
-
-        def over_chunks(kind: str, plan: Plan, starts: Sequence[Any]) -> tuple[list, list]:
-            asked = wanted if kind == "backward" else ()
-            found = call(program, plan, kind, operands, starts, asked, fixed)
-            return found[:k], found[k:]
-
-        back = plan.backward()
-        of_x0, found = backward(problem.backend, over_chunks, back, x0)
+        of_x0, found = find(problem, call, operands, rest[:k], rest[k : 2 * k], rest[2 * k :])
         return [*of_x0, *found]
 
     key = ("gradients", plan, wanted, call)
@@ -228,6 +235,24 @@ def _fused(problem: Problem, call: Callable, arrays: list, grads: list) -> list:
     found = over_rows(operands, [*x0, *states, *grads])
     summed = [_reduced(g, operands[i]) for i, g in zip(wanted, found[k:], strict=True)]
     return [*summed, *(g for g, m in zip(found[:k], problem.moves[-k:], strict=True) if m)]
+
+
+def _at_once(problem: Problem, call: Callable, *groups: list) -> tuple[list, list]:
+    return call(problem.program, problem.plan.backward(), *groups, problem.wanted)
+
+
+def _over_chunks(
+    problem: Problem, call: Callable, operands: list, x0: list, states: list, grads: list
+) -> tuple[list, list]:
+    backend, program, k = problem.backend, problem.program, len(x0)
+    fixed = {"x0": x0, "state": states, "g": grads}
+
+    def over_chunks(kind: str, plan: Plan, starts: Sequence[Any]) -> tuple[list, list]:
+        asked = problem.wanted if kind == "backward" else ()
+        found = call(program, plan, kind, operands, starts, asked, fixed)
+        return found[:k], found[k:]
+
+    return backward(backend, over_chunks, problem.plan.backward(), x0)
 
 
 def _reduced(x: Any, operand: Any) -> Any:

@@ -1,16 +1,43 @@
-"""Which kernels run a program on which platform: C on a CPU, Pallas on a GPU."""
+"""Which kernels run a program on which platform: C on a CPU, Triton on a GPU, or else Pallas."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 from jax import lax
 
 from parnl.backends.c import build
-from parnl.backends.jax import ffi, pallas
+from parnl.backends.jax import ffi, pallas, triton
 from parnl.graph.program import Program
+from parnl.solver.newton import Plan
+
+# Whether what is traced is for platforms other than CUDA.
+_elsewhere: ContextVar[bool] = ContextVar("parnl_elsewhere", default=False)
+
+
+def at_once(
+    kernel: Callable, other: Callable, program: Program, plan: Plan, like: Any, *arrays: list
+) -> Any:
+    """Return kernel(*arrays) where Triton solves in one launch, other(*arrays) elsewhere.
+
+    like: (B, D), an array of x0.
+    """
+    platforms = triton.platforms(program, plan, like)
+    if not platforms:
+        return other(*arrays)
+
+    def traced(*arrays: list) -> Any:
+        token = _elsewhere.set(True)
+        try:
+            return other(*arrays)
+        finally:
+            _elsewhere.reset(token)
+
+    ways = dict.fromkeys(platforms, kernel)
+    return lax.platform_dependent(*arrays, **ways, default=traced)
 
 
 def by_platform(
@@ -20,7 +47,7 @@ def by_platform(
 
     `call` is `ffi.call`, or `pallas.call` of the same interface.
     """
-    calls = pallas.calls(program, dtype)
+    calls = {} if _elsewhere.get() else pallas.calls(program, dtype)
     if not calls and not ffi.usable(dtype):
         return composed(*arrays)
     ways = {name: partial(kernels, call) for name, call in calls.items()}

@@ -7,7 +7,8 @@ All of it stands here, so that a new JAX can break one file. A test names what h
     ShapedArray                      the type of what such a function returns
     Tracer                           whether an array's values are known
     axes of a mesh                   in a `shard_map`, arrays of one call must differ over the same
-    pallas                           kernels for GPUs; its Triton half is deprecated from 0.12 on
+    gpu_triton                       launches Triton kernels, with JAX's CUDA plugin
+    pallas                           kernels for GPUs without it; its Triton half goes after 0.12
 """
 
 from __future__ import annotations
@@ -23,6 +24,17 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec
 
 try:
+    from jaxlib import gpu_triton
+
+    TritonKernel, TritonKernelCall = gpu_triton.TritonKernel, gpu_triton.TritonKernelCall
+    create_array_parameter = gpu_triton.create_array_parameter
+    create_scalar_parameter = gpu_triton.create_scalar_parameter
+    TRITON_ABSENT = ""
+except (ImportError, AttributeError):
+    TritonKernel = TritonKernelCall = create_array_parameter = create_scalar_parameter = None
+    TRITON_ABSENT = f"JAX {jax.__version__} is here without its CUDA plugin, which launches them"
+
+try:
     from jax.experimental import pallas
     from jax.experimental.pallas.triton import CompilerParams, store
 
@@ -33,13 +45,18 @@ except ImportError as error:
 
 __all__ = [
     "PALLAS_ABSENT",
+    "TRITON_ABSENT",
     "CompilerParams",
     "Primitive",
     "ShapedArray",
     "Tracer",
+    "TritonKernel",
+    "TritonKernelCall",
     "ad",
     "axes",
     "batching",
+    "create_array_parameter",
+    "create_scalar_parameter",
     "local_type",
     "mlir",
     "pallas",

@@ -5,15 +5,9 @@ Nothing here looks at a value on the device, so a solve takes part in a CUDA gra
 
 from __future__ import annotations
 
-import hashlib
-import linecache
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
-from importlib import import_module
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,15 +15,14 @@ from torch import Tensor
 
 from parnl.backends.c import build
 from parnl.backends.c.calls import dtype_name, layout
-from parnl.backends.triton.text import Kernel, source
-from parnl.graph.program import Program, adjoint_program
-from parnl.solver.cost import Device, updates_worth
+from parnl.backends.triton.build import loaded, options, tile
+from parnl.backends.triton.launch import CHUNKS, FEWER, PRICE, arguments, importable, instances
+from parnl.backends.triton.text import Kernel
+from parnl.graph.program import Program
+from parnl.solver.cost import Device
 from parnl.solver.newton import Plan, Stats
 
 LANES = 512  # that keep one multiprocessor busy
-CHUNKS = 2048  # the most that a program instance holds, several of them in a thread
-REGISTERS = 65536  # of a multiprocessor
-PRICE = 4.0  # of an operation between runs, next to one of a step: both are in one launch
 
 
 def serves(array: Tensor, chunks: int = 1) -> bool:
@@ -63,8 +56,8 @@ def _chosen(device: str) -> bool:
 
 
 def device(array: Tensor) -> Device:
-    """Return how many lanes fill the device of `array` (rows, channels), in at most 256 chunks."""
-    most = max(1, 256 * array.numel())
+    """Return how many lanes fill the device of `array` (rows, channels), in chunks not too many."""
+    most = max(1, FEWER * array.numel())
     return Device(min(LANES * _multiprocessors(array.device), most), PRICE)
 
 
@@ -145,36 +138,13 @@ def _launch(
     """Call the kernel; arrays: what it takes between operands and sizes."""
     import triton
 
-    moving = [operands[i] for i in kernel.moving()]
-    fixed = [operands[i] for i in kernel.fixed()]
-    batch, channels = like.shape
-    most = plan.max_iterations
-    if most is None:
-        program = kernel.program
-        asked = program if kernel.kind == "solve" else adjoint_program(len(program.states))
-        most = updates_worth(asked, device(like), batch * channels, plan.steps, plan.chunks)
-    tiled = tile(kernel, plan.chunks, channels)
-    interpreted = triton.knobs.runtime.interpret
-    how = ("triton", interpreted, *kernel[1:], *tiled)
-    function, constants = kernel.program.cached(how, lambda: load(kernel, tiled, interpreted))
+    tiled = tile(kernel, plan.chunks, like.shape[1])
+    function, constants = loaded(kernel, tiled, triton.knobs.runtime.interpret)
+    strides = [_strides(a) for a in operands]
+    given = arguments(kernel, plan, like.shape, device(like), operands, strides, arrays)
     with torch.cuda.device(like.device) if like.device.type == "cuda" else nullcontext():
-        function[(batch * -(-channels // constants["BLOCK"]),)](
-            tuple(moving),
-            tuple(_strides(a) for a in moving),
-            tuple(fixed),
-            tuple(_strides(a)[::2] for a in fixed),
-            *arrays,
-            plan.steps,
-            plan.length,
-            plan.chunks,
-            channels,
-            int(plan.reverse),
-            plan.allowed,  # single precision is enough of it
-            most,
-            int(plan.max_iterations is None),
-            **constants,
-            **options(tiled[2]),
-        )
+        grid = (instances(tiled, *like.shape),)
+        function[grid](*given, **constants, **options(tiled[2]))
 
 
 def _strides(operand: Tensor) -> tuple[int, ...]:
@@ -182,83 +152,9 @@ def _strides(operand: Tensor) -> tuple[int, ...]:
     return tuple(stride if size > 1 else 0 for size, stride in pairs)
 
 
-def options(warps: int) -> dict[str, Any]:
-    """Return how a kernel is compiled.
-
-    A step must give the same bits in every kernel: what is fused is written as fma, and nothing
-    else is. Loads are issued ahead by the text itself. Without the limit, which is the hardware's,
-    ptxas spills registers to run more instances at once.
-    """
-    limit = min(255, REGISTERS // (32 * warps))
-    return {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": False, "maxnreg": limit}
-
-
 def _wide(array: Tensor) -> bool:
     sizes = zip(array.shape[1:], array.stride()[1:], strict=True)
     return sum((n - 1) * abs(stride) for n, stride in sizes) >= 1 << 31
-
-
-def tile(kernel: Kernel, chunks: int, channels: int) -> tuple[int, int, int]:
-    """Return (CHUNKS, BLOCK, warps): the lanes of a program instance, and their threads.
-
-    One lane for each thread, and as many threads as leave each the registers that the built-in
-    cells need. A block of 32 channels is read as whole cache lines; many chunks leave room for
-    fewer.
-    """
-    lanes = 512 if kernel.light else 256
-    rows = 1 << (chunks - 1).bit_length()
-    block = min(32, 1 << (channels - 1).bit_length(), max(1, lanes // rows))
-    return rows, block, max(1, min(lanes, rows * block) // 32)
-
-
-def load(
-    kernel: Kernel, tiled: tuple[int, int, int], interpreted: bool
-) -> tuple[Any, dict[str, Any]]:
-    """Return the Triton function of a kernel, and the constants that it takes.
-
-    Triton reads the text of a function again; `linecache` has that of the generated ones from
-    memory, so no file is written that another could change. What is compiled, Triton keeps in its
-    own cache.
-    """
-    fixed = kernels(interpreted)
-    text = source(kernel)
-    name = f"<parnl triton {hashlib.sha256(text.encode()).hexdigest()}>"
-    linecache.cache[name] = (len(text), None, text.splitlines(True), name)
-    scope: dict[str, Any] = {
-        "__name__": "parnl.backends.triton_generated",
-        "composed": fixed["tiles"].composed,
-    }
-    exec(compile(text, name, "exec"), scope)
-    advance, trajectory = kernel.functions()
-    constants = {
-        "ADVANCE": scope[advance] if kernel.parallel else None,
-        "TRAJECTORY": scope[trajectory],
-        "AFFINE_SCAN": scope["affine_scan"],
-        "FORM": kernel.form(),
-        "LINEAR": kernel.linear,
-        "MOVING": "".join(kernel.layouts[i] for i in kernel.moving()),
-        "FIXED": "".join(kernel.layouts[i] for i in kernel.fixed()),
-        "WIDE": kernel.wide,
-        "AHEAD": kernel.ahead,
-        "CHUNKS": tiled[0],
-        "BLOCK": tiled[1],
-    }
-    return getattr(fixed[kernel.kind], kernel.kind), constants
-
-
-@cache
-def kernels(interpreted: bool) -> dict[str, ModuleType]:
-    """Return the modules of the folder `kernels`, by their names.
-
-    `triton.jit` decides for the compiler or for the interpreter where it stands, so the folder is
-    imported once for each, under a name of its own: a process may use both, as tests do.
-    """
-    folder = f"parnl.backends.triton.{'interpreted' if interpreted else 'compiled'}"
-    package = ModuleType(folder)
-    package.__path__ = [str(Path(__file__).parent / "kernels")]
-    sys.modules[folder] = package
-    names = ("tiles", "solve", "gradients")
-    return {name: import_module(f"{folder}.{name}") for name in names}
 
 
 @torch.compiler.assume_constant_result
@@ -271,9 +167,7 @@ def _multiprocessors(device: torch.device) -> int:
 @cache
 def _available() -> bool:
     """Whether Triton can be imported; if not, that is said once."""
-    try:
-        import triton  # noqa: F401
-    except ImportError as error:
-        build.notice(str(error), "Install triton")
-        return False
-    return True
+    reason = importable()
+    if reason:
+        build.notice(reason, "Install triton")
+    return not reason

@@ -60,7 +60,7 @@ class Kernel(NamedTuple):
         """How many steps ahead of their use operands are loaded.
 
         At most 16 loads in flight, for their registers, or 8 where twice as many threads may share
-        these, in many chunks (see `calls.tile`; with 12, a GRU in 256 chunks spilled 31 of them for
+        these, in many chunks (see `build.tile`; with 12, a GRU in 256 chunks spilled 31 of them for
         sm_80); and no more steps than it takes to wait for the first of them, for their text.
         """
         backward = self.kind == "gradients"

@@ -3,6 +3,6 @@
 tiles.py has arithmetic on tiles and on tuples of them, newton.py the iteration, solve.py and
 gradients.py a kernel each: where lanes stand, how they run, and what is stored in the end.
 
-Imports in here are relative. `calls.kernels` imports the folder twice where it must, once compiled
+Imports in here are relative. `build.kernels` imports the folder twice where it must, once compiled
 and once interpreted, under a name for each.
 """

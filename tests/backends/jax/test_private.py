@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ import parnl
 ROOT = Path(parnl.__file__).parents[1]
 FILE = ROOT / "backends" / "jax" / "private.py"
 PRIVATE = ("jax._src", "jax.core", "jax.experimental", "jax.extend", "jax.interpreters")
+PRIVATE += ("jaxlib.gpu_triton",)
 # modules of JAX whose attributes parnl uses by these names
 MODULES = {"ad": "jax.interpreters.ad", "batching": "jax.interpreters.batching"}
 MODULES |= {"mlir": "jax.interpreters.mlir", "pl": "jax.experimental.pallas"}
+MODULES |= {"gpu_triton": "jaxlib.gpu_triton"}
+PLUGIN = any(find_spec(f"jax_cuda{n}_plugin") for n in (12, 13))
 
 
 def trees():
@@ -37,14 +41,14 @@ def attributes():
     for file, tree in trees().items():
         names = {name for module, name in imported(tree) if module.endswith("jax.private")}
         names = {*names, "pl"} if "pallas" in names else names
-        if file != FILE:
-            found |= {
-                (MODULES[node.value.id], node.attr)
-                for node in ast.walk(tree)
-                if isinstance(node, ast.Attribute)
-                and isinstance(node.value, ast.Name)
-                and node.value.id in names & {*MODULES}
-            }
+        names = {"gpu_triton"} if file == FILE else names
+        found |= {
+            (MODULES[node.value.id], node.attr)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in names & {*MODULES}
+        }
     return found
 
 
@@ -55,6 +59,7 @@ def test_the_search_finds_what_is_used():
     assert ("jax.core", "ShapedArray") in USED
     assert ("jax.interpreters.ad", "primitive_transposes") in USED
     assert ("jax.experimental.pallas", "pallas_call") in USED
+    assert ("jaxlib.gpu_triton", "TritonKernelCall") in USED
     assert len(USED) > 15
 
 
@@ -62,6 +67,8 @@ def test_the_search_finds_what_is_used():
 def test_it_is_where_it_was(module, name):
     """If this fails, JAX has moved a name: see the table at the top of backends/jax/private.py."""
     found = importlib.import_module(module)
+    if module == "jaxlib.gpu_triton" and not PLUGIN:
+        pytest.skip("JAX's CUDA plugin is not installed")
     if name and not hasattr(found, name):
         importlib.import_module(f"{module}.{name}")
 

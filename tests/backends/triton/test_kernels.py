@@ -22,9 +22,11 @@ from oracles import CELLS, VARIANTS, assert_bits
 import parnl
 from parnl.backends.torch.adaptor import backend
 from parnl.backends.triton import calls as triton_calls
+from parnl.backends.triton.launch import PRICE, Launch
 from parnl.backends.triton.text import Kernel
 from parnl.graph.program import affine_program
 from parnl.params import vector
+from parnl.solver.cost import Device
 from parnl.solver.newton import Plan
 from parnl.torch import RNN
 
@@ -326,45 +328,17 @@ def test_triton_really_runs(monkeypatch):
 
 def resources(kernel, chunks, channels, capability):
     """Registers a thread, and instructions that spill them, of the kernel's machine code."""
-    compiler = pytest.importorskip("triton.compiler")
-    target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
-    real = {"float32": "*fp32", "float64": "*fp64"}[kernel.dtype]
-    count, k = len(kernel.moving()), len(kernel.program.states)
-    moving, fixed, states = ((real,) * n for n in (count, len(kernel.fixed()), k))
-    strides = ("i32", "i32", 1)  # channels are neighbours
-    arguments = [moving, (strides,) * count, fixed, (("i32", 1),) * len(fixed), states, states]
-    if kernel.kind == "solve":
-        arguments += [("*i32", real, real, "*i1", "*i32"), "*i64" if kernel.parallel else None]
-    else:
-        wanted = [
-            [real for i in kernel.wanted if i in of] for of in (kernel.moving(), kernel.fixed())
-        ]
-        arguments += [states, (strides,) * k, states, *map(tuple, wanted)]
-    arguments += ["i32:any"] * 3 + ["i32"] + ["i32:any", "fp32", "i32:any", "i32:any"]
-    tiled = triton_calls.tile(kernel, chunks, channels)
-    function, constants = triton_calls.load(kernel, tiled, interpreted=False)
-    signature, constexprs, attributes = {}, {}, {}
-
-    def typed(argument, path):
-        if isinstance(argument, tuple):
-            return tuple(typed(a, (*path, i)) for i, a in enumerate(argument))
-        if not isinstance(argument, str):
-            constexprs[path] = argument
-            return "constexpr"
-        if argument not in ("i32:any", "fp32"):
-            attributes[path] = [["tt.divisibility", 16]]
-        return argument.removesuffix(":any")
-
-    names = function.arg_names
-    for i, argument in enumerate(arguments):
-        signature[names[i]] = typed(argument, (i,))
-    for name, value in constants.items():
-        signature[name], constexprs[(names.index(name),)] = "constexpr", value
-    source = compiler.ASTSource(function, signature, constexprs=constexprs, attrs=attributes)
-    compiled = triton.compile(source, target=target, options=triton_calls.options(tiled[2]))
+    batch, steps = 2, 2048
+    whole, rows = (batch, steps, channels), (batch, channels)
+    shapes = {"f": whole, "t": (batch, steps, 1), "c": (1, 1, channels), "s": (1, 1, 1)}
+    k, backward = len(kernel.program.states), kernel.kind == "gradients"
+    plan = Plan.make(steps, chunks, 2.0**-23, reverse=backward)
+    launch = Launch(kernel, plan, Device(1 << 16, PRICE))
+    read = [*(shapes[kernel.layouts[i]] for i in launch.order), *[rows] * k]
+    compiled = launch.compiled(read + [whole] * (2 * k * backward), capability)
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(compiled.cubin)
         file.flush()
         usage = subprocess.run(
             [tools / "cuobjdump", "--dump-resource-usage", file.name],
