@@ -166,7 +166,8 @@ def _for_cuda(context: Any, *arrays: Any, launch: Launch) -> Any:
     # the text before PTX, which is for people, is left out
     kernel = TritonKernel(made.name, made.warps, 1, made.shared, made.ptx, "", made.capability)
     call = TritonKernelCall(kernel, instances, 1, 1, parameters)
-    config = zlib.compress(call.to_proto(f"parnl_{launch.kernel.kind}", b""))
+    # bytes, which become an attribute of MLIR as a string does
+    config: Any = zlib.compress(call.to_proto(f"parnl_{launch.kernel.kind}", b""))
     rule = jax.ffi.ffi_lowering(_TARGET, api_version=_VERSION, backend_config=config)
     return rule(context, *arrays)
 

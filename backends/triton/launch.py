@@ -114,20 +114,20 @@ class Launch(NamedTuple):
         """Return shape and dtype of all that is written; read: the shapes of what is read."""
         kernel, real = self.kernel, Pointer(self.kernel.dtype)
         batch, channels = read[len(self.order)]
-        k, whole = len(kernel.program.states), (batch, self.plan.steps, channels)
+        k = len(kernel.program.states)
+        state: Shape = (batch, channels)
+        whole: Shape = (batch, self.plan.steps, channels)
         if kernel.kind == "solve":
             found: list[tuple[Shape, Pointer]] = [(whole, real)] * k
             int32, truth = Pointer("int32"), Pointer("bool")
             found += [((), t) for t in Stats(int32, real, real, truth, int32)]
             # where instances compare results; one chunk needs none
             return found + [((5,), Pointer("int64", zeroed=40))] * kernel.parallel
-        parts = (batch, self.plan.chunks, channels)
+        parts: Shape = (batch, self.plan.chunks, channels)
         of_moving, of_fixed = ([i for i in group if i in kernel.wanted]
                                for group in (kernel.moving(), kernel.fixed()))  # fmt: skip
         return (
-            [((batch, channels), real)] * k
-            + [(whole, real)] * len(of_moving)
-            + [(parts, real)] * len(of_fixed)
+            [(state, real)] * k + [(whole, real)] * len(of_moving) + [(parts, real)] * len(of_fixed)
         )
 
     def arguments(self, read: Sequence[Shape], arrays: Sequence[Any]) -> tuple[Any, ...]:
