@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from parnl.graph.arithmetic import whole_power
-from parnl.graph.flatcode import definition
-from parnl.graph.nodes import Symbol, reachable
+from parnl.graph.flatcode import definition, needed, operands_of
+from parnl.graph.nodes import Symbol
 from parnl.graph.operation import DEFINED, Operation, is_name
 from parnl.graph.operations import CONDITIONS, OPERATIONS
 
@@ -21,17 +21,28 @@ class Expressions:
         self.suffix = suffix
 
     def compute(
-        self, outputs: Sequence[Symbol], names: Mapping[int, str]
+        self,
+        outputs: Sequence[Symbol],
+        names: Mapping[int, str],
+        fused: Mapping[int, tuple[Symbol, Symbol]],
     ) -> tuple[list[str], list[str]]:
-        """Return the expressions of `outputs`, and the lines before them."""
+        """Return the expressions of `outputs`, and the lines before them.
+
+        fused: the sums that take a fused multiply-add, of `Program.fused`.
+        """
         names, lines = dict(names), []
-        for node in reachable(list(outputs)):
+        for node in needed(outputs, fused):
             if node.op == "constant":
                 names[node.index] = self._number(node.value)
             elif node.index not in names:
                 names[node.index] = f"v{node.index}"
                 kind = "int" if node.op in CONDITIONS else "real"
-                text = self._expression(node, [names[a.index] for a in node.args])
+                x = [names[a.index] for a in operands_of(node, fused)]
+                if node.index in fused:
+                    summand, left, right = x
+                    text = multiply_add(summand, left, right, node.op == "sub")
+                else:
+                    text = self._expression(node, x)
                 lines.append(f"const {kind} v{node.index} = {text};")
         return [names[o.index] for o in outputs], lines
 
@@ -49,7 +60,7 @@ class Expressions:
             if self._form(operation) == DEFINED:
                 arguments, value = definition(operation)
                 names = {a.index: a.value[1] for a in arguments}
-                (result,), lines = self.compute([value], names)
+                (result,), lines = self.compute([value], names, {})
                 given = ", ".join(f"real {name}" for name in names.values())
                 body = " ".join([*lines, f"return {result};"])
                 functions.append(f"static inline real own_{operation.name}({given}) {{ {body} }}\n")
@@ -70,10 +81,19 @@ class Expressions:
         return operation.text(form, *x, f=self.suffix)
 
 
+def multiply_add(summand: str, x: str, y: str, negative: bool = False) -> str:
+    """Return summand + x y, or summand - x y, rounded once where the processor can."""
+    return f"FMA({f'-({x})' if negative else x}, {y}, {summand})"
+
+
 def sum_of_products(row: Sequence[str], column: Sequence[str]) -> str:
     """A structural zero of `row` is left out: what it would multiply may not be finite."""
-    terms = []
+    total = ""
     for a, b in zip(row, column, strict=False):
-        if a != "R(0.0)":
-            terms.append(b if a == "R(1.0)" else f"{a} * {b}")
-    return " + ".join(terms) or "0"
+        if a == "R(0.0)":
+            continue
+        if not total:
+            total = b if a == "R(1.0)" else f"{a} * {b}"
+        else:
+            total = f"{total} + {b}" if a == "R(1.0)" else multiply_add(total, a, b)
+    return total or "0"

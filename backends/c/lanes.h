@@ -25,6 +25,14 @@ real F(pow)(real, real);
 #define INFINITY_ (F(__builtin_inf)())
 #define NAN_ (F(__builtin_nan)(""))
 
+/* x y + z, rounded once where that is an instruction. The compiler itself fuses nothing: where it
+   can would depend on how lanes are grouped, and so the bits of a step on the number of threads. */
+#if defined __FP_FAST_FMA && defined __FP_FAST_FMAF
+#define FMA(x, y, z) (F(__builtin_fma)(x, y, z))
+#else
+#define FMA(x, y, z) ((x) * (y) + (z))
+#endif
+
 /* no part of the loop over steps: inlined, it would be run in every one, masked */
 static __attribute__((noinline, unused)) void flush(real *some, double *total) {
   for (int j = 0; j < W; j++) { total[j] += some[j]; some[j] = 0; }

@@ -16,12 +16,13 @@ and strides.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
 from parnl.backends.c import vecmath
 from parnl.backends.c.expressions import MATH, Expressions, sum_of_products
 from parnl.backends.c.kernel import CHANNEL, FULL, SCALAR, SIZES, TIME, CKernel, fields
-from parnl.graph import derivatives
+from parnl.graph.nodes import Symbol
 
 # Lines are asked for so many steps ahead where a group is less than a row: to go through memory
 # with gaps is not what processors foresee. Measured, one thread, T = 16384, ns a channel and step:
@@ -193,31 +194,26 @@ class _Writer(ABC):
         return ["    #pragma omp simd", "    for (int j = 0; j < W; j++) {", *body, "    }"]
 
     def arithmetic(self) -> list[str]:
-        program, k, compute = self.program, self.k, self.expressions.compute
+        program, k = self.program, self.k
         names = {s.index: f"q{i}" for i, s in enumerate(program.operand_symbols)}
         state = "h" if self.backward else "m"
         names |= {s.index: f"{state}{i}" for i, s in enumerate(program.state_symbols)}
         match self.kernel.kind:
             case "trajectory":
-                results, lines = compute(program.outputs, names)
+                results, lines = self.compute(program.outputs, names)
             case "advance":
-                results, lines = compute([*program.outputs, *program.jacobian], names)
+                results, lines = self.compute([*program.outputs, *program.jacobian], names)
             case "adjoint":
-                entries, lines = compute(program.jacobian, names)
+                entries, lines = self.compute(program.jacobian, names)
                 # transposed: row i of J^T is column i of J
                 turned = [entries[j * k + i] for i in range(k) for j in range(k)]
                 adjoint = [f"l{j}" for j in range(k)]
                 pulled = [sum_of_products(turned[i * k :], adjoint) for i in range(k)]
                 results = [*pulled, *turned]
             case _:
-                cotangents = [program.graph.leaf("cotangent", s) for s in program.states]
+                cotangents, found = program.vjp(self.kernel.wanted, states=True)
                 names |= {c.index: f"l{i}" for i, c in enumerate(cotangents)}
-                wanted = [program.operand_symbols[i] for i in self.kernel.wanted]
-                zero = program.graph.constant(0.0)
-                found = derivatives.vjp(
-                    program.outputs, cotangents, [*program.state_symbols, *wanted]
-                )
-                results, lines = compute([zero if p is None else p for p in found], names)
+                results, lines = self.compute(found, names)
         lines += [f"const real n{i} = {results[i]};" for i in range(k)]
         if self.products:
             entries = results[k:]
@@ -232,6 +228,11 @@ class _Writer(ABC):
             value = f"n{i}" if name == "out" else results[k + i]
             lines.append(self.write(name, i, value))
         return lines
+
+    def compute(
+        self, results: Sequence[Symbol], names: Mapping[int, str]
+    ) -> tuple[list[str], list[str]]:
+        return self.expressions.compute(results, names, self.program.fused(results))
 
     def if_alive(self, value: str, other: str) -> str:
         return f"{self.alive} ? {value} : {other}" if self.alive else value

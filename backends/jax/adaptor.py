@@ -15,7 +15,7 @@ from jax import lax
 from parnl.backends.c.calls import compiled_device, processors
 from parnl.backends.jax import ffi, keys, product, triton
 from parnl.backends.jax.implicit import implicit_solve
-from parnl.backends.jax.kernels import by_platform
+from parnl.backends.jax.kernels import by_chunks
 from parnl.backends.jax.private import Tracer
 from parnl.graph.flatcode import array_functions
 from parnl.graph.program import Program
@@ -127,24 +127,24 @@ class JaxBackend:
     ) -> tuple[list[Any], list[Any]]:
         """Run the first C - 1 chunks: their ends, and the products of the step Jacobians."""
 
-        def kernel(call: Callable, operands: list, starts: list) -> tuple[list, list]:
-            found = call(program, plan, "advance", operands, starts)
+        def kernel(operands: list, starts: list) -> tuple[list, list]:
+            found = ffi.call(program, plan, "advance", operands, starts)
             return found[: len(starts)], found[len(starts) :]
 
         composed, arrays = partial(_advance, program, plan), (list(operands), list(starts))
-        return by_platform(kernel, composed, program, starts[0].dtype, *arrays)
+        return by_chunks(kernel, composed, starts[0].dtype, *arrays)
 
     def trajectory(
         self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
         """Run all chunks and write every state; also return the ends of the first C - 1."""
 
-        def kernel(call: Callable, operands: list, starts: list) -> tuple[list, list]:
-            found = call(program, plan, "trajectory", operands, starts)
+        def kernel(operands: list, starts: list) -> tuple[list, list]:
+            found = ffi.call(program, plan, "trajectory", operands, starts)
             return found[: len(starts)], [x[:, :-1] for x in found[len(starts) :]]
 
         composed, arrays = partial(_trajectory, program, plan), (list(operands), list(starts))
-        return by_platform(kernel, composed, program, starts[0].dtype, *arrays)
+        return by_chunks(kernel, composed, starts[0].dtype, *arrays)
 
     def solve(
         self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]

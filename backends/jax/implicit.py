@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from parnl.backends.c.calls import backward
-from parnl.backends.jax import triton
-from parnl.backends.jax.kernels import at_once, by_platform
+from parnl.backends.jax import ffi, triton
+from parnl.backends.jax.kernels import at_once, by_chunks
 from parnl.backends.jax.primitive import primitive
 from parnl.backends.jax.private import ShapedArray, ad
 from parnl.graph.nodes import is_affine
@@ -195,12 +195,11 @@ def _pullback(problem: Problem, arrays: list, grads: list) -> list:
 def _gradients(*arrays: Any, problem: Problem) -> list:
     """What `_pullback` returns; arrays: operands, x0, states and the gradients of these."""
     program, plan = problem.program, problem.plan.backward()
-    launched = partial(_fused, problem, _at_once, triton.gradients)
-    by_chunks = partial(_fused, problem, _over_chunks)
+    launched, in_c = partial(_fused, problem, _at_once), partial(_fused, problem, _over_chunks)
     composed, like = partial(_pullback, problem), arrays[len(program.operands)]
 
     def elsewhere(given: list, grads: list) -> list:
-        return by_platform(by_chunks, composed, program, like.dtype, given, grads)
+        return by_chunks(in_c, composed, like.dtype, given, grads)
 
     return at_once(launched, elsewhere, program, plan, like, *_halves(arrays, problem))
 
@@ -217,39 +216,42 @@ def _halves(arrays: Sequence[Any], problem: Problem) -> tuple[list, list]:
     return list(arrays[:count]), list(arrays[count:])
 
 
-def _fused(problem: Problem, find: Callable, call: Callable, arrays: list, grads: list) -> list:
+def _fused(problem: Problem, find: Callable, arrays: list, grads: list) -> list:
     """What `_pullback` returns, by a backward kernel: Jacobians are neither stored nor read.
 
-    find(problem, call, operands, x0, states, grads): gradients of x0, and of the operands wanted.
+    find(problem, operands, x0, states, grads): gradients of x0, and of the operands wanted.
     """
     program, plan, wanted = problem.program, problem.plan, problem.wanted
     operands, x0, states, _ = problem.split(arrays)
     k = len(x0)
 
     def run(operands: list, rest: list) -> list:
-        of_x0, found = find(problem, call, operands, rest[:k], rest[k : 2 * k], rest[2 * k :])
+        of_x0, found = find(problem, operands, rest[:k], rest[k : 2 * k], rest[2 * k :])
         return [*of_x0, *found]
 
-    key = ("gradients", plan, wanted, call)
+    key = ("gradients", plan, wanted, find)
     over_rows = program.cached(key, lambda: merging(run))
     found = over_rows(operands, [*x0, *states, *grads])
     summed = [_reduced(g, operands[i]) for i, g in zip(wanted, found[k:], strict=True)]
     return [*summed, *(g for g, m in zip(found[:k], problem.moves[-k:], strict=True) if m)]
 
 
-def _at_once(problem: Problem, call: Callable, *groups: list) -> tuple[list, list]:
-    return call(problem.program, problem.plan.backward(), *groups, problem.wanted)
+def _at_once(
+    problem: Problem, operands: list, x0: list, states: list, grads: list
+) -> tuple[list, list]:
+    plan = problem.plan.backward()
+    return triton.gradients(problem.program, plan, operands, x0, states, grads, problem.wanted)
 
 
 def _over_chunks(
-    problem: Problem, call: Callable, operands: list, x0: list, states: list, grads: list
+    problem: Problem, operands: list, x0: list, states: list, grads: list
 ) -> tuple[list, list]:
     backend, program, k = problem.backend, problem.program, len(x0)
     fixed = {"x0": x0, "state": states, "g": grads}
 
     def over_chunks(kind: str, plan: Plan, starts: Sequence[Any]) -> tuple[list, list]:
         asked = problem.wanted if kind == "backward" else ()
-        found = call(program, plan, kind, operands, starts, asked, fixed)
+        found = ffi.call(program, plan, kind, operands, starts, asked, fixed)
         return found[:k], found[k:]
 
     return backward(backend, over_chunks, problem.plan.backward(), x0)

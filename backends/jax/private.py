@@ -8,7 +8,6 @@ All of it stands here, so that a new JAX can break one file. A test names what h
     Tracer                           whether an array's values are known
     axes of a mesh                   in a `shard_map`, arrays of one call must differ over the same
     gpu_triton                       launches Triton kernels, with JAX's CUDA plugin
-    pallas                           kernels for GPUs without it; its Triton half goes after 0.12
 """
 
 from __future__ import annotations
@@ -34,19 +33,8 @@ except (ImportError, AttributeError):
     TritonKernel = TritonKernelCall = create_array_parameter = create_scalar_parameter = None
     TRITON_ABSENT = f"JAX {jax.__version__} is here without its CUDA plugin, which launches them"
 
-try:
-    from jax.experimental import pallas
-    from jax.experimental.pallas.triton import CompilerParams, store
-
-    PALLAS_ABSENT = ""
-except ImportError as error:
-    pallas = CompilerParams = store = None  # type: ignore[assignment, misc]
-    PALLAS_ABSENT = f"JAX {jax.__version__} lacks a part of Pallas ({error})"
-
 __all__ = [
-    "PALLAS_ABSENT",
     "TRITON_ABSENT",
-    "CompilerParams",
     "Primitive",
     "ShapedArray",
     "Tracer",
@@ -59,10 +47,7 @@ __all__ = [
     "create_scalar_parameter",
     "local_type",
     "mlir",
-    "pallas",
     "result_type",
-    "store",
-    "typed",
     "vary",
 ]
 
@@ -88,11 +73,6 @@ def vary(arrays: Sequence[Any]) -> Sequence[Any]:
         lax.pcast(a, tuple(every - own), to="varying") if every - own else a
         for a, own in zip(arrays, each, strict=True)
     ]
-
-
-def typed(array: Any) -> dict[str, Any]:
-    """What a `jax.ShapeDtypeStruct` needs to differ over the axes `array` differs over."""
-    return {_AXES: getattr(jax.typeof(array), _AXES)}
 
 
 def result_type(aval: Any, x: Any) -> ShapedArray:

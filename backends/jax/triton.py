@@ -7,6 +7,7 @@ and launches it. On a CPU, for tests, Triton's interpreter runs them.
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -36,12 +37,14 @@ from parnl.solver.newton import Plan, Stats
 
 LANES = 1 << 18  # that fill a GPU
 # The name of jaxlib's handler, and the version of its interface. Releases from 0.10.1 on have
-# another handler besides, "triton_kernel_call_ffi", which Pallas has yet to be switched to.
+# another handler besides, "triton_kernel_call_ffi".
 _TARGET, _VERSION = "triton_kernel_call", 2
 # Where there is no GPU to ask, as when a function is exported, its kernels are for this one. jaxlib
 # runs them on the GPUs of that family alone, 8.0 to 8.9. TRITON_OVERRIDE_ARCH, which Triton itself
 # reads, names another: "sm90".
 _OLDEST = 80
+# Each device of JAX has a thread, and Triton's interpreter serves one at a time.
+_interpreter = threading.Lock()
 
 
 # -- when it is used ------------------------------------------------------------------------------
@@ -58,8 +61,8 @@ def chosen() -> bool:
 def platforms(program: Program, plan: Plan, like: Any) -> tuple[str, ...]:
     """Return where Triton is to solve, for initial states such as `like` (B, D).
 
-    Where it cannot, Pallas does, or JAX's own operations, and why is said once. With
-    PARNL_KERNELS=triton it is an error.
+    Where it cannot, JAX's own operations do, and why is said once. With PARNL_KERNELS=triton it is
+    an error.
     """
     forced, gpu = c_build.choice() == "triton", jax.default_backend() == "gpu"
     if not forced and (c_build.choice() or not gpu):
@@ -78,8 +81,9 @@ def platforms(program: Program, plan: Plan, like: Any) -> tuple[str, ...]:
         raise NotImplementedError(f"PARNL_KERNELS=triton: {reason}")
     c_build.say_once(
         f"triton in JAX: {reason}",
-        f"parnl solves without Triton kernels, several times slower: {reason}. Install triton and "
-        'jax[cuda13], or set PARNL_KERNELS to "pallas" or "off" to say that this is meant.',
+        "parnl solves without Triton kernels, as JAX's own operations, many times slower: "
+        f"{reason}. Install triton and jax[cuda13], or set PARNL_KERNELS=off to say that this "
+        "is meant.",
     )
     return ()
 
@@ -202,7 +206,8 @@ def _interpreted(*arrays: Any, launch: Launch) -> list[Any]:
             tensors.append(torch.from_numpy(array.view(pointer.dtype)))
         tiled, instances = launch.tile(shapes)
         function, constants = build.loaded(launch.kernel, tiled, True)
-        function[(instances,)](*launch.arguments(shapes, tensors), **constants)
+        with _interpreter:
+            function[(instances,)](*launch.arguments(shapes, tensors), **constants)
         return written
 
     return jax.pure_callback(run, results, *arrays)

@@ -16,6 +16,7 @@ from parnl.graph.program import Program, adjoint_program
 from parnl.solver.cost import Device, updates_worth
 from parnl.solver.newton import Plan, Stats
 
+LEAST = (3, 6)  # the oldest Triton, as in pyproject.toml
 CHUNKS = 2048  # the most that a program instance holds, several of them in a thread
 FEWER = 256  # the most that are chosen where the caller does not say how many
 PRICE = 4.0  # of an operation between runs, next to one of a step: both are in one launch
@@ -25,11 +26,14 @@ Shape = tuple[int, ...]
 
 @cache
 def importable() -> str:
-    """Return "" if Triton can be imported, else why not."""
+    """Return "" if there is a Triton that serves, else why not."""
     try:
-        import triton  # noqa: F401
+        import triton
     except ImportError as error:
         return str(error)
+    major, minor, *_ = triton.__version__.split(".")
+    if (int(major), int(minor)) < LEAST:
+        return f"Triton {triton.__version__} is too old, {LEAST[0]}.{LEAST[1]} is the oldest"
     return ""
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from parnl.graph import intervals
 from parnl.graph.intervals import monotone
-from parnl.graph.operation import DEFINED, Operation, slope
+from parnl.graph.operation import Operation, slope
 
 # -- arithmetic ------------------------------------------------------------------------------------
 
@@ -196,7 +196,6 @@ minimum = Operation(
     definition=lambda x, y: where((x < y) | (x != x), x, y),
     torch="minimum",
     jax="jnp.minimum",
-    pallas=DEFINED,
     example="ops.minimum(x, y)",
     smooth=False,
 )
@@ -209,7 +208,6 @@ maximum = Operation(
     definition=lambda x, y: where((x > y) | (x != x), x, y),
     torch="maximum",
     jax="jnp.maximum",
-    pallas=DEFINED,
     example="ops.maximum(x, y)",
     smooth=False,
 )
@@ -232,7 +230,6 @@ sign: Operation = Operation(
     # torch.sign(NaN) is 0
     torch="torch.where(torch.isnan({x}), {x}.detach(), torch.sign({x}))",
     jax="jnp.sign",
-    pallas=DEFINED,
     jumps=lambda x: ~((x.low > 0) | (x.high < 0) | ((x.low == 0) & (x.high == 0))),
     smooth=False,
 )
@@ -250,6 +247,5 @@ relu = Operation(
     definition=lambda x: where(x < 0.0, 0.0, x),
     torch="torch.relu",
     jax="jax.nn.relu",
-    pallas=DEFINED,
     smooth=False,
 )

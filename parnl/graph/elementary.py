@@ -10,7 +10,7 @@ import numpy as np
 from parnl.graph import intervals
 from parnl.graph.arithmetic import relu, where
 from parnl.graph.intervals import increasing, wave
-from parnl.graph.operation import DEFINED, Operation, slope
+from parnl.graph.operation import Operation, slope
 
 sqrt = Operation(
     name="sqrt",
@@ -185,7 +185,6 @@ sigmoid = Operation(
     definition=lambda x: 1.0 / (1.0 + exp(-x)),
     torch="torch.sigmoid",
     jax="jax.nn.sigmoid",
-    pallas=DEFINED,
     c_float32="vsigmoidf",
     triton="1.0 / (1.0 + tl.exp(-{x}))",
 )
@@ -205,7 +204,6 @@ softplus = Operation(
     # the threshold beyond which softplus(x) is x: below it, float64 would lose digits
     torch="torch.nn.functional.softplus({x}, threshold=40.0)",
     jax="jax.nn.softplus",
-    pallas=DEFINED,
 )
 
 
@@ -222,7 +220,6 @@ erf = Operation(
     derivative=slope(lambda f, x: exp(-(x * x)) * (2.0 / math.sqrt(math.pi))),
     torch="torch.erf",
     jax="jax.lax.erf",
-    pallas="erf",
     c="erf",
     triton="tl.erf",
 )

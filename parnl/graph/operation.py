@@ -23,7 +23,7 @@ from parnl.graph.intervals import Interval
 # (t, f, arguments) -> t times the derivative by one argument; f is the operation's own value
 Rule = Callable[..., Any]
 
-TARGETS = ("torch", "jax", "pallas", "c", "triton")
+TARGETS = ("torch", "jax", "c", "triton")
 DEFINED = "by definition"  # a form: the target has none of its own, or none that serves
 
 
@@ -53,7 +53,6 @@ class Operation:
     python: str = ""
     torch: str = ""
     jax: str = ""
-    pallas: str = ""
     c: str = ""
     c_float32: str = ""
     triton: str = ""
@@ -76,8 +75,6 @@ class Operation:
     def form(self, target: str) -> str:
         """Return how `target` writes it, `DEFINED` if by its definition."""
         given = self.syntax or getattr(self, target)
-        if target == "pallas" and not given:
-            given = self.jax
         if given:
             return given
         if self.definition is None:

@@ -70,7 +70,7 @@ ODD = ("negated, dense", "misaligned", "windows")
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.parametrize("argument", ARGUMENTS["torch"])
 def test_kinds_in_triton(monkeypatch, kind, argument):
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", minversion="3.6")
     monkeypatch.setenv("PARNL_KERNELS", "triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     check("torch", kind, argument, "float64", 1e-12)

@@ -213,7 +213,7 @@ def test_the_choice_of_kernels_in_capitals_and_with_blanks(monkeypatch, given):
 
 def test_an_unknown_choice_is_an_error(monkeypatch):
     monkeypatch.setenv("PARNL_KERNELS", "Fortran")
-    message = "PARNL_KERNELS: expected one of off, c, triton, pallas, got 'Fortran'"
+    message = "PARNL_KERNELS: expected one of off, c, triton, got 'Fortran'"
     with pytest.raises(ValueError, match=message):
         build.choice()
 

@@ -15,8 +15,7 @@ PRIVATE = ("jax._src", "jax.core", "jax.experimental", "jax.extend", "jax.interp
 PRIVATE += ("jaxlib.gpu_triton",)
 # modules of JAX whose attributes parnl uses by these names
 MODULES = {"ad": "jax.interpreters.ad", "batching": "jax.interpreters.batching"}
-MODULES |= {"mlir": "jax.interpreters.mlir", "pl": "jax.experimental.pallas"}
-MODULES |= {"gpu_triton": "jaxlib.gpu_triton"}
+MODULES |= {"mlir": "jax.interpreters.mlir", "gpu_triton": "jaxlib.gpu_triton"}
 PLUGIN = any(find_spec(f"jax_cuda{n}_plugin") for n in (12, 13))
 
 
@@ -40,7 +39,6 @@ def attributes():
     found = set()
     for file, tree in trees().items():
         names = {name for module, name in imported(tree) if module.endswith("jax.private")}
-        names = {*names, "pl"} if "pallas" in names else names
         names = {"gpu_triton"} if file == FILE else names
         found |= {
             (MODULES[node.value.id], node.attr)
@@ -58,7 +56,6 @@ USED = {x for x in imported(ast.parse(FILE.read_text())) if x[0].startswith("jax
 def test_the_search_finds_what_is_used():
     assert ("jax.core", "ShapedArray") in USED
     assert ("jax.interpreters.ad", "primitive_transposes") in USED
-    assert ("jax.experimental.pallas", "pallas_call") in USED
     assert ("jaxlib.gpu_triton", "TritonKernelCall") in USED
     assert len(USED) > 15
 

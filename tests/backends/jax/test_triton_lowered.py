@@ -18,7 +18,7 @@ from parnl.backends.triton.build import Pointer
 from parnl.backends.triton.launch import dense_strides
 from parnl.solver.newton import Plan
 
-triton = pytest.importorskip("triton")
+triton = pytest.importorskip("triton", minversion="3.6")
 
 
 @pytest.fixture

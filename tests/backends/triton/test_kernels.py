@@ -22,6 +22,7 @@ from oracles import CELLS, VARIANTS, assert_bits
 import parnl
 from parnl.backends.torch.adaptor import backend
 from parnl.backends.triton import calls as triton_calls
+from parnl.backends.triton import launch
 from parnl.backends.triton.launch import PRICE, Launch
 from parnl.backends.triton.text import Kernel
 from parnl.graph.program import affine_program
@@ -30,7 +31,7 @@ from parnl.solver.cost import Device
 from parnl.solver.newton import Plan
 from parnl.torch import RNN
 
-triton = pytest.importorskip("triton")
+triton = pytest.importorskip("triton", minversion="3.6")
 
 EVERY = "PARNL_EVERY_CUBIN" in os.environ
 
@@ -305,6 +306,15 @@ def test_empty_batch_and_many_chunks():
     u = torch.randn(1, triton_calls.CHUNKS + 1, 2)
     with pytest.raises(ValueError, match="chunks: a Triton kernel takes at most 2048, got 2049"):
         parnl.solve(cell, params, u, chunks=triton_calls.CHUNKS + 1)
+
+
+def test_an_older_triton_is_named(monkeypatch):
+    launch.importable.cache_clear()
+    monkeypatch.setattr(triton, "__version__", "3.5.1")
+    try:
+        assert launch.importable() == "Triton 3.5.1 is too old, 3.6 is the oldest"
+    finally:
+        launch.importable.cache_clear()
 
 
 def test_triton_without_a_device_is_an_error(monkeypatch):
