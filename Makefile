@@ -20,13 +20,16 @@ test-newest:
 test-oldest:
 	.ci/oldest
 
-# Random cells through every kernel, random tasks through the solver, every cell in JAX's strict modes;
-# PARNL_FUZZ sets how many random cells, PARNL_FUZZ_SEED which. What the C compiler makes of them is
-# of no use afterwards.
+# What `make test` has a part of: random cells through every kernel, random tasks through the solver,
+# and tables of tests (marked `turns`) with every case, optimised by XLA. PARNL_FUZZ sets how many
+# random cells, PARNL_FUZZ_SEED which. What the C compiler makes of them is of no use afterwards.
+fuzz: export PARNL_FUZZ ?= 10000
+fuzz: export PARNL_EVERY = 1
 fuzz: $(READY)
 	PARNL_CACHE=$$(mktemp -d) && export PARNL_CACHE && trap 'rm -rf "$$PARNL_CACHE"' EXIT && \
-	PARNL_FUZZ=$${PARNL_FUZZ:-10000} $(BIN)/pytest -n auto tests/test_fuzz.py tests/solver/test_any_task.py \
-	  tests/backends/jax/test_strict_modes.py
+	$(BIN)/pytest -n auto tests/test_fuzz.py tests/solver/test_any_task.py \
+	  tests/backends/jax/test_strict_modes.py tests/backends/jax/test_triton.py && \
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/pytest -n auto -m turns
 
 # Faults planted in a copy of parnl: parnl.testing must catch each of them.
 mutations: $(READY)

@@ -8,6 +8,9 @@ from pathlib import Path
 # Read by JAX when it is first imported, so these come before any test module is.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_ENABLE_X64"] = "1"
+# XLA compiles without most optimisations, for that is what tests of JAX spend their time on. `make
+# test-newest` and `make fuzz` let it optimise.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis
 import pytest
@@ -61,6 +64,37 @@ def pytest_ignore_collect(collection_path):
     return True if NEEDED.get(here, set()) & MISSING else None
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", f"turns(*names): {in_turns.__doc__.splitlines()[0]}")
+
+
+def in_turns(items, names):
+    """Of one test's cases, run each combination of these parameters once, the others in turn.
+
+    `make test` repeats no evidence so; `make fuzz` sets PARNL_EVERY and runs every case.
+    """
+    groups = {}
+    for item in items:
+        groups.setdefault(tuple(str(item.callspec.params[n]) for n in names), []).append(item)
+    for i, cases in enumerate(groups.values()):
+        # fewer groups than cases: spread over all of them
+        yield cases[max(i, i * len(cases) // len(groups)) % len(cases)]
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what `turns` does, unless a test is asked for by its name."""
+    if "PARNL_EVERY" in os.environ or any("::" in a for a in config.args):
+        return
+    marked = {}
+    for item in items:
+        if mark := item.get_closest_marker("turns"):
+            marked.setdefault((item.path, item.originalname, mark.args), []).append(item)
+    out = {i for (*_, names), group in marked.items() for i in {*group} - {*in_turns(group, names)}}
+    if out:
+        config.hook.pytest_deselected(items=[i for i in items if i in out])
+        items[:] = [i for i in items if i not in out]
+
+
 def pytest_runtest_setup(item):
     """Skip a test whose parameter is a framework that is not installed."""
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
@@ -75,19 +109,6 @@ def _one_thread():
         import torch
 
         torch.set_num_threads(1)
-
-
-@pytest.fixture
-def quick_compile():
-    """Let XLA compile without most optimisations: what a test of many shapes spends its time on."""
-    if "jax" in MISSING:
-        yield
-        return
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def pytest_terminal_summary(terminalreporter):

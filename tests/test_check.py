@@ -47,7 +47,6 @@ def fails(message, *arguments, **how):
     return str(caught.value)
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize(
     ("backend", "name"),
     [*itertools.product(("numpy", "torch"), CELLS), ("jax", "gru"), ("jax", "lstm")],

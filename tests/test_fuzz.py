@@ -171,9 +171,7 @@ def apart(monkeypatch):
     """Each run chooses its kernels; interpreters in place of GPUs, and no time for optimising."""
     monkeypatch.setenv("PARNL_KERNELS", "")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
 
 

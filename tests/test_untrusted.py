@@ -182,7 +182,6 @@ class Numbers(parnl.Cell):
         ("jax", "off"), ("jax", "c"), ("jax", "triton"),
     ],
 )  # fmt: skip
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_numbers_are_exact_in_each_generator(monkeypatch, backend, kernels, dtype):
     monkeypatch.setenv("PARNL_KERNELS", kernels)

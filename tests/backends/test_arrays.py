@@ -69,6 +69,7 @@ ODD = ("negated, dense", "misaligned", "windows")
 
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.parametrize("argument", ARGUMENTS["torch"])
+@pytest.mark.turns("argument")
 def test_kinds_in_triton(monkeypatch, kind, argument):
     pytest.importorskip("triton", minversion="3.6")
     monkeypatch.setenv("PARNL_KERNELS", "triton")

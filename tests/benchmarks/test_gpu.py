@@ -12,8 +12,8 @@ def gpu(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     import gpu
 
-    # the second has a gradient that is zero
-    monkeypatch.setattr(gpu, "CELLS", {n: gpu.CELLS[n] for n in ("indrnn", "slstm")})
+    # it has a gradient that is zero
+    monkeypatch.setattr(gpu, "CELLS", {"slstm": gpu.CELLS["slstm"]})
     return gpu
 
 
@@ -24,7 +24,7 @@ def test_the_script_checks_and_times(gpu, framework, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["gpu.py", *options])
     gpu.main()
     found = json.loads(out.read_text())
-    assert list(found["errors"]) == ["indrnn", "slstm"]
+    assert list(found["errors"]) == ["slstm"]
     assert not any("wrong" in errors for errors in found["errors"].values())
     other = {"torch": "lstm", "jax": "lrc"}[framework]
     assert list(found["times"]) == [f"{c} B=2 D=16 T=512" for c in ("gru", other)]
@@ -38,4 +38,4 @@ def test_the_script_finds_what_is_wrong(gpu, capsys):
         return [1.001 * x for x in gpu.solved(*arguments, **how)]
 
     assert all("wrong" in errors for errors in gpu.check(slightly_wrong, (7,), 64).values())
-    assert capsys.readouterr().out.count("NOT within rounding") == 2
+    assert capsys.readouterr().out.count("NOT within rounding") == 1

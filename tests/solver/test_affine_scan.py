@@ -12,8 +12,6 @@ from oracles import (
 
 import parnl
 
-quick = pytest.mark.usefixtures("quick_compile")
-
 DIFFERENTIABLE = ("torch", "jax")
 
 
@@ -30,7 +28,6 @@ def affine_loop(a, b, x0, reverse):
     return found
 
 
-@quick
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("start", [False, True])
 @pytest.mark.parametrize("k", [None, 1, 2, 3])
@@ -56,7 +53,6 @@ def test_affine_scan_without_batch_or_time(backend):
     assert tuple(empty.shape) == (0, 3)
 
 
-@quick
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("k", [None, 2])
 @pytest.mark.parametrize("backend", DIFFERENTIABLE)

@@ -5,7 +5,6 @@ import os
 import hypothesis.strategies as st
 import numpy as np
 import oracles
-import pytest
 from hypothesis import given, settings
 from oracles import (
     TIME_AWARE,
@@ -17,7 +16,6 @@ from small_cells import BOUNDED, own
 import parnl
 
 MORE = 10 if "PARNL_FUZZ" in os.environ else 1
-quick = pytest.mark.usefixtures("quick_compile")
 
 
 @st.composite
@@ -65,7 +63,6 @@ def test_any_task_with_gradients_on_torch(drawn):
     assert_same(found, expected, 1e-10)
 
 
-@quick
 @given(tasks(max_steps=6))
 @settings(max_examples=8 * MORE)
 def test_any_task_with_gradients_on_jax(drawn):

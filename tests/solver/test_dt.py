@@ -15,12 +15,9 @@ from small_cells import T, own
 
 import parnl
 
-quick = pytest.mark.usefixtures("quick_compile")
-
 DIFFERENTIABLE = ("torch", "jax")
 
 
-@quick
 @pytest.mark.parametrize("times", ["shared", "own"])
 @pytest.mark.parametrize("name", TIME_AWARE)
 @pytest.mark.parametrize("backend", BACKENDS)

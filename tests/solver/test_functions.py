@@ -15,8 +15,6 @@ import parnl
 from parnl import ops
 from parnl.params import matrix, vector
 
-quick = pytest.mark.usefixtures("quick_compile")
-
 FUNCTIONS = {
     "exp": lambda x: ops.exp(-x * x),
     "expm1": lambda x: ops.expm1(-x * x),
@@ -46,10 +44,12 @@ FUNCTIONS = {
 }
 
 
-@quick
+@pytest.mark.parametrize("kernels", ["c", "off"])
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_every_function_in_a_step(function):
+@pytest.mark.turns("function")
+def test_every_function_in_a_step(monkeypatch, function, kernels):
     """The value shows in the outputs; its derivative shows in the gradients, and only there."""
+    monkeypatch.setenv("PARNL_KERNELS", kernels)
     f_of_x = FUNCTIONS[function]
 
     @parnl.register("test-function-" + function.replace(" ", "-"))

@@ -18,7 +18,7 @@ import parnl
 
 @pytest.mark.parametrize(
     ("chunks", "tolerance"),
-    [(2, None), (2, 0), (7, None), (7, 0), (64, None), (64, 0), (4096, None)],
+    [(2, None), (2, 0), (7, None), (7, 0), (64, None), (64, 0), (1024, None)],
 )
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 def test_chaos_ends_with_the_sequential_bits(backend, chunks, tolerance):

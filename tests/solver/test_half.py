@@ -72,6 +72,7 @@ def problem(framework, name, dtype, steps=60):
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("name", cells.__all__)
+@pytest.mark.turns("name")
 def test_every_cell_is_near_float32_with_the_same_parameters(framework, name, dtype):
     cell, params, u = problem(framework, name, dtype)
     wide = {n: framework.widened(v) for n, v in params.items()}

@@ -16,10 +16,7 @@ from small_cells import LINEAR, T, own
 
 import parnl
 
-quick = pytest.mark.usefixtures("quick_compile")
 
-
-@quick
 @pytest.mark.parametrize("name", LINEAR)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_linear_cells_take_one_iteration(backend, name):

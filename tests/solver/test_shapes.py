@@ -17,12 +17,9 @@ from small_cells import T
 
 import parnl
 
-quick = pytest.mark.usefixtures("quick_compile")
-
 DIFFERENTIABLE = ("torch", "jax")
 
 
-@quick
 @pytest.mark.parametrize(
     ("backend", "name"),
     [*itertools.product(("numpy", "torch"), CELLS), ("jax", "gru"), ("jax", "lstm")],
@@ -42,6 +39,7 @@ DIFFERENTIABLE = ("torch", "jax")
         ((0,), 0, 4, 3, None),
     ],
 )
+@pytest.mark.turns("batch", "steps", "chunks", "backend")
 def test_shapes(backend, name, batch, steps, hidden, n_in, chunks):
     task = oracles.problem(name, batch=batch, steps=steps, hidden=hidden, n_in=n_in)
     gradients = backend in DIFFERENTIABLE and not (backend == "jax" and len(batch) == 1 < steps)
@@ -50,7 +48,6 @@ def test_shapes(backend, name, batch, steps, hidden, n_in, chunks):
     assert_same(found, oracles.reference(task), 1e-10)
 
 
-@quick
 @pytest.mark.parametrize("method", ["sequential", "newton"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_initial_state_is_zeros(backend, method):

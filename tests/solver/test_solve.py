@@ -22,8 +22,6 @@ from small_cells import BOUNDED, OWN, T, own
 
 import parnl
 
-quick = pytest.mark.usefixtures("quick_compile")
-
 CHUNKS = (1, 2, 7, "auto", T)
 
 DIFFERENTIABLE = ("torch", "jax")
@@ -38,9 +36,8 @@ DIFFERENTIABLE = ("torch", "jax")
         if (backend, dtype) != ("jax", "float32") or chunks == T  # compile time
     ],
 )
-def test_equals_the_loop(backend, name, chunks, dtype, request):
-    if (chunks, dtype) not in ((7, "float64"), (T, "float32")):  # these see XLA's optimisations
-        request.getfixturevalue("quick_compile")
+@pytest.mark.turns("backend", "chunks")
+def test_equals_the_loop(backend, name, chunks, dtype):
     times = "own" if name in TIME_AWARE else None
     task = oracles.problem(name, steps=T, times=times, dtype=dtype)
     how: dict[str, Any] = {
@@ -54,7 +51,6 @@ def test_equals_the_loop(backend, name, chunks, dtype, request):
     assert_same(found, oracles.reference(task), {"float64": 1e-10, "float32": 2e-5}[dtype])
 
 
-@quick
 @pytest.mark.parametrize("method", ["sequential", "auto"])
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -64,7 +60,6 @@ def test_other_methods_equal_the_loop(backend, name, method):
     assert_same(oracles.answer(task, backend, **how), oracles.reference(task), 1e-10)
 
 
-@quick
 @pytest.mark.parametrize(
     ("backend", "name", "reverse"),
     [
@@ -73,6 +68,7 @@ def test_other_methods_equal_the_loop(backend, name, method):
         if backend != "jax" or OWN[name] > 1 or not reverse  # compile time
     ],
 )
+@pytest.mark.turns("backend", "name")
 def test_own_cells_equal_the_loop(backend, name, reverse):
     """Cells written here, with 1, 2 and 3 states: values and gradients, torch by autograd."""
     cell, params, inputs, state = own(name, backend="torch")

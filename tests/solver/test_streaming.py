@@ -16,10 +16,7 @@ from small_cells import T, own
 
 import parnl
 
-quick = pytest.mark.usefixtures("quick_compile")
 
-
-@quick
 @pytest.mark.parametrize("name", [*CELLS, "test-trio", "test-leaky"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_streaming_equals_the_whole(backend, name):

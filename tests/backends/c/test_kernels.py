@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import itertools
 import multiprocessing
 import re
 import subprocess
@@ -28,27 +29,32 @@ CHANNELS = [1, 8, 17, 24, 64, 70, 130, 136]
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
-@pytest.mark.parametrize("name", ["gru", "lrc", "lstm", "ltc", "test-everything"])
-def test_c_equals_the_composed_path(monkeypatch, name, problem):
-    for channels in CHANNELS if name == "gru" else (5, 64, 70):
-        cell = parnl.get_cell(name, 3, channels)
-        found = answer(monkeypatch, "c", cell, problem)
-        expected = answer(monkeypatch, "off", cell, problem)
-        for f, e in zip(found, expected, strict=True):
-            np.testing.assert_allclose(f, e, rtol=0, atol=1e-10 * max(1.0, np.abs(e).max()))
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        *(("gru", c) for c in CHANNELS),
+        *itertools.product(["lrc", "lstm", "ltc", "test-everything"], (5, 64, 70)),
+    ],
+)
+@pytest.mark.turns("name", "channels")
+def test_c_equals_the_composed_path(monkeypatch, name, channels, problem):
+    cell = parnl.get_cell(name, 3, channels)
+    found = answer(monkeypatch, "c", cell, problem)
+    expected = answer(monkeypatch, "off", cell, problem)
+    for f, e in zip(found, expected, strict=True):
+        np.testing.assert_allclose(f, e, rtol=0, atol=1e-10 * max(1.0, np.abs(e).max()))
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
         ("gru", PROBLEMS[0]),
         ("gru", PROBLEMS[4]),
         ("lstm", PROBLEMS[3]),
-        ("test-everything", (2, 20, 5, False, None)),
     ],
     ids=str,
 )
+@pytest.mark.turns("name")
 def test_jax_gets_the_same_from_c_and_from_its_own_operations(monkeypatch, name, problem):
     batch, steps, chunks, reverse, _ = problem
     cell = parnl.get_cell(name, 3, 70)

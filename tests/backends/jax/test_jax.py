@@ -20,8 +20,6 @@ from oracles import CELLS, VARIANTS, assert_bits, assert_close
 import parnl
 from parnl import ops
 
-quick = pytest.mark.usefixtures("quick_compile")
-
 
 def small(name, *, steps=5, batch=(2,), n_in=2, hidden=2, **options):
     """Draw (task, params, inputs, initial state) as float64 JAX arrays."""
@@ -39,9 +37,9 @@ def values(cell, params, inputs, state, **how):
 # -- derivatives ----------------------------------------------------------------------------------
 
 
-@quick
 @pytest.mark.parametrize("mode", ["fwd", "rev"])
 @pytest.mark.parametrize("variant", ["lrc-symmetric", "gru", "lstm-peephole", "ltc-unfolds"])
+@pytest.mark.turns("variant")
 def test_check_grads(variant, mode):
     """Orders 1 and 2 against finite differences, in all arguments at once."""
     name, options = VARIANTS[variant]
@@ -50,14 +48,12 @@ def test_check_grads(variant, mode):
     check_grads(f, tuple(arguments), order=2, modes=[mode], atol=1e-5, rtol=1e-5, eps=1e-5)
 
 
-@quick
 def test_check_grads_of_the_sequential_method():
     task, *arguments = small("gru", steps=4)
     f = jax.jit(functools.partial(values, task.cell, method="sequential"))
     check_grads(f, tuple(arguments), order=2, atol=1e-5, rtol=1e-5, eps=1e-5)
 
 
-@quick
 def test_check_grads_in_dt_with_lengths_and_reverse():
     task, params, inputs, state = small("lrc", steps=4, times="own")
 
@@ -69,7 +65,6 @@ def test_check_grads_in_dt_with_lengths_and_reverse():
     check_grads(f, (jnp.asarray(task.dt), inputs), order=2, atol=1e-5, rtol=1e-5, eps=1e-5)
 
 
-@quick
 @pytest.mark.parametrize("name", CELLS)
 def test_gradients_equal_those_of_scan(name):
     """Reverse mode, against JAX's own derivative of `lax.scan` over the same step."""
@@ -100,7 +95,6 @@ def test_jvp_equals_that_of_scan(name):
     jax.tree.map(lambda a, e: assert_close(a, e, 1e-10), found, expected)
 
 
-@quick
 @pytest.mark.parametrize(
     ("name", "key", "outer", "inner"),
     [
@@ -199,7 +193,6 @@ def test_vmap_over_lengths_and_dt():
     assert_close(found[1][0], expected.final_state[0], 1e-10)
 
 
-@quick
 def test_gradients_per_sample():
     task, params, inputs, state = small("gru", steps=7, batch=(3,))
 
@@ -216,7 +209,6 @@ def test_gradients_per_sample():
             assert_close(found[k][i], e, 1e-10, k)
 
 
-@quick
 def test_solve_inside_scan_and_checkpoint():
     """A stack of two layers under remat, called in the body of a scan."""
     task, params, inputs, state = small("gru", steps=6)
@@ -349,7 +341,7 @@ sys.path.insert(0, os.path.join(os.getcwd(), "tests"))
 import jax, numpy as np, oracles, parnl
 from jax.sharding import Mesh, PartitionSpec as P
 
-task = oracles.problem("lrc", steps=20, batch=(4,), hidden=3)
+task = oracles.problem("gru", steps=12, batch=(4,), hidden=3)
 params = {n: jax.numpy.asarray(p) for n, p in task.params.items()}
 inputs, x0 = jax.numpy.asarray(task.inputs), jax.numpy.asarray(task.initial_state[0])
 

@@ -16,8 +16,6 @@ import parnl
 from parnl import cells
 from parnl.params import matrix, vector
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 MODES = {
     "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
     "dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),
@@ -93,7 +91,7 @@ def assert_runs(name, modes, derived):
 
 
 # each compiles a gradient, and all are written alike: the others come with `make fuzz`
-FEW = ["own", "lrc", "lstm", "lru"]
+FEW = ["lstm"]
 
 
 @pytest.mark.parametrize("name", ["own", *cells.__all__] if "PARNL_FUZZ" in os.environ else FEW)
@@ -103,6 +101,7 @@ def test_all_at_once(name):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["own", "s5"])
+@pytest.mark.turns("mode")
 def test_each_alone_changes_nothing(name, mode):
     found, expected = assert_runs(name, [mode], jax.jit if mode == "transfers" else lambda f: f)
     jax.tree.map(

@@ -53,6 +53,7 @@ def used(name="gru"):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["gru", "lstm", "s5"])
+@pytest.mark.turns("way")
 def test_a_copy_computes_the_same(name, way):
     rnn, u = used(name), torch.randn(9, 2, 3)
     other = WAYS[way](rnn)

@@ -155,6 +155,7 @@ REFUSED = {
 @pytest.mark.parametrize("gradients", [False, True], ids=["no_grad", "grad"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.turns("way")
 def test_recorded_right_or_refused(way, name, gradients):
     module, (u, other) = FUNCTIONS[name](), torch.randn(2, 2, 5, 2)
     error, spared = REFUSED.get(way, (None, ""))

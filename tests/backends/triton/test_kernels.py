@@ -59,6 +59,7 @@ PROBLEMS = [
     [*itertools.product(CELLS, PROBLEMS), ("test-everything", PROBLEMS[1])],
     ids=str,
 )
+@pytest.mark.turns("name")
 def test_triton_equals_the_composed_path(monkeypatch, name, problem):
     # 37 channels: a whole block and a part of one
     options = {"unfolds": 2} if name == "ltc" else {}
