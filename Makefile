@@ -22,11 +22,12 @@ test-oldest:
 
 # What `make test` has a part of: random cells through every kernel, random tasks through the solver,
 # and tables of tests (marked `turns`) with every case, optimised by XLA. PARNL_FUZZ sets how many
-# random cells, PARNL_FUZZ_SEED which. What the C compiler makes of them is of no use afterwards.
+# random cells, PARNL_FUZZ_SEED which. What compilers make of them is of no use afterwards.
 fuzz: export PARNL_FUZZ ?= 10000
 fuzz: export PARNL_EVERY = 1
 fuzz: $(READY)
 	PARNL_CACHE=$$(mktemp -d) && export PARNL_CACHE && trap 'rm -rf "$$PARNL_CACHE"' EXIT && \
+	export JAX_COMPILATION_CACHE_DIR="$$PARNL_CACHE/jax" && \
 	$(BIN)/pytest -n auto tests/test_fuzz.py tests/solver/test_any_task.py \
 	  tests/backends/jax/test_strict_modes.py tests/backends/jax/test_triton.py && \
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/pytest -n auto -m turns

@@ -11,6 +11,12 @@ os.environ["JAX_ENABLE_X64"] = "1"
 # XLA compiles without most optimisations, for that is what tests of JAX spend their time on. `make
 # test-newest` and `make fuzz` let it optimise.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# What XLA has compiled, workers share, and the next run too.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import hypothesis
 import pytest

@@ -122,6 +122,12 @@ FAULTS = [
         "return operation.text(form, *x[::-1], f=self.suffix)",
     ),
     Fault(
+        "C: where a product is subtracted, it is added",
+        "backends/c/expressions.py",
+        "FMA({f'-({x})' if negative else x}, {y}, {summand})",
+        "FMA({x}, {y}, {summand})",
+    ),
+    Fault(
         "a product of two functions of the state counts as linear",
         "parnl/graph/nodes.py",
         "degree[node.index] = min(2, sum(d))",
