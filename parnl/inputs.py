@@ -36,7 +36,7 @@ def check_params(
             f"the parameters of {type(cell).__name__} are: {', '.join(shapes)}"
         )
     named = {"inputs" if time_axis else "input_t": inputs}
-    named |= {f"parameter {n}": params[n] for n in shapes}
+    named.update({f"parameter {n}": params[n] for n in shapes})
     backend = backend_of(named.items())
     check_devices(backend, named)
     named = {n: backend.take(n, a) for n, a in named.items()}

@@ -43,6 +43,8 @@ def _chosen(device: str) -> bool:
     """Whether Triton is to be used on tensors of `device`."""
     choice = build.choice()
     if choice == "triton":
+        if reason := importable():
+            raise NotImplementedError(f"PARNL_KERNELS=triton: {reason}")
         import triton
 
         if device != "cuda" and not triton.knobs.runtime.interpret:

@@ -286,6 +286,8 @@ def test_an_expanding_adjoint_is_taken_over_too(monkeypatch, kernels, reverse):
     if kernels == "jax":
         from optional import jax
     else:
+        if kernels == "triton":
+            pytest.importorskip("triton", minversion="3.6")
         monkeypatch.setenv("PARNL_KERNELS", kernels)
         monkeypatch.setenv("TRITON_INTERPRET", "1")
     steps = 36

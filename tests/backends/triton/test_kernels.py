@@ -312,8 +312,13 @@ def test_empty_batch_and_many_chunks():
 def test_an_older_triton_is_named(monkeypatch):
     launch.importable.cache_clear()
     monkeypatch.setattr(triton, "__version__", "3.5.1")
+    monkeypatch.setenv("PARNL_KERNELS", "triton")
+    cell = parnl.get_cell("gru", 2, 3)
     try:
-        assert launch.importable() == "Triton 3.5.1 is too old, 3.6 is the oldest"
+        with pytest.raises(
+            NotImplementedError, match=r"=triton: Triton 3\.5\.1 is too old, 3\.6 is"
+        ):
+            parnl.solve(cell, cell.init(0, "torch"), torch.zeros(5, 2))
     finally:
         launch.importable.cache_clear()
 
