@@ -119,11 +119,10 @@ def computed_features(
     dtype, result = working_dtype(xp, [inputs, *params.values()])
     p = Values("parameter", {n: widened(xp, a, dtype) for n, a in params.items()})
     with backend.products(result, inputs):
-        features = Values("feature", cell.features(p, widened(xp, inputs, dtype)))
+        found = cell.features(p, widened(xp, inputs, dtype))
     # a cell may compute its features in a wider type than it was given
-    found = [v.dtype for n, v in vars(features).items() if n != "_kind"]
-    dtype = promoted(xp, [dtype, *found])
-    return p, features, dtype, (result if is_half(result) else dtype)
+    dtype = promoted(xp, [dtype, *(v.dtype for v in found.values())])
+    return p, Values("feature", found), dtype, (result if is_half(result) else dtype)
 
 
 def time_step(

@@ -89,8 +89,9 @@ class Values:
     """Attribute access to parameters or features: `p.W_f` for `{"W_f": ...}["W_f"]`."""
 
     def __init__(self, kind: str, values: Mapping[str, Any]) -> None:
-        self.__dict__.update(values)
-        self.__dict__["_kind"] = kind
+        for name, value in values.items():  # in a form that every TorchDynamo knows
+            setattr(self, name, value)
+        self._kind = kind
 
     def __getattr__(self, name: str) -> Any:
         known = ", ".join(n for n in self.__dict__ if n != "_kind")

@@ -2,6 +2,8 @@
 
 import oracles
 import torch
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 import parnl
 
@@ -26,3 +28,14 @@ def flat_solve(cell, names, n_states, **how):
         return out.outputs, *out.final_state
 
     return f
+
+
+def checkpoints_forward():
+    """Whether this PyTorch follows forward mode through `checkpoint`, as ltc's features need it."""
+    with forward_ad.dual_level():
+        x = forward_ad.make_dual(torch.ones(1, requires_grad=True), torch.ones(1))
+        try:
+            checkpoint(torch.sin, x, use_reentrant=False)
+        except NotImplementedError:
+            return False
+    return True

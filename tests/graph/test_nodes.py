@@ -99,7 +99,7 @@ def test_single_precision_stays_single(name):
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_large_arguments_neither_overflow_nor_turn_nan(name, dtype):
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
     _, x, _, out = traced(lambda x, y: getattr(ops, name)(x) + 0.0 * y)
     entry = derivatives.jacobian([out], [x])[0][0]
     big = np.array([-1e30, -1e4, -800.0, -100.0, 100.0, 800.0, 1e4, 1e30], dtype)
@@ -115,10 +115,10 @@ def test_large_arguments_neither_overflow_nor_turn_nan(name, dtype):
         value, slope = evaluate("numpy", [x, x.graph.leaf("state", "y")], [out, entry], [big, y])
     np.testing.assert_allclose(value, limits[name], rtol=1e-6, atol=1e-30)
     np.testing.assert_allclose(slope, slopes.get(name, 0.0 * big), rtol=1e-6, atol=1e-30)
-    for backend in ("jax", "torch"):
+    for backend in ("torch", "jax"):
         arrays = [get_backend(backend).asarray(a, dtype) for a in (big, y)]
-        if backend == "torch" and torch.erf(torch.from_numpy(big))[0] != -1:
-            pytest.skip(f"erf(-1e30) is not -1 in {dtype} of PyTorch {torch.__version__}")
+        if name == "gelu" and get_backend(backend).functions["erf"](arrays[0])[0] != -1:
+            pytest.skip(f"in {dtype}, {backend}'s own erf(-1e30) is not -1")  # JAX's, before 0.10
         other, change = evaluate(backend, [x, x.graph.leaf("state", "y")], [out, entry], arrays)
         np.testing.assert_allclose(np.asarray(other), value, rtol=1e-6, atol=1e-30)
         np.testing.assert_allclose(np.asarray(change), slope, rtol=1e-6, atol=1e-30)

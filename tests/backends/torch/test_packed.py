@@ -103,6 +103,10 @@ def test_under_compile():
     u = torch.randn(70, 4, 3, dtype=DOUBLE)
     packed = pack_padded_sequence(u, lengths, batch_first=True, enforce_sorted=False)
     torch._dynamo.reset()
+    try:
+        torch.compile(pad_packed_sequence, backend="eager")(packed)
+    except torch._dynamo.exc.TorchRuntimeError:  # before 2.13
+        pytest.skip(f"PyTorch {torch.__version__} does not compile its own pad_packed_sequence")
     found, end = torch.compile(ours, backend="eager")(packed)
     expected, expected_end = ours(packed)
     assert_close(found.data, expected.data, 1e-14)
