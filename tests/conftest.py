@@ -9,7 +9,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_ENABLE_X64"] = "1"
 # XLA compiles without most optimisations, for that is what tests of JAX spend their time on. `make
-# test-newest` and `make fuzz` let it optimise.
+# test-newest` lets it optimise, and so do the tables of `make fuzz`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # What XLA has compiled, workers share, and the next run too.
 os.environ.setdefault(
@@ -70,6 +70,12 @@ def pytest_ignore_collect(collection_path):
     return True if NEEDED.get(here, set()) & MISSING else None
 
 
+def missing(item):
+    """Return the names of frameworks that a test has as parameters and that are not installed."""
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return MISSING & {p for p in parameters if isinstance(p, str)}
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", f"turns(*names): {in_turns.__doc__.splitlines()[0]}")
 
@@ -77,7 +83,7 @@ def pytest_configure(config):
 def in_turns(items, names):
     """Of one test's cases, run each combination of these parameters once, the others in turn.
 
-    `make test` repeats no evidence so; `make fuzz` sets PARNL_EVERY and runs every case.
+    So `make test` does not repeat evidence. `make fuzz` sets PARNL_EVERY and runs every case.
     """
     groups = {}
     for item in items:
@@ -93,7 +99,8 @@ def pytest_collection_modifyitems(config, items):
         return
     marked = {}
     for item in items:
-        if mark := item.get_closest_marker("turns"):
+        mark = item.get_closest_marker("turns")
+        if mark and not missing(item):  # what is skipped takes nobody's turn
             marked.setdefault((item.path, item.originalname, mark.args), []).append(item)
     out = {i for (*_, names), group in marked.items() for i in {*group} - {*in_turns(group, names)}}
     if out:
@@ -103,8 +110,7 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_runtest_setup(item):
     """Skip a test whose parameter is a framework that is not installed."""
-    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    for name in MISSING & {p for p in parameters if isinstance(p, str)}:
+    for name in missing(item):
         pytest.skip(f"{name} is not installed")
 
 

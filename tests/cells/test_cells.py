@@ -1,5 +1,6 @@
 """Every cell against a loop written from its paper's equations; other libraries where they are."""
 
+import os
 import tracemalloc
 from typing import Any
 
@@ -16,6 +17,7 @@ import parnl
 from parnl.testing import check_cell
 
 ALL = VARIANTS | MORE
+EXAMPLES = 5 if "PARNL_EVERY" in os.environ else 2
 
 HOW: dict[str, dict[str, Any]] = {
     "sequential": {"method": "sequential"},
@@ -89,9 +91,10 @@ def test_linear_cells_are_solved_by_one_scan(name):
 
 
 @pytest.mark.parametrize("name", ORACLES)
+@pytest.mark.turns("name")  # each; more examples in `make fuzz`
 def test_parnl_testing_agrees(monkeypatch, name):
     monkeypatch.setenv("PARNL_KERNELS", "off")  # each dtype and mask would compile its own
-    check_cell(name, backends=["numpy", "torch"], examples=2, max_steps=12)
+    check_cell(name, backends=["numpy", "torch"], examples=EXAMPLES, max_steps=12)
 
 
 @pytest.mark.parametrize("variant", ALL)

@@ -17,12 +17,11 @@ import parnl
 
 
 @pytest.mark.parametrize(
-    ("chunks", "tolerance"),
-    [(2, None), (2, 0), (7, None), (7, 0), (64, None), (64, 0), (1024, None)],
+    ("steps", "chunks", "tolerance"),
+    [*((4096, c, t) for c in (2, 7, 64) for t in (None, 0)), (1024, 1024, None)],
 )
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
-def test_chaos_ends_with_the_sequential_bits(backend, chunks, tolerance):
-    steps = 4096
+def test_chaos_ends_with_the_sequential_bits(backend, steps, chunks, tolerance):
     cell = parnl.get_cell("test-logistic", input_size=1, hidden_size=3)
     starts = np.array([0.2, 0.3141592653589793, 0.77])
     expected = np.empty((steps, 3))

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import itertools
 import multiprocessing
+import os
 import re
 import subprocess
 import threading
@@ -51,6 +52,7 @@ def test_c_equals_the_composed_path(monkeypatch, name, channels, problem):
         ("gru", PROBLEMS[0]),
         ("gru", PROBLEMS[4]),
         ("lstm", PROBLEMS[3]),
+        *([("test-everything", (2, 20, 5, False, None))] if "PARNL_EVERY" in os.environ else []),
     ],
     ids=str,
 )

@@ -44,10 +44,10 @@ SHAPES = [(3, 30, 24, 6), (9, 30, 8, 4), (2, 30, 33, 1), (1, 64, 2, 16)]
 
 
 @pytest.mark.parametrize("kernels", ["c", "off"])
-@pytest.mark.parametrize("name", ["lstm", "ltc", "unicornn"])
+@pytest.mark.parametrize("name", ["lstm", "lrc", "ltc", "unicornn"])
 def test_torch_gives_the_same_bits_for_any_number_of_threads(monkeypatch, name, kernels):
     monkeypatch.setenv("PARNL_KERNELS", kernels)
-    dtype = torch.float32 if name == "lstm" else torch.float64
+    dtype = torch.float32 if name in ("lstm", "lrc") else torch.float64
     before = torch.get_num_threads()
     try:
         for batch, steps, channels, chunks in SHAPES if kernels == "c" else SHAPES[:2]:

@@ -55,15 +55,14 @@ def test_all_cells_are_here():
     assert set(BUILT_IN) == builtin
 
 
-# the others are as much alike: they come with `make fuzz`
-FEW = ["gru", "lstm", "ltc", "lru"]
+EVERY = "PARNL_EVERY" in os.environ  # `make fuzz`
 
 
-@pytest.mark.parametrize("name", BUILT_IN if "PARNL_EVERY" in os.environ else FEW)
+@pytest.mark.parametrize("name", BUILT_IN if EVERY else ["gru", "lstm", "ltc", "lru"])
 def test_solve(ran, name):
     """Outputs, final states and all gradients, by a plain loop in float64."""
     at = BUILT_IN.index(name)
-    for chunks, how in HOWS if name == "gru" else [HOWS[at % len(HOWS)]]:
+    for chunks, how in HOWS if EVERY or name == "gru" else [HOWS[at % len(HOWS)]]:
         times = {"times": ("own", "shared")[at % 2]} if oracles.is_time_aware(name) else {}
         task = oracles.problem(name, steps=13, hidden=3, **how, **times)
         found = oracles.answer(task, "jax", chunks=chunks, gradients=True)
@@ -72,13 +71,35 @@ def test_solve(ran, name):
         ran.clear()
 
 
-@pytest.mark.parametrize("name", ["gru", "mingru"])
+@pytest.mark.parametrize("name", ["gru", "mingru", *(["lstm"] if EVERY else [])])
 def test_single_precision(ran, name):
     task = oracles.problem(name, steps=21, hidden=37, batch=(1,), dtype="float32")
     found = oracles.answer(task, "jax", chunks=3, gradients=True)
     assert found.outputs.dtype == np.float32
     oracles.assert_same(found, oracles.reference(task), 5e-5)
     assert ran == ["solve", "gradients"]
+
+
+@pytest.mark.skipif(not EVERY, reason="the same text as in PyTorch: make fuzz")
+def test_every_operation(ran):
+    """A cell of all of them, with a feature of each layout; NaN-safe sums apart."""
+    cell = parnl.get_cell("test-everything", 2, 3)
+    params = cell.init(0, "jax", "float64")
+    u = jnp.asarray(np.random.default_rng(0).normal(size=(2, 11, 2)))
+
+    def loss(params, u):
+        return (parnl.solve(cell, params, u, chunks=4).outputs ** 2).sum()
+
+    results = []
+    for kernels in ("triton", "off"):
+        jax.clear_caches()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PARNL_KERNELS", kernels)
+            results.append(jax.jit(jax.value_and_grad(loss, (0, 1)))(params, u))
+    assert ran == ["solve", "gradients"]
+    found, expected = map(jax.tree.leaves, results)
+    for f, e in zip(found, expected, strict=True):
+        assert_close(f, e, 1e-9)
 
 
 def test_vmap_grad_jvp_and_second_derivatives(ran):

@@ -105,7 +105,7 @@ def test_under_compile():
     torch._dynamo.reset()
     try:
         torch.compile(pad_packed_sequence, backend="eager")(packed)
-    except torch._dynamo.exc.TorchRuntimeError:  # before 2.13
+    except torch._dynamo.exc.TorchRuntimeError:  # 2.10 for one
         pytest.skip(f"PyTorch {torch.__version__} does not compile its own pad_packed_sequence")
     found, end = torch.compile(ours, backend="eager")(packed)
     expected, expected_end = ours(packed)

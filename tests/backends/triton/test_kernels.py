@@ -29,7 +29,6 @@ from parnl.graph.program import affine_program
 from parnl.params import vector
 from parnl.solver.cost import Device
 from parnl.solver.newton import Plan
-from parnl.torch import RNN
 
 triton = pytest.importorskip("triton", minversion="3.6")
 
@@ -396,60 +395,7 @@ def test_kernels_compile_without_spills(monkeypatch, name, kind, chunks, capabil
     assert spilled <= SPILLED.get((name, kind, chunks, capability), 0)
 
 
-# -- torch.compile --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fresh():
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.mark.usefixtures("fresh")
-@pytest.mark.parametrize(("name", "kernels"), [("lrc", "c"), ("lstm", "off"), ("lrc", "triton")])
-def test_a_solve_compiles_in_one_graph(monkeypatch, name, kernels):
-    monkeypatch.setenv("PARNL_KERNELS", kernels)
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    cell = parnl.get_cell(name, 2, 3)
-    params = {k: v.requires_grad_() for k, v in cell.init(0, "torch", "float64").items()}
-
-    def solve(params, u, lengths):
-        out = parnl.solve(cell, params, u, chunks=3, lengths=lengths)
-        return out.outputs, out.final_state[-1], out.info
-
-    compiled = torch.compile(solve, fullgraph=True, backend="aot_eager")
-    for steps in (7, 8, 9):  # of changing length, in two graphs
-        u = torch.randn(1, steps, 2, dtype=torch.float64, requires_grad=True)
-        lengths = torch.tensor([steps - 2])
-        results = []
-        for run in (solve, compiled):
-            outputs, final, info = run(params, u, lengths)
-            assert not info.update.requires_grad
-            assert int(info.iterations) > 0
-            grads = torch.autograd.grad(outputs.square().sum() + final.sum(), [u, *params.values()])
-            results.append([outputs, final, *grads])
-        for eager, found in zip(*results, strict=True):
-            torch.testing.assert_close(found, eager, rtol=0, atol=1e-12)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
-
-
-@pytest.mark.usefixtures("fresh")
-@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
-def test_the_module_compiles_in_one_graph(compiler):
-    torch.manual_seed(0)
-    layers = {"num_layers": 2, "bidirectional": True} if compiler == "aot_eager" else {}
-    rnn = RNN("gru", 3, 4, chunks=3, **layers)
-    compiled = torch.compile(rnn, fullgraph=True, backend=compiler)
-    u = torch.randn(9, 2, 3, requires_grad=True)
-    results = []
-    for run in (rnn, compiled):
-        outputs, state = run(u)
-        grads = torch.autograd.grad(outputs.square().sum(), [u, *rnn.parameters()])
-        results.append([outputs, state, *grads])
-    for eager, found in zip(*results, strict=True):
-        torch.testing.assert_close(found, eager, rtol=1e-5, atol=1e-5)
+# -- the operators --------------------------------------------------------------------------------
 
 
 def test_operators_are_well_formed():
