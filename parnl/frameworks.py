@@ -25,7 +25,9 @@ NAMES = ("numpy", "jax", "torch")
 
 def _is_torch_array(array: Any) -> bool:
     torch = sys.modules.get("torch")  # array-api-compat's own test is no code for torch.compile
-    return torch is not None and isinstance(array, torch.Tensor)
+    # while another thread still imports it, it has no tensors yet
+    kind = getattr(torch, "Tensor", None)
+    return kind is not None and isinstance(array, kind)
 
 
 _RECOGNISE: dict[str, Any] = {

@@ -3,9 +3,13 @@
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import parnl
 
 IMPORTS = {
     "parnl": ("import parnl", {"torch", "jax"}),
@@ -39,6 +43,12 @@ def test_a_framework_is_imported_only_when_used(case):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_solves_while_another_thread_imports_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))  # as far as it has come
+    cell = parnl.get_cell("gru", 2, 3)
+    assert parnl.solve(cell, cell.init(0), np.ones((5, 2))).outputs.shape == (5, 3)
 
 
 def without(missing, *arguments):

@@ -187,6 +187,7 @@ def _capability() -> int:
 
 def _interpreted(*arrays: Any, launch: Launch) -> list[Any]:
     """Run the kernel on a CPU, in Triton's interpreter, which takes tensors of PyTorch."""
+    import torch
     import triton
 
     if not triton.knobs.runtime.interpret:
@@ -197,16 +198,14 @@ def _interpreted(*arrays: Any, launch: Launch) -> list[Any]:
     results, shapes = _results(launch, arrays), [a.shape for a in arrays]
 
     def run(*arrays: Any) -> list[np.ndarray]:
-        import torch
-
         written = [np.zeros(r.shape, r.dtype) for r in results]
         # a copy, for what JAX hands over must not be written, and PyTorch has no such tensors
         tensors = [torch.from_numpy(np.array(a)) for a in arrays]
         for (_, pointer), array in zip(launch.results(shapes), written, strict=True):
             tensors.append(torch.from_numpy(array.view(pointer.dtype)))
         tiled, instances = launch.tile(shapes)
-        function, constants = build.loaded(launch.kernel, tiled, True)
         with _interpreter:
+            function, constants = build.loaded(launch.kernel, tiled, True)
             function[(instances,)](*launch.arguments(shapes, tensors), **constants)
         return written
 
