@@ -4,13 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-newest test-oldest fuzz mutations lint typecheck clean
+.PHONY: demo test test-optimised test-newest test-oldest fuzz mutations lint typecheck clean
 
 demo: $(READY)
 	$(BIN)/parnl train
 
 test: $(READY) lint typecheck
 	$(BIN)/pytest -n auto --dist worksteal --durations 15
+
+# What the C kernels compute, compiled as for users; `make test` compiles without most optimisations.
+test-optimised: $(READY)
+	PARNL_OPTIMISED=1 $(BIN)/pytest -n auto --dist worksteal \
+	  tests/backends/c/test_kernels.py tests/backends/c/test_robust.py tests/cells/test_cells.py
 
 # JAX, NumPy and the compiled kernels with the newest release of everything, on a newer Python.
 test-newest:
@@ -21,16 +26,17 @@ test-oldest:
 	.ci/oldest
 
 # What `make test` has a part of: random cells through every kernel, random tasks through the solver,
-# and tables of tests (marked `turns`) with every case, optimised by XLA. PARNL_FUZZ sets how many
+# and tables of tests (marked `turns`) with every case, compiled as for users. PARNL_FUZZ sets how many
 # random cells, PARNL_FUZZ_SEED which. What compilers make of them is of no use afterwards.
 fuzz: export PARNL_FUZZ ?= 10000
 fuzz: export PARNL_EVERY = 1
+fuzz: export PARNL_OPTIMISED = 1
 fuzz: $(READY)
 	PARNL_CACHE=$$(mktemp -d) && export PARNL_CACHE && trap 'rm -rf "$$PARNL_CACHE"' EXIT && \
 	export JAX_COMPILATION_CACHE_DIR="$$PARNL_CACHE/jax" && \
 	$(BIN)/pytest -n auto tests/test_fuzz.py tests/solver/test_any_task.py \
 	  tests/backends/jax/test_strict_modes.py tests/backends/jax/test_triton.py && \
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/pytest -n auto -m turns
+	$(BIN)/pytest -n auto -m turns
 
 # Faults planted in a copy of parnl: parnl.testing must catch each of them.
 mutations: $(READY)

@@ -3,14 +3,20 @@
 import os
 import sys
 from importlib.machinery import PathFinder
+from importlib.metadata import distributions
 from pathlib import Path
 
 # Read by JAX when it is first imported, so these come before any test module is.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_ENABLE_X64"] = "1"
-# XLA compiles without most optimisations, for that is what tests of JAX spend their time on. `make
-# test-newest` lets it optimise, and so do the tables of `make fuzz`.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Tests spend most of their time in compilers: of C and XLA, which optimise little here. Where
+# PARNL_OPTIMISED is set (`make test-optimised`, `test-newest`, `fuzz`), they do what users get.
+OPTIMISED = "PARNL_OPTIMISED" in os.environ
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0" if OPTIMISED else "1"
+# XLA's newer writer of fused loops needs three times as long; later releases have no other
+_older = [d.version[:4] for d in distributions(name="jaxlib")] in (["0.9."], ["0.10"])
+_writer = "--xla_cpu_use_fusion_emitters=false" if _older and not OPTIMISED else ""
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_writer}"
 # What XLA has compiled, workers share, and the next run too.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
@@ -18,8 +24,8 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-import hypothesis
-import pytest
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
 
 # PARNL_WITHOUT=torch,jax pytest ...: as if these were not installed
 WITHOUT = set(os.environ.get("PARNL_WITHOUT", "").split(",")) - {""}
@@ -41,7 +47,11 @@ hypothesis.settings.register_profile("search", parent=None, deadline=None, max_e
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "parnl"))
 
 
+from parnl.backends.c import build  # noqa: E402
 from parnl.testing import installed  # noqa: E402
+
+if not OPTIMISED:
+    build.FLAGS = tuple("-Og" if flag == "-O2" else flag for flag in build.FLAGS)
 
 FRAMEWORKS = {"torch", "jax"}
 MISSING = FRAMEWORKS - set(installed())

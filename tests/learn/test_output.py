@@ -39,25 +39,28 @@ ENCODINGS = {
 }
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
-def test_output_in_any_encoding(command, tmp_path, name):
-    own = tmp_path / "own.py"
-    own.write_text("")
-    for arguments, status in (
-        (["cells"], 0),
-        (["cache"], 0),
-        (["--help"], 0),
-        (["train", "--help"], 0),
-        (SMALL, 0),
-        (["diagnose", "grü"], 1),
-        (["train", "--data", "Größe→"], 1),
-        (["check", f"{own}:Größe→"], 1),
-    ):
-        found, out, err = command(*arguments, **ENCODINGS[name])
-        assert found == status, err
-        assert b"Error" not in err, err
-        assert b"Traceback" not in err
-        (out + err).decode("latin-1" if name == "latin-1" else "ascii")
+PRINTED = {
+    "cells": (["cells"], 0),
+    "cache": (["cache"], 0),
+    "help": (["--help"], 0),
+    "train-help": (["train", "--help"], 0),
+    "diagnose": (SMALL, 0),
+    "unknown-cell": (["diagnose", "grü"], 1),
+    "unknown-data": (["train", "--data", "Größe→"], 1),
+    "unknown-class": (["check", f"{__file__}:Größe→"], 1),
+}
+
+
+@pytest.mark.turns("printed")
+@pytest.mark.parametrize("printed", PRINTED)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_output_in_any_encoding(command, encoding, printed):
+    arguments, status = PRINTED[printed]
+    found, out, err = command(*arguments, **ENCODINGS[encoding])
+    assert found == status, err
+    assert b"Error" not in err, err
+    assert b"Traceback" not in err
+    (out + err).decode("latin-1" if encoding == "latin-1" else "ascii")
 
 
 def test_characters_that_cannot_be_shown_become_question_marks(command, tmp_path):

@@ -141,9 +141,9 @@ def answer(cell):
     outputs = parnl.solve(cell, params, u, chunks=5).outputs
     return [outputs, *torch.autograd.grad(outputs.square().sum(), list(params.values()))]
 
-# one cell in four threads, and cells of their own in four others, all used for the first time
+# one cell in four threads, and cells of their own in two others, all used for the first time
 shared = Made(3, 17)
-cells = [shared] * 4 + [Made(3, 17, shift=0.1 * i) for i in range(1, 5)]
+cells = [shared] * 4 + [Made(3, 17, shift=0.1 * i) for i in range(1, 3)]
 found, start = [None] * len(cells), threading.Barrier(len(cells))
 
 def work(i):

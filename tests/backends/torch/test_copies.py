@@ -44,7 +44,7 @@ WAYS = {
 def used(name="gru"):
     """A module whose cells have run forward, backward and compiled."""
     torch.manual_seed(0)
-    rnn = RNN(name, 3, 4, num_layers=2, bidirectional=True)
+    rnn = RNN(name, 3, 4, bidirectional=True)
     rnn(torch.randn(9, 2, 3))[0].sum().backward()
     torch._dynamo.reset()
     torch.compile(rnn, backend="eager")(torch.randn(9, 2, 3))
