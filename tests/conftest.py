@@ -16,7 +16,7 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0" if OPTIMISED else "1"
 # XLA's newer writer of fused loops needs three times as long; later releases have no other
 _older = [d.version[:4] for d in distributions(name="jaxlib")] in (["0.9."], ["0.10"])
 _writer = "--xla_cpu_use_fusion_emitters=false" if _older and not OPTIMISED else ""
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_writer}"
+os.environ.setdefault("XLA_FLAGS", _writer)
 # What XLA has compiled, workers share, and the next run too.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
