@@ -187,7 +187,6 @@ def _capability() -> int:
 
 def _interpreted(*arrays: Any, launch: Launch) -> list[Any]:
     """Run the kernel on a CPU, in Triton's interpreter, which takes tensors of PyTorch."""
-    import torch
     import triton
 
     if not triton.knobs.runtime.interpret:
@@ -195,6 +194,13 @@ def _interpreted(*arrays: Any, launch: Launch) -> list[Any]:
             "PARNL_KERNELS=triton: the arrays are on cpu, which needs Triton's interpreter: set "
             "TRITON_INTERPRET=1, or run on a GPU"
         )
+    try:  # here, before threads of JAX do so at once
+        import torch
+    except ImportError:
+        raise ImportError(
+            "PARNL_KERNELS=triton, TRITON_INTERPRET=1: Triton's interpreter needs PyTorch, which "
+            "is not installed: pip install 'parnl[torch]'"
+        ) from None
     results, shapes = _results(launch, arrays), [a.shape for a in arrays]
 
     def run(*arrays: Any) -> list[np.ndarray]:

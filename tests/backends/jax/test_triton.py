@@ -5,6 +5,7 @@ What is launched on a GPU is looked at in `test_triton_lowered.py`.
 
 import functools
 import os
+import sys
 
 import children
 import jax
@@ -165,6 +166,14 @@ def test_without_jit_and_with_nothing_to_do(ran):
 def test_a_cpu_without_the_interpreter_is_an_error(fresh):
     cell = parnl.get_cell("gru", 2, 3)
     with pytest.raises(RuntimeError, match=r"arrays are on cpu, .*TRITON_INTERPRET=1"):
+        parnl.solve(cell, cell.init(0, "jax"), jnp.ones((1, 5, 2), jnp.float32))
+
+
+def test_the_interpreter_without_pytorch_is_an_error(fresh):
+    fresh.setenv("TRITON_INTERPRET", "1")
+    fresh.setitem(sys.modules, "torch", None)
+    cell = parnl.get_cell("gru", 2, 3)
+    with pytest.raises(ImportError, match="needs PyTorch, which is not installed"):
         parnl.solve(cell, cell.init(0, "jax"), jnp.ones((1, 5, 2), jnp.float32))
 
 
