@@ -12,7 +12,7 @@ demo: $(READY)
 test: $(READY) lint typecheck
 	$(BIN)/pytest -n auto --dist worksteal --durations 15
 
-# What the C kernels compute, compiled as for users; `make test` compiles without most optimisations.
+# The tests of the C kernels, compiled as users compile them: `make test` optimises less, to save time.
 test-optimised: $(READY)
 	PARNL_OPTIMISED=1 $(BIN)/pytest -n auto --dist worksteal \
 	  tests/backends/c/test_kernels.py tests/backends/c/test_robust.py tests/cells/test_cells.py
@@ -26,7 +26,7 @@ test-oldest:
 	.ci/oldest
 
 # What `make test` has a part of: random cells through every kernel, random tasks through the solver,
-# and tables of tests (marked `turns`) with every case, compiled as for users. PARNL_FUZZ sets how many
+# and tables of tests (marked `turns`) with every case, compiled as users do. PARNL_FUZZ sets how many
 # random cells, PARNL_FUZZ_SEED which. What compilers make of them is of no use afterwards.
 fuzz: export PARNL_FUZZ ?= 10000
 fuzz: export PARNL_EVERY = 1

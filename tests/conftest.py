@@ -9,14 +9,14 @@ from pathlib import Path
 # Read by JAX when it is first imported, so these come before any test module is.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_ENABLE_X64"] = "1"
-# Tests spend most of their time in compilers: of C and XLA, which optimise little here. Where
-# PARNL_OPTIMISED is set (`make test-optimised`, `test-newest`, `fuzz`), they do what users get.
+# Tests spend most of their time in compilers, so C and XLA's programs are optimised little here.
+# PARNL_OPTIMISED compiles as users do: `make test-optimised`, `test-newest` and `fuzz` set it.
 OPTIMISED = "PARNL_OPTIMISED" in os.environ
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0" if OPTIMISED else "1"
-# XLA's newer writer of fused loops needs three times as long; later releases have no other
+# Fused loops compile three times faster by XLA's older way. Later releases refuse the flag.
 _older = [d.version[:4] for d in distributions(name="jaxlib")] in (["0.9."], ["0.10"])
-_writer = "--xla_cpu_use_fusion_emitters=false" if _older and not OPTIMISED else ""
-os.environ.setdefault("XLA_FLAGS", _writer)
+_older_way = "--xla_cpu_use_fusion_emitters=false" if _older and not OPTIMISED else ""
+os.environ.setdefault("XLA_FLAGS", _older_way)
 # What XLA has compiled, workers share, and the next run too.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax")

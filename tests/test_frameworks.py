@@ -45,8 +45,9 @@ def test_a_framework_is_imported_only_when_used(case):
     assert done.stdout.strip() == "[]"
 
 
-def test_solves_while_another_thread_imports_torch(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))  # as far as it has come
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_solves_while_another_thread_imports_a_framework(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, types.ModuleType(name))  # as far as it has come
     cell = parnl.get_cell("gru", 2, 3)
     assert parnl.solve(cell, cell.init(0), np.ones((5, 2))).outputs.shape == (5, 3)
 

@@ -194,7 +194,7 @@ def _interpreted(*arrays: Any, launch: Launch) -> list[Any]:
             "PARNL_KERNELS=triton: the arrays are on cpu, which needs Triton's interpreter: set "
             "TRITON_INTERPRET=1, or run on a GPU"
         )
-    try:  # here, before threads of JAX do so at once
+    try:  # not in `run`: two threads of JAX would import it at once
         import torch
     except ImportError:
         raise ImportError(

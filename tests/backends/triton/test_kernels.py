@@ -122,7 +122,8 @@ def test_statistics_are_those_of_the_algorithm(monkeypatch, name, chunks):
     program = cell.program
     if name == "affine":
         program, operands = affine_program(1), operands[-2:]
-    for most, tolerance in ((None, None), (1, None), (2, 1e-12)):  # 0 asks for equal bits
+    # not 0: rounding, which differs between the two, would decide how many updates are made
+    for most, tolerance in ((None, None), (1, None), (2, 1e-12)):
         plan = Plan.make(12, chunks, 2.0**-52, tolerance, most)
         found_states, found = backend.run(program, plan, operands, x0)
         monkeypatch.setenv("PARNL_KERNELS", "off")
