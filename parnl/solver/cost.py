@@ -41,6 +41,11 @@ _FEWEST = 2
 # Measured on ten cells at their initial scale: eight have forgotten their start, to the last bit,
 # after 128 steps, some after 32.
 GUESSED_FROM, _WORTH = 256, 4
+# The least share of a loop's time that guessed chunks take. Few channels gain the width of the
+# processor's vectors, from so many on only threads and the pipeline are left. Measured on two
+# processors, of channels 1 and 2: 0.15 to 0.3, of 8 to 32: 0.43 to 0.75. A thread that sleeps is
+# there after 0.05 to 0.3 ms: in operations of a step,
+_NARROW, _WIDE, _VECTOR, _WAKING = 0.2, 0.7, 8, 6e4
 # Array operations of an update that are not products of blocks, for each state.
 _OPERATIONS = 150
 
@@ -94,8 +99,9 @@ def auto_chunks(program: Program, device: Device, channels: int, steps: int) -> 
     if chunks > 1 and not program.linear:
         # the run and the short one before it, and what stands between them at its price, doubled:
         # of a loop below a millisecond nothing is to be gained (measured)
-        asked = _GAIN * device.price * _OPERATIONS * len(program.states)
-        if loop >= 1.2 * loop / chunks + asked:
+        asked = _GAIN * device.price * _OPERATIONS * len(program.states) + _WAKING
+        least = _NARROW if channels < _VECTOR else _WIDE
+        if loop >= max(1.2 / chunks, least) * loop + asked:
             return chunks
     chunks = min(device.lanes // max(channels, 1), steps // _SHORTEST)
     if chunks < 2:
