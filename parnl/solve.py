@@ -28,7 +28,7 @@ from parnl.inputs import (
     time_step,
 )
 from parnl.params import Values
-from parnl.solver.cost import auto_chunks
+from parnl.solver.cost import auto_chunks, backward_chunks
 from parnl.solver.newton import Plan
 
 METHODS = ("auto", "newton", "sequential")
@@ -254,13 +254,16 @@ def run(
         if max_iterations < 1:
             raise ValueError(f"max_iterations: expected at least 1, got {max_iterations!r}")
     reverse = bool(_checked("reverse", reverse, "True or False", bool, np.bool_))
-    automatic = auto_chunks(program, backend.device(x0[0]), rows * channels, steps)
-    count = _chunks(automatic, steps, method, chunks)
+    where = program, backend.device(x0[0]), rows * channels, steps
+    count = _chunks(auto_chunks(*where), steps, method, chunks)
+    given = chunks not in (None, "auto") or method != "auto"
+    back = None if given or count == 1 else backward_chunks(*where, count)
     if steps == 0:
         empty = [xp.broadcast_to(x[:, None, :], (rows, 0, channels)) for x in x0]
         return empty, Info(0, 1, 0.0, 0.0, True, 0)
     epsilon = float(xp.finfo(x0[0].dtype).eps)
-    plan = Plan.make(steps, count if rows else 1, epsilon, tolerance, max_iterations, reverse)
+    count = count if rows else 1
+    plan = Plan.make(steps, count, epsilon, tolerance, max_iterations, reverse, back)
     states, stats = backend.solve(program, plan, operands, x0)
     return states, Info(chunks=plan.chunks, **stats._asdict())
 

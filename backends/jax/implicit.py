@@ -174,7 +174,7 @@ def _solve_bidiagonal(backend: Any, plan: Plan, jacobian: list, forcing: list) -
         return jnp.stack(linear(affine_program(k), plan, b))
 
     def solve_transposed(_: Any, g: Any) -> Any:
-        back = plan._replace(reverse=not plan.reverse)
+        back = plan.backward()
         pulled = linear(adjoint_program(k), back, g)
         return g + jnp.stack([_previous(m, zero, back.reverse) for m in pulled])
 

@@ -79,12 +79,13 @@ def solve_operator(
     tolerance: float | None,
     max_iterations: int | None,
     reverse: bool,
+    backward_chunks: int | None,
     x0: Sequence[Tensor],
     operands: Sequence[Tensor],
 ) -> list[Tensor]:
     """Return the k states (B, T, D), then the statistics."""
     kernels: Any = get_backend("torch")
-    plan = Plan(steps, chunks, epsilon, tolerance, max_iterations, reverse)
+    plan = Plan(steps, chunks, epsilon, tolerance, max_iterations, reverse, backward_chunks)
     states, stats = kernels.run(Program.of_key(program), plan, operands, x0)
     return _apart([*states, *stats], [*x0, *operands])
 
@@ -98,6 +99,7 @@ def _(
     tolerance: float | None,
     max_iterations: int | None,
     reverse: bool,
+    backward_chunks: int | None,
     x0: Sequence[Tensor],
     operands: Sequence[Tensor],
 ) -> list[Tensor]:
@@ -117,6 +119,7 @@ def gradients_operator(
     tolerance: float | None,
     max_iterations: int | None,
     reverse: bool,
+    backward_chunks: int | None,
     x0: Sequence[Tensor],
     operands: Sequence[Tensor],
     states: Sequence[Tensor],
@@ -125,7 +128,7 @@ def gradients_operator(
 ) -> list[Tensor]:
     """Return the gradients of x0, then those of the operands `wanted`; the plan is the solve's."""
     kernels: Any = get_backend("torch")
-    plan = Plan(steps, chunks, epsilon, tolerance, max_iterations, reverse)
+    plan = Plan(steps, chunks, epsilon, tolerance, max_iterations, reverse, backward_chunks)
     of_x0, found = implicit_gradients(
         kernels, Program.of_key(program), plan, operands, x0, states, grads, wanted
     )
@@ -142,6 +145,7 @@ def _(
     tolerance: float | None,
     max_iterations: int | None,
     reverse: bool,
+    backward_chunks: int | None,
     x0: Sequence[Tensor],
     operands: Sequence[Tensor],
     states: Sequence[Tensor],

@@ -111,6 +111,26 @@ def auto_chunks(program: Program, device: Device, channels: int, steps: int) -> 
     return chunks if loop >= _GAIN * parallel else 1
 
 
+def backward_chunks(
+    program: Program, device: Device, channels: int, steps: int, chunks: int
+) -> int:
+    """Return the number of chunks of the adjoint of a solve in so many: as many, or 1.
+
+    It is linear, so its starts are never guessed: a run with Jacobians and their products comes
+    before the one that writes gradients, whose step costs about twice that of the solve.
+
+    >>> import parnl
+    >>> program = parnl.get_cell("gru", input_size=1, hidden_size=1).program
+    >>> device = Device(lanes=32, price=300.0, crowd=64)
+    >>> [backward_chunks(program, device, n, 10_000, 64 // n) for n in (1, 2, 8)]
+    [64, 32, 1]
+    """
+    loop = 2.0 * loop_cost(program, device, channels, steps)
+    parallel = update_cost(program, device, channels, steps, chunks)
+    parallel += _APART * loop_cost(program, device, channels * chunks, -(-steps // chunks))
+    return chunks if loop >= _GAIN * parallel else 1
+
+
 def updates_worth(program: Program, device: Device, channels: int, steps: int, chunks: int) -> int:
     """Return after how many updates it is time to give up and run the plain loop.
 

@@ -60,7 +60,7 @@ class Plan(NamedTuple):
 
     steps: T; chunks: C; epsilon: the machine epsilon of the arrays' dtype; tolerance: as given, see
     `allowed`; max_iterations: as given, None for as many updates as are worth it; reverse: run from
-    the last step to the first.
+    the last step to the first; backward_chunks: C of the adjoint.
     """
 
     steps: int
@@ -69,6 +69,7 @@ class Plan(NamedTuple):
     tolerance: float | None = None
     max_iterations: int | None = None
     reverse: bool = False
+    backward_chunks: int | None = None
 
     @property
     def length(self) -> int:
@@ -97,14 +98,19 @@ class Plan(NamedTuple):
         tolerance: float | None = None,
         max_iterations: int | None = None,
         reverse: bool = False,
+        backward_chunks: int | None = None,
     ) -> Plan:
-        """Return the plan with the number of chunks of ceil(T / C) steps that T steps fill."""
-        length = -(-steps // chunks)
-        return cls(steps, -(-steps // length), epsilon, tolerance, max_iterations, reverse)
+        """Return the plan with the number of chunks of ceil(T / C) steps that T steps fill.
+
+        backward_chunks: None for as many as of the solve.
+        """
+        filled = [-(-steps // -(-steps // c)) for c in (chunks, backward_chunks or chunks)]
+        return cls(steps, filled[0], epsilon, tolerance, max_iterations, reverse, filled[1])
 
     def backward(self) -> Plan:
         """Return the plan of the adjoint: exact, however far the solve itself has come."""
-        return self._replace(reverse=not self.reverse, max_iterations=None)
+        chunks = self.backward_chunks or self.chunks
+        return self._replace(chunks=chunks, reverse=not self.reverse, max_iterations=None)
 
 
 class Stats(NamedTuple):

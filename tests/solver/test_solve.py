@@ -1,12 +1,13 @@
 """The solver equals the loop over time, for any cell, chunk count and backend."""
 
 import itertools
+import sys
 from typing import Any
 
 import numpy as np
 import oracles
 import pytest
-from optional import torch
+from optional import jax, torch
 from oracles import (
     BACKENDS,
     CELLS,
@@ -135,3 +136,27 @@ def test_the_oracle_itself_on_a_case_done_by_hand():
     assert_close(h, [(1 - gate) * np.tanh(1 + gate * 1.5) + gate * 0.5], 1e-15)
     assert_close(outputs, h[None], 0.0)
     assert_close(NUMPY.sigmoid(np.array([-800.0, 0.0, 800.0])), [0.0, 0.5, 1.0], 0.0)
+
+
+@pytest.mark.parametrize("back", [1, 3, 5])
+@pytest.mark.parametrize("kernels", ["", "off"])
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b in DIFFERENTIABLE])
+def test_the_backward_run_has_chunks_of_its_own(monkeypatch, backend, kernels, back):
+    """Automatic ones, as many as pay; so the shapes of what is summed for each chunk are theirs."""
+    monkeypatch.setenv("PARNL_KERNELS", kernels)
+    from parnl import solve
+
+    if backend == "jax":
+        jax.clear_caches()  # another test's choice of kernels
+    module = sys.modules[solve.__module__]
+    monkeypatch.setattr(module, "auto_chunks", lambda *a: 5)
+    monkeypatch.setattr(module, "backward_chunks", lambda *a: back)
+    asked, newton = [], sys.modules["parnl.solver.newton"].Plan.backward
+    monkeypatch.setattr(
+        "parnl.solver.newton.Plan.backward", lambda p: (asked.append(p), newton(p))[1]
+    )
+    for name, reverse in (("lstm", True), ("lrc", False)):
+        task = oracles.problem(name, steps=T, reverse=reverse)
+        found = oracles.answer(task, backend, gradients=True)
+        assert_same(found, oracles.reference(task), 1e-9)
+    assert {(p.chunks, newton(p).chunks) for p in asked} == {(5, back)}
