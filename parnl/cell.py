@@ -19,7 +19,7 @@ from parnl.graph.program import Program
 from parnl.params import Parameter
 
 # Attributes of a cell that follow from its class and the others.
-_DERIVED = ("specs", "parameter_shapes", "time_aware", "program", "masked")
+_DERIVED = ("specs", "parameter_shapes", "time_aware", "program")
 
 
 class Cell:
@@ -85,9 +85,10 @@ class Cell:
         }
         self.time_aware = "dt" in inspect.signature(self.step).parameters
         self.program = self._trace()
-        self.masked = self.program.masked
-        for program in (self.program, self.masked):  # here, for torch.compile cannot follow these
-            _ = program.cost, program.jacobian, program.fused_step
+        # here, for torch.compile cannot follow these
+        for program in (self.program, self.program.restarting):
+            for form in (program, program.masked):
+                _ = form.cost, form.jacobian, form.fused_step
 
     def __eq__(self, other: object) -> bool:
         """Cells of one class, with equal sizes, options and other attributes, are equal.

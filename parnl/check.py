@@ -9,7 +9,7 @@ before them, in one pass of the framework's own operations, whichever kernels so
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,11 +53,13 @@ def check_finite(
     states: Sequence[Any],
     mask: Any,
     reverse: bool,
+    before: Callable[[], Sequence[Any]],
 ) -> None:
     """Raise SolveError if anything is not finite, about what comes first in the run.
 
     given: name, array that broadcasts to (..., T, channels), what comes first named first; names:
-    of the states, x0 k arrays (..., D), states k arrays (..., T, D); mask: (..., T) or None.
+    of the states, x0 k arrays (..., D), states k arrays (..., T, D); mask: (..., T) or None;
+    before: returns the states before each step, k arrays (B, T, D).
     """
     xp = backend.xp
     named = [*given, *((f"state {n}", s) for n, s in zip(names, states, strict=True))]
@@ -90,9 +92,8 @@ def check_finite(
         if name.startswith("feature"):
             cause = "; the inputs there are finite, so look at what cell.features makes of them"
         raise SolveError(f"{name}: {value} at {at}{cause}")
-    before, first = step + (1 if reverse else -1), order - len(given)
-    last = x0[first] if not 0 <= before < steps else states[first][..., before, :]
-    last = backend.to_numpy(last)[(*sequence, channel)]
+    last = backend.to_numpy(before()[order - len(given)])
+    last = last.reshape(*batch, steps, -1)[(*sequence, step, channel)]
     if np.isinf(value):
         raise SolveError(
             f"{name}: grows beyond {values.dtype} at {at}, from {last:.3g} one step before; the "
@@ -102,6 +103,24 @@ def check_finite(
         f"{name}: {value} at {at}, from {last:.3g} one step before and finite features; the step "
         "itself makes it, by a division by 0 or a function outside its domain"
     )
+
+
+def states_before(
+    backend: Any,
+    program: Program,
+    operands: Sequence[Any],
+    x0: Sequence[Any],
+    states: Sequence[Any],
+    reverse: bool,
+) -> list[Any]:
+    """Return the states before each step, k arrays (B, T, D)."""
+    xp, resets = backend.xp, program.resets(operands)
+    before = [_previous(xp, x, s, reverse) for x, s in zip(x0, states, strict=True)]
+    if resets is None:
+        return before
+    kinds = zip(program.operands, operands, strict=True)
+    initial = [array for operand, array in kinds if operand.kind == "initial"]
+    return [xp.where(resets, first, x) for first, x in zip(initial, before, strict=True)]
 
 
 def check_residuals(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -74,17 +74,24 @@ def check_devices(backend: Any, named: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}: is on {other.device}, but {first} is on {array.device}")
 
 
+def _told(backend: Any, name: str, given: Any, kind: str, inputs: Any) -> Any:
+    """Return the argument `name`, of the dtypes `kind`, as an array where `inputs` is."""
+    xp = backend.xp
+    if name_of(given) != backend.name:  # a list, or an array of NumPy's: no harm in either
+        numbers = get_backend("numpy").take(name, np.asanyarray(given))
+        given = xp.asarray(np.array(numbers))  # a copy: PyTorch takes no strides but its own
+    given = backend.take(name, given)
+    if not xp.isdtype(given.dtype, kind):
+        expected = {"integral": "integers", "bool": "booleans"}[kind]
+        raise TypeError(f"{name}: expected {expected}, got dtype {given.dtype}")
+    return given.to(inputs.device) if backend.name == "torch" else given
+
+
 def mask_of(backend: Any, lengths: Any, inputs: Any) -> Any:
     """Return the mask (..., T) of valid steps."""
     xp = backend.xp
     *batch, steps, _ = inputs.shape
-    device = getattr(inputs, "device", None)
-    if name_of(lengths) != backend.name:  # a list, or NumPy's integers: no harm in either
-        numbers = get_backend("numpy").take("lengths", np.asanyarray(lengths))
-        lengths = xp.asarray(np.array(numbers))  # a copy: PyTorch takes no strides but its own
-    lengths = backend.take("lengths", lengths)
-    if not xp.isdtype(lengths.dtype, "integral"):
-        raise TypeError(f"lengths: expected integers, got dtype {lengths.dtype}")
+    lengths = _told(backend, "lengths", lengths, "integral", inputs)
     if tuple(lengths.shape) != tuple(batch):
         raise ValueError(
             f"lengths: expected shape {tuple(batch)}, that of the batch, got {tuple(lengths.shape)}"
@@ -94,10 +101,70 @@ def mask_of(backend: Any, lengths: Any, inputs: Any) -> Any:
         raise ValueError(
             f"lengths: expected 0 <= length <= T = {steps}, got {known.min()} to {known.max()}"
         )
-    if backend.name == "torch":
-        lengths = lengths.to(device)
-        return xp.arange(steps, device=device) < lengths[..., None]
-    return xp.arange(steps) < lengths[..., None]
+    return _times(backend, inputs) < lengths[..., None]
+
+
+def _times(backend: Any, inputs: Any) -> Any:
+    """Return 0 to T - 1, where `inputs` is."""
+    where = {"device": inputs.device} if backend.name == "torch" else {}
+    return backend.xp.arange(inputs.shape[-2], **where)
+
+
+def resets_of(backend: Any, name: str, resets: Any, inputs: Any, shape: tuple[int, ...]) -> Any:
+    """Return the argument `name`, booleans that broadcast to `shape`."""
+    resets = _told(backend, name, resets, "bool", inputs)
+    if not _broadcasts(tuple(resets.shape), shape):
+        raise ValueError(
+            f"{name}: expected an array that broadcasts to {shape}, got {tuple(resets.shape)}"
+        )
+    return resets
+
+
+class Packed(NamedTuple):
+    """Sequences that stand one after the other, S in T steps.
+
+    offsets: (S + 1,), where each begins, and T; index: (T,), which one a step belongs to; begins:
+    (T,), whether it is its first.
+    """
+
+    offsets: Any
+    index: Any
+    begins: Any
+
+    def ends(self, xp: Any, states: Any, initial: Any, reverse: bool) -> Any:
+        """Return the last state of each sequence (S, D), of states (T, D) and those before them."""
+        last = self.offsets[:-1] if reverse else self.offsets[1:] - 1
+        if not states.shape[0]:
+            return initial
+        found = xp.take(states, xp.clip(last, 0, states.shape[0] - 1), axis=0)
+        return xp.where((self.offsets[1:] > self.offsets[:-1])[:, None], found, initial)
+
+
+def packed(backend: Any, cu_seqlens: Any, inputs: Any) -> Packed:
+    """Return where the sequences of `cu_seqlens` are in inputs (T, input) or (1, T, input)."""
+    xp = backend.xp
+    offsets = _told(backend, "cu_seqlens", cu_seqlens, "integral", inputs)
+    *batch, steps, _ = inputs.shape
+    if batch not in ([], [1]):
+        raise ValueError(
+            "cu_seqlens: expected inputs of shape (T, input) or (1, T, input), whose sequences "
+            f"stand one after the other, got {tuple(inputs.shape)}"
+        )
+    if offsets.ndim != 1 or offsets.shape[0] < 2:
+        raise ValueError(
+            f"cu_seqlens: expected shape (S + 1,) for S sequences, got {tuple(offsets.shape)}"
+        )
+    known = backend.concrete(offsets)
+    if known is not None and (known[0] != 0 or known[-1] != steps or (np.diff(known) < 0).any()):
+        raise ValueError(
+            f"cu_seqlens: expected numbers that rise from 0 to T = {steps}, got {known.tolist()}"
+        )
+    times = _times(backend, inputs)
+    offsets = xp.astype(offsets, times.dtype)
+    index = xp.searchsorted(offsets[1:], times, side="right")
+    index = xp.clip(index, 0, offsets.shape[0] - 2)
+    begins = xp.concat([index[:1] == index[:1], index[1:] != index[:-1]])
+    return Packed(offsets, index, begins)
 
 
 def working_dtype(xp: Any, arrays: Iterable[Any]) -> tuple[Any, Any]:
@@ -159,10 +226,12 @@ def time_step(
     return widened(xp, dt if dt.ndim else dt[None], dtype)
 
 
-def initial_states(backend: Any, cell: Cell, given: Any, inputs: Any, dtype: Any) -> list[Any]:
-    """Return one array (..., hidden) for each state of the cell."""
+def initial_states(
+    backend: Any, cell: Cell, given: Any, inputs: Any, dtype: Any, batch: Sequence[int]
+) -> list[Any]:
+    """Return one array (*batch, hidden) for each state of the cell."""
     xp = backend.xp
-    shape = (*inputs.shape[:-2], cell.hidden_size)
+    shape = (*batch, cell.hidden_size)
     if given is None:
         zeros = xp.zeros(shape, dtype=dtype, device=getattr(inputs, "device", None))
         return [zeros for _ in cell.states]

@@ -10,21 +10,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from parnl.cell import Cell
-from parnl.check import check_finite, check_parameters, check_residuals, require_values
+from parnl.check import (
+    check_finite,
+    check_parameters,
+    check_residuals,
+    require_values,
+    states_before,
+)
 from parnl.frameworks import lenient
 from parnl.graph.program import Program
 from parnl.inputs import (
+    Packed,
     batched,
     check_params,
     computed_features,
     feature_operands,
     initial_states,
     mask_of,
+    packed,
+    resets_of,
     time_step,
 )
 from parnl.params import Values
@@ -74,6 +84,8 @@ def solve(
     *,
     dt: Any = None,
     lengths: Any = None,
+    resets: Any = None,
+    cu_seqlens: Any = None,
     reverse: bool = False,
     method: str = "auto",
     chunks: int | str | None = None,
@@ -93,7 +105,15 @@ def solve(
             cell's own option.
         lengths: integers (...), the number of valid steps of each sequence. Later steps leave the
             state as it is, and their outputs are 0.
-        reverse: run from the last valid step to the first; outputs stay beside their inputs.
+        resets: booleans that broadcast to (..., T), true at the first step of what begins anew, an
+            episode for instance: the state before it is the initial state, of a state so far
+            nothing is left.
+        cu_seqlens: integers (S + 1,) that rise from 0 to T, where S sequences begin that stand one
+            after the other, without padding, in inputs (T, input) or (1, T, input), and where the
+            last one ends. `initial_state` and `final_state` are then (S, hidden). Not with
+            `lengths`.
+        reverse: run from the last valid step to the first, or with `resets` and `cu_seqlens` so
+            within each of the sequences that these tell apart; outputs stay beside their inputs.
         method: "newton" (parallel), "sequential" (the plain loop), or "auto": parallel where the
             device gains from it.
         chunks: number of pieces the T steps are cut into and solved in parallel, 1 to T; 1 is the
@@ -143,6 +163,9 @@ def solve(
         require_values(backend, [("inputs", inputs), *params.items()])
         check_parameters(backend, params)
     mask = None if lengths is None else mask_of(backend, lengths, inputs)
+    pack = None if cu_seqlens is None else packed(backend, cu_seqlens, inputs)
+    if pack is not None and lengths is not None:
+        raise ValueError("lengths: expected None where there is cu_seqlens, which tells lengths")
     if mask is not None:
         # what stands in the padding, NaN for instance, must not reach a gradient either
         inputs = xp.where(mask[..., None], inputs, xp.zeros_like(inputs))
@@ -153,14 +176,25 @@ def solve(
         dt = xp.where(mask, dt, xp.ones_like(dt))
     operands = feature_operands(backend, cell, p, features, dt, inputs)
     program = cell.program
-    if mask is not None:
-        program = cell.masked
-        operands.append(batched(xp, mask[..., None], tuple(batch)))
-    x0 = initial_states(backend, cell, initial_state, inputs, dtype)
-    x0 = [
-        xp.reshape(xp.astype(x, dtype, copy=False), (math.prod(batch), cell.hidden_size))
-        for x in x0
+    several = tuple(batch) if pack is None else (pack.offsets.shape[0] - 1,)
+    initial = initial_states(backend, cell, initial_state, inputs, dtype, several)
+    initial = [
+        xp.reshape(xp.astype(x, dtype, copy=False), (math.prod(several), cell.hidden_size))
+        for x in initial
     ]
+    x0 = initial if pack is None else [xp.zeros_like(x[:1]) for x in initial]
+    if resets is not None or pack is not None:
+        program = program.restarting
+        operands.append(_beginnings(backend, resets, pack, mask, inputs, reverse))
+        if initial_state is None:
+            operands += [xp.zeros_like(x[:1, None]) for x in initial]
+        elif pack is None:
+            operands += [x[:, None] for x in initial]
+        else:
+            operands += [xp.take(x, pack.index, axis=0)[None] for x in initial]
+    if mask is not None:
+        program = program.masked
+        operands.append(batched(xp, mask[..., None], tuple(batch)))
     states, info = run(
         backend, program, operands, x0, steps, reverse, method, chunks, tolerance, max_iterations
     )
@@ -172,14 +206,19 @@ def solve(
     if check and steps:
         given = [("inputs", inputs), *([] if dt is None else [("dt", dt[..., None])])]
         given += [(f"feature {n}", v) for n, v in vars(features).items() if n != "_kind"]
-        first = [xp.reshape(x, (*batch, cell.hidden_size)) for x in x0]
-        check_finite(backend, given, cell.states, first, whole, mask, reverse)
+        first = [xp.reshape(x, (*several, cell.hidden_size)) for x in initial]
+        before = partial(states_before, backend, program, operands, x0, states, reverse)
+        check_finite(backend, given, cell.states, first, whole, mask, reverse, before)
         check_residuals(
             backend, program, operands, x0, states, batch, reverse, info, tolerance, max_iterations
         )
-    last = 0 if reverse else -1
-    ends = [s[:, last] for s in states] if steps else x0
-    ends = [xp.reshape(x, (*batch, cell.hidden_size)) for x in ends]
+    if pack is not None:
+        pairs = zip(states, initial, strict=True)
+        ends = [pack.ends(xp, s[0], x, reverse) for s, x in pairs]
+    else:
+        last = 0 if reverse else -1
+        ends = [s[:, last] for s in states] if steps else x0
+    ends = [xp.reshape(x, (*several, cell.hidden_size)) for x in ends]
     outputs = _outputs(backend, cell, p, whole, features, result)
     if mask is not None:
         outputs = xp.where(mask[..., None], outputs, xp.zeros_like(outputs))
@@ -188,12 +227,19 @@ def solve(
 
 @lenient(2, "input_t")
 def step(
-    cell: Cell, params: Mapping[str, Any], input_t: Any, state: Any = None, *, dt: Any = None
+    cell: Cell,
+    params: Mapping[str, Any],
+    input_t: Any,
+    state: Any = None,
+    *,
+    dt: Any = None,
+    reset: Any = None,
 ) -> tuple[Any, tuple[Any, ...]]:
     """Run one time step: streaming, in O(1) memory.
 
     input_t: (..., input); state: as `initial_state` of `solve`, and as this function returned it;
-    dt: a number or (...). Returns (output (..., hidden), state), one array (..., hidden) for each
+    dt: a number or (...); reset: booleans that broadcast to (...), where the state before this step
+    is zeros in place of `state`. Returns (output (..., hidden), state), one array (..., hidden) for each
     state of the cell: in float32 if the output is of half precision, see `solve`, so that what a
     state gathers over many steps is not lost to rounding. Differentiable by the framework's own
     autodiff.
@@ -204,7 +250,10 @@ def step(
     p, features, dtype, result = computed_features(backend, cell, params, inputs)
     dt = time_step(backend, cell, dt, inputs, dtype, time_axis=False)
     operands = feature_operands(backend, cell, p, features, dt, inputs)
-    given = initial_states(backend, cell, state, inputs, dtype)
+    given = initial_states(backend, cell, state, inputs, dtype, inputs.shape[:-2])
+    if reset is not None:
+        anew = resets_of(backend, "reset", reset, inputs, tuple(inputs.shape[:-2]))[..., None]
+        given = [xp.where(anew, xp.zeros_like(x), x) for x in given]
     rows, channels = math.prod(given[0].shape[:-1]), cell.hidden_size
     start = [xp.astype(xp.reshape(x, (rows, 1, channels)), dtype) for x in given]
     # overflow and NaN are answers here, not warnings; torch.compile cannot follow NumPy's context
@@ -218,6 +267,30 @@ def step(
         _outputs(backend, cell, p, whole, features, result)[..., 0, :],
         tuple(x[..., 0, :] for x in whole),
     )
+
+
+def _beginnings(
+    backend: Any,
+    resets: Any,
+    pack: Packed | None,
+    mask: Any,
+    inputs: Any,
+    reverse: bool,
+) -> Any:
+    """Return at which steps the run begins anew, the operand `reset` (B, T, 1)."""
+    xp = backend.xp
+    *batch, steps, _ = inputs.shape
+    if resets is None:
+        begins = pack.begins
+    else:
+        begins = resets_of(backend, "resets", resets, inputs, (*batch, steps))
+        begins = xp.broadcast_to(begins, (*begins.shape[:-1], steps))
+        begins = begins if pack is None else begins | pack.begins
+    if reverse:  # what begins in time at a step ends the run before it, and the run begins itself
+        begins = xp.concat([begins[..., 1:], xp.ones_like(begins[..., :1])], axis=-1)
+    if mask is not None:  # nothing happens in the padding
+        begins = begins & mask
+    return batched(xp, begins[..., None], tuple(batch))
 
 
 def _outputs(

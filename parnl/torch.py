@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from parnl.backends.torch.operators import recorded
 from parnl.cell import Cell
@@ -87,24 +88,28 @@ class RNN(nn.Module):
         if inputs.ndim not in (2, 3):
             raise ValueError(f"inputs: expected 2 or 3 dimensions, got {tuple(inputs.shape)}")
         time_first = inputs.ndim == 3 and not self.batch_first
-        output, h_n = self._layers(inputs.transpose(0, 1) if time_first else inputs, h_0, None)
+        x = inputs.transpose(0, 1) if time_first else inputs
+        output, h_n = self._layers(x, h_0, x.shape[:-2])
         return (output.transpose(0, 1) if time_first else output), h_n
 
     def _packed(self, inputs: PackedSequence, h_0: Any) -> tuple[PackedSequence, Any]:
         """Run the sequences in the order they are packed in; h_0 and h_n are in the caller's."""
         data, sizes, order, back = inputs
-        # without indices nothing is sorted here, or sorted again: equal lengths would change places
-        padded, lengths = pad_packed_sequence(PackedSequence(data, sizes), batch_first=True)
+        rows, offsets = _one_after_the_other(sizes)
+        rows = rows.to(data.device)
+        batch = (len(offsets) - 1,)
         if h_0 is not None and order is not None:
-            self._starts(h_0, padded)  # of what is too short, no row must be asked for
+            self._starts(h_0, batch)  # of what is too short, no row must be asked for
             h_0 = _rows(h_0, order)
-        output, h_n = self._layers(padded, h_0, lengths.to(padded.device))
-        packed = pack_padded_sequence(output, lengths, batch_first=True)
+        output, h_n = self._layers(data[rows], h_0, batch, cu_seqlens=offsets.to(data.device))
         h_n = h_n if back is None else _rows(h_n, back)
-        return PackedSequence(packed.data, sizes, order, back), h_n
+        as_it_came = torch.empty_like(output).index_copy(0, rows, output)
+        return PackedSequence(as_it_came, sizes, order, back), h_n
 
-    def _layers(self, x: Tensor, h_0: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
-        starts = self._starts(h_0, x)
+    def _layers(
+        self, x: Tensor, h_0: Any, batch: Sequence[int], **told: Any
+    ) -> tuple[Tensor, Any]:
+        starts = self._starts(h_0, batch)
         ends = []
         for layer, cell in enumerate(self.cells):
             outputs = []
@@ -113,8 +118,8 @@ class RNN(nn.Module):
                 params = {n: getattr(self, n + self._suffix(run)) for n in cell.specs}
                 start = None if starts is None else [s[run] for s in starts]
                 out = solve(
-                    cell, params, x, start, lengths=lengths, reverse=bool(backward),
-                    method=self.method, chunks=self.chunks,
+                    cell, params, x, start, reverse=bool(backward), method=self.method,
+                    chunks=self.chunks, **told,
                 )  # fmt: skip
                 outputs.append(out.outputs)
                 ends.append(out.final_state)
@@ -124,13 +129,13 @@ class RNN(nn.Module):
         states = tuple(torch.stack(parts) for parts in zip(*ends, strict=True))
         return x, states[0] if len(states) == 1 else (states[-1], *states[:-1])
 
-    def _starts(self, h_0: Any, x: Tensor) -> list[Tensor] | None:
+    def _starts(self, h_0: Any, batch: Sequence[int]) -> list[Tensor] | None:
         """Return one (D * num_layers, ..., hidden) for each state, in the cell's order."""
         if h_0 is None:
             return None
         names = self.cells[0].states
         given = [h_0] if isinstance(h_0, Tensor) else list(h_0)
-        shape = (self.num_layers * self.directions, *x.shape[:-2], self.hidden_size)
+        shape = (self.num_layers * self.directions, *batch, self.hidden_size)
         if len(given) != len(names) or any(tuple(g.shape) != shape for g in given):
             raise ValueError(
                 f"h_0: expected {len(names)} tensor(s) of shape {shape}, the output state first, "
@@ -150,6 +155,19 @@ class RNN(nn.Module):
             f"{type(self.cells[0]).__name__}, {self.input_size}, {self.hidden_size}, "
             f"num_layers={self.num_layers}, bidirectional={self.bidirectional}"
         )
+
+
+def _one_after_the_other(sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return in which order packed steps stand sequence after sequence, and where each begins.
+
+    sizes: as `PackedSequence.batch_sizes`. Returns the rows (N,) and the offsets (B + 1,).
+    """
+    begins = torch.cumsum(sizes, 0) - sizes
+    row = torch.arange(int(sizes.sum()))
+    sequence = row - torch.repeat_interleave(begins, sizes)
+    lengths = torch.bincount(sequence)
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    return torch.argsort(sequence, stable=True), offsets
 
 
 def _rows(states: Any, order: Tensor) -> Any:

@@ -91,6 +91,51 @@ def run(
     return outputs, state
 
 
+def run_apart(task: Problem, arguments: Mapping[str, Any]) -> tuple[Array, tuple]:
+    """Run what begins anew within the sequences of a task by itself, one piece after the other.
+
+    Results as those of `run`; without an axis of the batch, or with one.
+    """
+    given = dict(arguments)
+    inputs, start, dt = given.pop("inputs"), given.pop("initial_state"), given.pop("dt")
+    m = maths(inputs)
+    *batch, steps, _ = inputs.shape
+    states = count_states(task.name)
+
+    def sequence(at: tuple, cuts: list[int], starts: list[Any]) -> tuple[Array, list]:
+        """Return the outputs (T, hidden), and of each piece the final state."""
+        zeros = m.zeros(task.weights[0].shape[-1:], inputs)
+        rows, ends = [zeros] * steps, []
+        for first, last, before in zip(cuts, cuts[1:], starts, strict=False):
+            times = None if dt is None else (dt if dt.ndim == 1 else dt[at])[first:last]
+            before = tuple(zeros for _ in range(states)) if before is None else before
+            u = inputs[at][first:last]
+            out, end = run(task.name, inputs=u, initial_state=before, dt=times,
+                           options=task.options, **given)  # fmt: skip
+            rows[first:last] = list(out)
+            ends.append(end)
+        return m.stack(rows, 0) if rows else m.zeros((0, *zeros.shape), inputs), ends
+
+    if task.cu_seqlens is not None:
+        cuts = [int(i) for i in task.cu_seqlens]
+        count = len(cuts) - 1
+        starts = [None if start is None else tuple(s[i] for s in start) for i in range(count)]
+        outputs, ends = sequence((), cuts, starts)
+        return outputs, tuple(m.stack(list(part), 0) for part in zip(*ends, strict=True))
+    results = []
+    for at in np.ndindex(*batch):
+        due = steps if task.lengths is None else int(task.lengths[at])
+        inside = [int(t) for t in np.flatnonzero(task.resets[at]) if 0 < t < due]
+        before = None if start is None else tuple(s[at] for s in start)
+        outputs, ends = sequence(at, [0, *inside, due], [before] * (len(inside) + 1))
+        results.append((outputs, *ends[0 if task.reverse else -1]))
+    if not batch:
+        outputs, *ends = results[0]
+    else:
+        outputs, *ends = [m.stack(list(part), 0) for part in zip(*results, strict=True)]
+    return outputs, tuple(ends)
+
+
 def _mask(lengths: np.ndarray, t: int, like: Array) -> Array:
     return maths(like).array((t < np.asarray(lengths))[..., None])
 
@@ -185,6 +230,8 @@ class Problem(NamedTuple):
     lengths: np.ndarray | None
     reverse: bool
     weights: tuple[np.ndarray, ...]  # of the outputs, then of each final state
+    resets: np.ndarray | None = None
+    cu_seqlens: np.ndarray | None = None
 
     @property
     def cell(self) -> Any:
@@ -205,6 +252,8 @@ def problem(
     start: bool = True,
     dtype: str = "float64",
     seed: int = 0,
+    resets: Any = None,
+    cu_seqlens: Any = None,
     **options: Any,
 ) -> Problem:
     """Draw a task for a cell.
@@ -216,7 +265,7 @@ def problem(
     def cast(x):
         return np.asarray(x).astype(dtype)
 
-    shape = (*batch, hidden)
+    shape = (*batch, hidden) if cu_seqlens is None else (len(cu_seqlens) - 1, hidden)
     dt_shape = {None: None, "shared": (steps,), "own": (*batch, steps)}[times]
     count = count_states(name)
     return Problem(
@@ -229,6 +278,8 @@ def problem(
         None if lengths is None else np.asarray(lengths),
         reverse,
         tuple(cast(rng.normal(size=s)) for s in [(*batch, steps, hidden)] + [shape] * count),
+        None if resets is None else np.asarray(resets),
+        None if cu_seqlens is None else np.asarray(cu_seqlens),
     )
 
 
@@ -321,22 +372,27 @@ def reference(task: Problem) -> Result:
 
     By torch's, or by JAX's where torch is not installed; without either there are no gradients.
     """
-    how = {"lengths": task.lengths, "options": task.options}
+
+    def found(leaves: Mapping[str, Array]) -> tuple[Array, tuple]:
+        arguments = _arguments(task, leaves)
+        if task.resets is not None or task.cu_seqlens is not None:
+            return run_apart(task, arguments)
+        return run(task.name, **arguments, lengths=task.lengths, options=task.options)
+
     double = {k: v.astype(np.float64) for k, v in _leaves(task).items()}
     if "torch" in BACKENDS:
         leaves = {k: to("torch", v).requires_grad_() for k, v in double.items()}
-        return _torch_result(task, leaves, *run(task.name, **_arguments(task, leaves), **how))
+        return _torch_result(task, leaves, *found(leaves))
     if "jax" in BACKENDS:
-        return _jax_result(
-            task, double, lambda leaves: run(task.name, **_arguments(task, leaves), **how)
-        )
-    return Result(*run(task.name, **_arguments(task, double), **how), {})
+        return _jax_result(task, double, found)
+    return Result(*found(double), {})
 
 
 def answer(task: Problem, backend: str, *, gradients: bool = False, **how: Any) -> Result:
     """Answer with `parnl.solve` on `backend`; `how` is passed on (method, chunks, ...)."""
-    lengths = None if task.lengths is None else to(backend, task.lengths)
-    solve = functools.partial(parnl.solve, task.cell, lengths=lengths, **how)
+    told = {n: getattr(task, n) for n in ("lengths", "resets", "cu_seqlens")}
+    told = {n: to(backend, v) for n, v in told.items() if v is not None}
+    solve = functools.partial(parnl.solve, task.cell, **told, **how)
     leaves = {k: to(backend, v) for k, v in _leaves(task).items()}
     if not gradients:
         out = solve(**_arguments(task, leaves))

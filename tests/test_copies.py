@@ -50,7 +50,7 @@ def test_a_copy_equals_the_cell_and_shares_its_program(name, way):
     assert other == cell
     assert hash(other) == hash(cell)
     assert other.program is cell.program
-    assert other.masked is cell.masked
+    assert other.program.masked is cell.program.masked
     assert list(other.parameter_shapes) == list(cell.parameter_shapes)
     np.testing.assert_array_equal(used(other), expected)
 

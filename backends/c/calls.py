@@ -135,7 +135,7 @@ class CompiledKernels(ComposedKernels):
                 call.backward(fixed)
                 return call.run()
 
-            return backward(self, run, plan, x0)
+            return backward(self, run, plan, x0, program.resets(operands))
 
         return self._in_c(x0[0], solve)
 
@@ -146,13 +146,16 @@ Run = Callable[[str, Plan, Sequence[Any]], tuple[list[Any], list[Any]]]
 
 
 def backward(
-    kernels: Kernels, run: Run, plan: Plan, x0: Sequence[Any]
+    kernels: Kernels, run: Run, plan: Plan, x0: Sequence[Any], resets: Any = None
 ) -> tuple[list[Any], list[Any]]:
     """Solve the adjoint recurrence: (gradients of x0, gradients of operands as `run` gives them).
 
-    It is the same algorithm as forward; its last run writes gradients in place of states.
+    It is the same algorithm as forward; its last run writes gradients in place of states. resets:
+    (B, T, 1), where sequences begin anew, if they do.
     """
     k, zeros = len(x0), [kernels.xp.zeros_like(x) for x in x0]
+    adjoint = adjoint_program(k, resets is not None)
+    given = [resets if o.kind == "reset" else None for o in adjoint.operands]  # `run` has the rest
 
     def advance(
         program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
@@ -165,7 +168,7 @@ def backward(
         ends, found = run("backward", plan, starts)
         return [*(e[:, -1:] for e in ends), *found], [x[:, : plan.chunks - 1] for x in ends]
 
-    found, _ = newton(_Runs(kernels, advance, trajectory), adjoint_program(k), plan, [], zeros)
+    found, _ = newton(_Runs(kernels, advance, trajectory), adjoint, plan, given, zeros)
     return [x[:, 0] for x in found[:k]], found[k:]
 
 

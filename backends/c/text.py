@@ -209,6 +209,9 @@ class _Writer(ABC):
                 turned = [entries[j * k + i] for i in range(k) for j in range(k)]
                 adjoint = [f"l{j}" for j in range(k)]
                 pulled = [sum_of_products(turned[i * k :], adjoint) for i in range(k)]
+                if program.reset is not None:  # 0 times NaN would be NaN
+                    begins = f"q{program.reset} > (real)0.5"
+                    pulled = [f"({begins} ? (real)0 : {p})" for p in pulled]
                 results = [*pulled, *turned]
             case _:
                 cotangents, found = program.vjp(self.kernel.wanted, states=True)

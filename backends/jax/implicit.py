@@ -145,7 +145,7 @@ def _tangent(*arrays: Any, problem: Problem) -> list:
     ]
     entering = [_previous(zeros, x, plan.reverse) for x in x0_dot]  # dx_0, at the first step
     forcing = [b + e for b, e in zip(forcing, blocks.matvec(jacobian, entering), strict=True)]
-    return _solve_bidiagonal(backend, plan, jacobian, forcing)
+    return _solve_bidiagonal(backend, plan, jacobian, forcing, program.resets(operands))
 
 
 def _previous(states: Any, first: Any, reverse: bool) -> Any:
@@ -155,13 +155,20 @@ def _previous(states: Any, first: Any, reverse: bool) -> Any:
     return jnp.concatenate([first[:, None], states[:, :-1]], axis=1)
 
 
-def _solve_bidiagonal(backend: Any, plan: Plan, jacobian: list, forcing: list) -> list:
-    """Return x with x_t - J_t x_{t-1} = forcing_t, transposable and differentiable again."""
+def _solve_bidiagonal(
+    backend: Any, plan: Plan, jacobian: list, forcing: list, resets: Any
+) -> list:
+    """Return x with x_t - J_t x_{t-1} = forcing_t, transposable and differentiable again.
+
+    resets: (B, T, 1), where sequences begin anew, or None; J_t is 0 there.
+    """
     k, zero = len(forcing), jnp.zeros_like(forcing[0][:, 0])
     plan = plan._replace(max_iterations=None)
+    anew = [] if resets is None else [resets]
 
-    def linear(program: Program, plan: Plan, b: Any) -> list:
-        return implicit_solve(backend, program, plan, [*jacobian, *b], [zero] * k)[0]
+    def linear(program_of: Callable, plan: Plan, b: Any) -> list:
+        program = program_of(k, bool(anew))
+        return implicit_solve(backend, program, plan, [*jacobian, *b, *anew], [zero] * k)[0]
 
     # All states are one array here: JAX transposes a linear solve only if every array of its right
     # side is linear, and a state that no differentiated input drives would have one of zeros.
@@ -171,11 +178,11 @@ def _solve_bidiagonal(backend: Any, plan: Plan, jacobian: list, forcing: list) -
         return x - jnp.stack(blocks.matvec(jacobian, before))
 
     def solve(_: Any, b: Any) -> Any:
-        return jnp.stack(linear(affine_program(k), plan, b))
+        return jnp.stack(linear(affine_program, plan, b))
 
     def solve_transposed(_: Any, g: Any) -> Any:
         back = plan.backward()
-        pulled = linear(adjoint_program(k), back, g)
+        pulled = linear(adjoint_program, back, g)
         return g + jnp.stack([_previous(m, zero, back.reverse) for m in pulled])
 
     return list(lax.custom_linear_solve(matvec, jnp.stack(forcing), solve, solve_transposed))
@@ -254,7 +261,8 @@ def _over_chunks(
         found = ffi.call(program, plan, kind, operands, starts, asked, fixed)
         return found[:k], found[k:]
 
-    return backward(backend, over_chunks, problem.plan.backward(), x0)
+    resets = problem.program.resets(operands)
+    return backward(backend, over_chunks, problem.plan.backward(), x0, resets)
 
 
 def _reduced(x: Any, operand: Any) -> Any:

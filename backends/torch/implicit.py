@@ -158,8 +158,9 @@ def implicit_gradients(
         run = _Passes(kernels, program, plan, x0, worked, states, torch.is_grad_enabled())
         jacobian = run.jacobian()
         start = [torch.zeros_like(x) for x in x0]
-        adjoint = adjoint_program(len(x0))
-        pulled, _ = implicit_solve(kernels, adjoint, back, [*jacobian, *grads], start)
+        resets = run.resets()
+        adjoint = adjoint_program(len(x0), bool(resets))
+        pulled, _ = implicit_solve(kernels, adjoint, back, [*jacobian, *grads, *resets], start)
         del jacobian
         found = run.vjp(grads, pulled, wanted)
         of_x0 = [m[:, -1 if plan.reverse else 0] for m in pulled]
@@ -191,8 +192,9 @@ def implicit_tangents(
         forcing.append(total)
     start = [torch.zeros_like(x) if d is None else d for x, d in zip(x0, of_x0, strict=True)]
     exact = plan._replace(max_iterations=None)
-    found, _ = implicit_solve(kernels, affine_program(k), exact, [*run.jacobian(), *forcing], start)
-    return found
+    resets = run.resets()
+    affine, given = affine_program(k, bool(resets)), [*run.jacobian(), *forcing, *resets]
+    return implicit_solve(kernels, affine, exact, given, start)[0]
 
 
 class _Passes:
@@ -228,6 +230,11 @@ class _Passes:
             for x, s in zip(self.x0, self.states, strict=True)
         ]
         return [*before, *(a if a.shape[1] == 1 else a[:, start:stop] for a in self.operands)]
+
+    def resets(self) -> list[Tensor]:
+        """Where sequences begin anew, if they do: an operand of the linear programs too."""
+        found = self.program.resets(self.operands)
+        return [] if found is None else [found]
 
     def jacobian(self) -> list[Tensor]:
         """The k * k entries of the step Jacobian at every step, each (B, T, D)."""

@@ -108,6 +108,7 @@ def load(
         "FIXED": "".join(kernel.layouts[i] for i in kernel.fixed()),
         "WIDE": kernel.wide,
         "AHEAD": kernel.ahead,
+        "RESET": kernel.reset(),
         "CHUNKS": tiled[0],
         "BLOCK": tiled[1],
     }

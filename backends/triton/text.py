@@ -77,6 +77,11 @@ class Kernel(NamedTuple):
         """Return the operands that have none: their gradients are sums over time."""
         return [i for i, letter in enumerate(self.layouts) if letter in (CHANNEL, SCALAR)]
 
+    def reset(self) -> int | None:
+        """Return which of `moving` says where sequences begin anew, None if none does."""
+        at, moving = self.program.reset, self.moving()
+        return moving.index(at) if at in moving else None
+
     def form(self) -> str:
         """Return for each entry of the Jacobian, transposed in a backward run, if it is 0 or 1."""
         k = len(self.program.states)

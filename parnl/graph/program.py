@@ -20,7 +20,10 @@ from parnl.graph.operations import OPERATIONS
 
 
 class Operand(NamedTuple):
-    """Name of an operand: `kind` is "parameter", "feature", "dt", "mask" or "coefficient"."""
+    """Name of an operand.
+
+    `kind` is "parameter", "feature", "dt", "mask", "reset", "initial" or "coefficient".
+    """
 
     kind: str
     name: str
@@ -57,6 +60,8 @@ class Program:
         self.outputs = list(outputs)
         self.states = tuple(s.value[1] for s in states)
         self.operands = tuple(Operand(*s.value) for s in operands)
+        # which operand says where sequences begin anew
+        self.reset = next((i for i, o in enumerate(self.operands) if o.kind == "reset"), None)
         self.linear = is_affine(self.outputs, self.state_symbols)
         self.key = ""
         self._made: dict[tuple, Any] = {}
@@ -193,18 +198,45 @@ class Program:
         held = [self.graph.apply("where", mask > 0.5, new, old) for new, old in pairs]
         return Program.shared(self.graph, self.state_symbols, [*self.operand_symbols, mask], held)
 
+    @cached_property
+    def restarting(self) -> Program:
+        """The same step with an operand `reset` and an initial value of each state.
+
+        Where `reset` is not 0 the step is taken from these, whatever the state is.
+        """
+        reset = self.graph.leaf("reset", "reset")
+        initial = [self.graph.leaf("initial", name) for name in self.states]
+        known = {
+            old.index: self.graph.apply("where", reset > 0.5, first, old)
+            for first, old in zip(initial, self.state_symbols, strict=True)
+        }
+        for node in reachable(self.outputs):
+            if node.index not in known:
+                args = [known[a.index] for a in node.args]
+                known[node.index] = self.graph.apply(node.op, *args) if args else node
+        operands = [*self.operand_symbols, reset, *initial]
+        outputs = [known[o.index] for o in self.outputs]
+        return Program.shared(self.graph, self.state_symbols, operands, outputs)
+
+    def resets(self, operands: Sequence[Any]) -> Any:
+        """Return which of these arrays says where sequences begin anew, None if none does."""
+        return None if self.reset is None else operands[self.reset]
+
 
 def _coefficients(graph: Graph, name: str, count: int) -> list[Symbol]:
     return [graph.leaf("coefficient", f"{name}{i}") for i in range(count)]
 
 
-def affine_program(k: int) -> Program:
-    """x' = A x + b for blocks of k; operands: the k * k entries of A row by row, then b."""
-    return _AFFINE[k] if k in _AFFINE else _affine_program(k)
+def affine_program(k: int, restarting: bool = False) -> Program:
+    """x' = A x + b for blocks of k; operands: the k * k entries of A row by row, then b.
+
+    restarting: one more operand, `reset`; where it is not 0, A is 0, be x finite or not.
+    """
+    return _AFFINE[k] if k in _AFFINE and not restarting else _affine_program(k, restarting)
 
 
 @cache
-def _affine_program(k: int) -> Program:
+def _affine_program(k: int, restarting: bool = False) -> Program:
     g = Graph()
     x = [g.leaf("state", f"x{i}") for i in range(k)]
     a, b = _coefficients(g, "a", k * k), _coefficients(g, "b", k)
@@ -214,7 +246,24 @@ def _affine_program(k: int) -> Program:
         for j in range(k):
             total = total + a[i * k + j] * x[j]
         outputs.append(total)
-    return Program.shared(g, x, [*a, *b], outputs)
+    return _program(g, x, [*a, *b], outputs, b, restarting)
+
+
+def _program(
+    g: Graph,
+    states: list[Symbol],
+    operands: list[Symbol],
+    outputs: list[Symbol],
+    anew: Sequence[Any],
+    restarting: bool,
+) -> Program:
+    """Return the program, whose outputs, if `restarting`, are `anew` where `reset` is not 0."""
+    if restarting:
+        reset = g.leaf("reset", "reset")
+        pairs = zip(anew, outputs, strict=True)
+        outputs = [g.apply("where", reset > 0.5, new, output) for new, output in pairs]
+        operands = [*operands, reset]
+    return Program.shared(g, states, operands, outputs)
 
 
 @cache
@@ -237,11 +286,12 @@ def complex_affine_program(k: int) -> Program:
 
 
 @cache
-def adjoint_program(k: int) -> Program:
+def adjoint_program(k: int, restarting: bool = False) -> Program:
     """m' = J^T (g + m): the adjoint recurrence; operands: the entries of J row by row, then g.
 
     Run backward in time it gives m_t = J_t^T lambda_t, from which lambda_t = g_t + m_{t+1}: written
-    so, J and g are read at the same step, and nothing is shifted in memory.
+    so, J and g are read at the same step, and nothing is shifted in memory. restarting: as in
+    `affine_program`.
     """
     g = Graph()
     m = [g.leaf("state", f"m{i}") for i in range(k)]
@@ -253,10 +303,10 @@ def adjoint_program(k: int) -> Program:
         for i in range(1, k):
             total = total + jac[i * k + j] * lam[i]
         outputs.append(total)
-    return Program.shared(g, m, [*jac, *grad], outputs)
+    return _program(g, m, [*jac, *grad], outputs, [0.0] * k, restarting)
 
 
 # Made here, with what is derived from them, for torch.compile cannot follow a trace.
 _AFFINE = {k: _affine_program(k) for k in (1, 2)}
-for _program in _AFFINE.values():
-    _ = _program.cost, _program.jacobian
+for _ready in _AFFINE.values():
+    _ = _ready.cost, _ready.jacobian

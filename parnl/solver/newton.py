@@ -37,6 +37,9 @@ bits, the cell has forgotten its start, and where running the chunks then meets 
 last bit, it is the plain loop's own answer and there is nothing left to update (see `_guess`).
 
 A linear program needs one update, and its gaps are not looked at, unless it amplifies rounding.
+
+Where sequences begin anew within a lane, what is said here of a lane holds for each of them: none
+touches another, by its size, its growth or a NaN (see `_Beginnings`).
 """
 
 from __future__ import annotations
@@ -173,6 +176,7 @@ def newton(
     chunks = plan.chunks
     batch, channels = x0[0].shape
     shape = (batch, chunks, channels)
+    resets = program.resets(operands)
     starts = [xp.broadcast_to(x[:, None, :], shape) for x in x0]
     zero = xp.sum(xp.zeros_like(x0[0]))
     none = xp.astype(zero, xp.int32)
@@ -188,47 +192,49 @@ def newton(
         most = updates_worth(program, device, batch * channels, plan.steps, chunks)
     gives_up = plan.max_iterations is None and most < chunks
     guessed = guesses(program, plan.length)
+    lane = _Lane(kernels) if resets is None else _Beginnings(kernels, plan, resets, x0[0].dtype)
 
     def body(carry: tuple) -> tuple:
         iteration, starts, _, ends, settled, lost, *_ = carry
         before = [s[:, 1:] for s in starts]
         run_ends, raw = kernels.advance(program, plan, operands, [s[:, :-1] for s in starts])
+        raw = lane.kept(raw)
         # the trajectory's own ends once there are some: exactness is then in terms of its bits
         ends = [xp.where(iteration == 0, r, e) for r, e in zip(run_ends, ends, strict=True)]
         products = [xp.clip(xp.where(xp.isnan(p), 0.0, p), -limit, limit) for p in raw]
 
         gaps = [xp.where(settled, 0.0, _gap(xp, e, s)) for e, s in zip(ends, before, strict=True)]
-        change = affine_scan(xp, products, gaps, limit)
+        change = lane.changes(products, gaps, limit)
         earlier = [xp.concat([xp.zeros_like(d[:, :1]), d[:, :-1]], axis=1) for d in change]
+        earlier = lane.kept(earlier)
         moved = [e + d for e, d in zip(ends, blocks.matvec(products, earlier), strict=True)]
         after = [xp.where(settled, s, m) for s, m in zip(before, moved, strict=True)]
         starts = [xp.concat([s[:, :1], a], axis=1) for s, a in zip(starts, after, strict=True)]
 
-        finite = [xp.where(xp.isfinite(s), xp.abs(s), 0.0) for s in starts]
-        sizes = [kernels.running_max(s) for s in finite]
-        grown = _growth(kernels, raw, None if program.linear else sizes, limit)
+        sizes = [lane.sizes(xp.where(xp.isfinite(s), xp.abs(s), 0.0)) for s in starts]
+        grown = _growth(lane, raw, None if program.linear else sizes, limit)
         tame = grown < GROWTH
-        lane_tame = xp.all(tame, axis=1, keepdims=True)
+        all_tame = lane.all(tame)
         states, ends = kernels.trajectory(program, plan, operands, starts)
         gaps = [xp.abs(_gap(xp, e, a)) for e, a in zip(ends, after, strict=True)]
         gap = _largest(xp, gaps)
         if program.linear:
-            enough = _all_so_far(kernels, tame & (_largest(xp, raw) < limit))  # False where NaN
+            enough = lane.all_so_far(tame & (_largest(xp, raw) < limit))  # False where NaN
         else:
-            enough = lane_tame
+            enough = all_tame
             for g, s in zip(gaps, sizes, strict=True):
-                enough = enough & (g <= plan.allowed * s[:, 1:])
-        settled = _all_so_far(kernels, settled | enough | (gap == 0))
+                enough = enough & (g <= plan.allowed * s)
+        settled = lane.all_so_far(settled | enough | (gap == 0))
         update = _largest(xp, [_gap(xp, a, s) for a, s in zip(after, before, strict=True)])
         stats = (_largest_of_all(xp, update), gap)
         if gives_up and guessed:
-            chaotic = _mostly(xp, grown > -math.log(plan.epsilon))
+            chaotic = lane.mostly(grown > -math.log(plan.epsilon))
             # for good, or it would depend on other lanes' updates which way the answer comes
-            lost = lost | (chaotic & ~settled[:, -1:])
-        return iteration + 1, starts, states, ends, settled, lost, lane_tame, stats
+            lost = lost | (chaotic & ~lane.all(settled))
+        return iteration + 1, starts, states, ends, settled, lost, all_tame, stats
 
     def unfinished(carry: tuple) -> Any:
-        return (carry[0] < most) & ~xp.all(carry[4][:, -1:] | carry[5])
+        return (carry[0] < most) & ~xp.all(carry[4] | carry[5])
 
     flat = xp.zeros_like(starts[0][:, 1:])
     if guessed:
@@ -244,7 +250,7 @@ def newton(
         states, ends = run()
         gaps = [_gap(xp, e, s[:, 1:]) for e, s in zip(ends, starts, strict=True)]
         met = forgotten & (_largest(xp, gaps) == 0)
-        return states, _all_so_far(kernels, met)
+        return states, lane.all_so_far(met)
 
     if guessed:
         # any lane that seems to have forgotten its start calls for it, so none depends on another
@@ -252,7 +258,7 @@ def newton(
     else:
         states, settled = nothing()
     first = [s[:, 1:] for s in starts]
-    lost = flat[:, :1] > 0
+    lost = ~lane.all(flat == 0)
     carry = (none, starts, states, first, settled, lost, ~lost, (zero, flat))
     iterations, _, states, _, settled, lost, tame, (update, gap) = kernels.while_loop(
         unfinished, body, carry
@@ -260,7 +266,7 @@ def newton(
     if not gives_up:
         return states, Stats(iterations, update, _largest_of_all(xp, gap), xp.all(settled), none)
 
-    done = settled[:, -1:] & ~lost
+    done = lane.all(settled) & ~lost
 
     def give_up(carry: tuple) -> tuple:
         # x0 comes through the carry: a compiler runs ahead of a loop what depends on none of it
@@ -270,13 +276,14 @@ def newton(
         # The framework may round differently over one chunk: so a lane that amplifies what differs
         # is taken from the loop from its first step on.
         kept = settled & (done | tame)
-        return _spliced(xp, plan, kept, done, states, loop), x0, finished == finished
+        return _spliced(xp, plan, kept, finished, states, loop), x0, finished == finished
 
+    finished = xp.all(done, axis=1, keepdims=True)
     states, *_ = kernels.while_loop(
-        lambda carry: ~xp.all(carry[2]), give_up, (states, list(x0), done)
+        lambda carry: ~xp.all(carry[2]), give_up, (states, list(x0), finished)
     )
     residual = _largest_of_all(xp, xp.where(done, gap, 0.0))
-    taken = xp.sum(xp.astype(~done, xp.int32), dtype=xp.int32)
+    taken = xp.sum(xp.astype(~finished, xp.int32), dtype=xp.int32)
     return states, Stats(iterations, update, residual, zero == 0, taken)
 
 
@@ -294,20 +301,14 @@ def _guess(
     several = (2, batch, count)
 
     def last_steps(operand: Any) -> Any:
-        rows, steps, width = operand.shape
+        rows, steps, _ = operand.shape
         if steps == 1:
             chunked = operand[:, None]
             if rows == 1:
                 return operand
-        elif plan.reverse:
-            chunked = operand[:, plan.steps - count * plan.length :]
-            chunked = xp.reshape(chunked, (rows, count, plan.length, width))[:, :, :GUESSED_FROM]
-            chunked = xp.flip(chunked, axis=1)
         else:
-            chunked = xp.reshape(
-                operand[:, : count * plan.length], (rows, count, plan.length, width)
-            )
-            chunked = chunked[:, :, -GUESSED_FROM:]
+            last = slice(GUESSED_FROM) if plan.reverse else slice(-GUESSED_FROM, None)
+            chunked = _chunked(xp, plan, operand)[:, :, last]
         wide = xp.broadcast_to(chunked[None], (*several, *chunked.shape[2:]))
         return xp.reshape(wide, (2 * batch * count, *chunked.shape[2:]))
 
@@ -321,6 +322,119 @@ def _guess(
     guesses = [xp.where(xp.isfinite(e[0]), e[0], x[:, None]) for e, x in zip(ends, x0, strict=True)]
     starts = [xp.concat([x[:, None], g], axis=1) for x, g in zip(x0, guesses, strict=True)]
     return starts, forgotten
+
+
+def _chunked(xp: Any, plan: Plan, operand: Any) -> Any:
+    """Return the steps of the first C - 1 chunks of (B, T, D), in the order of time, by chunks.
+
+    (B, C - 1, L, D), chunks in the order they are run.
+    """
+    rows, _, width = operand.shape
+    count = plan.chunks - 1
+    due = count * plan.length
+    due = operand[:, plan.steps - due :] if plan.reverse else operand[:, :due]
+    chunked = xp.reshape(due, (rows, count, plan.length, width))
+    return xp.flip(chunked, axis=1) if plan.reverse else chunked
+
+
+class _Lane:
+    """What is asked of the chunk starts of a lane but the first, arrays (B, C - 1, D).
+
+    One sequence fills the lane.
+    """
+
+    def __init__(self, kernels: Kernels) -> None:
+        self.kernels, self.xp = kernels, kernels.xp
+
+    def kept(self, parts: Sequence[Any]) -> Sequence[Any]:
+        """Return what the chunks before these starts hand on, 0 where it is nothing."""
+        return parts
+
+    def changes(self, products: Sequence[Any], gaps: Sequence[Any], limit: float) -> Sequence[Any]:
+        """Return the changes of the starts that follow from the gaps: see `affine_scan`."""
+        return affine_scan(self.xp, products, gaps, limit)
+
+    def running_max(self, x: Any) -> Any:
+        """Return the largest x >= 0 of the sequence so far."""
+        return self.kernels.running_max(x)
+
+    def running_sum(self, x: Any) -> Any:
+        """Return the sum over the sequence so far."""
+        return self.xp.cumulative_sum(x, axis=1)
+
+    def whole_max(self, x: Any) -> Any:
+        """Return the largest x >= 0 of the whole sequence, for each of its starts or once."""
+        return self.xp.max(x, axis=1, keepdims=True)
+
+    def sizes(self, starts: Any) -> Any:
+        """Return the largest of all starts (B, C, D), >= 0, of the sequence so far."""
+        return self.running_max(starts)[:, 1:]
+
+    def all_so_far(self, ok: Any) -> Any:
+        """Return where `ok` holds at this and every earlier start of the sequence."""
+        return self.running_max(self.xp.astype(~ok, self.xp.float32)) == 0
+
+    def all(self, ok: Any) -> Any:
+        """Return where `ok` holds at all starts of the sequence."""
+        return self.whole_max(self.xp.astype(~ok, self.xp.float32)) == 0
+
+    def mostly(self, flags: Any) -> Any:
+        """Return where more than half of the flags of the sequence are set."""
+        xp = self.xp
+        counts = [self.running_sum(xp.astype(f, xp.float32)) for f in (flags, flags == flags)]
+        return 2 * self.whole_max(counts[0]) > self.whole_max(counts[1])
+
+
+class _Beginnings(_Lane):
+    """The same where sequences begin within a lane: at the steps of `resets` (B, T, 1).
+
+    A chunk start belongs to the sequence of the last step before it. Where one began in the chunk
+    before, nothing is handed on, neither by a product, which is 0, nor here: 0 * NaN is NaN.
+    """
+
+    def __init__(self, kernels: Kernels, plan: Plan, resets: Any, dtype: Any) -> None:
+        super().__init__(kernels)
+        xp = self.xp
+        self.new = xp.any(_chunked(xp, plan, xp.astype(resets, xp.bool)), axis=2)
+        self.old = xp.astype(~self.new, dtype)
+
+    def kept(self, parts: Sequence[Any]) -> Sequence[Any]:
+        return [self.xp.where(self.new, 0.0, part) for part in parts]
+
+    def changes(self, products: Sequence[Any], gaps: Sequence[Any], limit: float) -> Sequence[Any]:
+        xp = self.xp
+        wild = ~xp.isfinite(_largest(xp, gaps))
+        found = affine_scan(xp, products, [xp.where(wild, 0.0, g) for g in gaps], limit)
+        reached = self.running_sum(xp.astype(wild, self.old.dtype)) > 0
+        return [xp.where(reached, math.nan, d) for d in found]
+
+    def running_sum(self, x: Any) -> Any:
+        return affine_scan(self.xp, [self.old], [self.xp.astype(x, self.old.dtype)], math.inf)[0]
+
+    def running_max(self, x: Any) -> Any:
+        return self._running_max(x, self.old > 0)
+
+    def whole_max(self, x: Any) -> Any:
+        xp = self.xp
+        following = xp.concat([self.old[:, 1:], xp.zeros_like(self.old[:, :1])], axis=1) > 0
+        back = [xp.flip(a, axis=1) for a in (self.running_max(x), following)]
+        return xp.flip(self._running_max(*back), axis=1)
+
+    def sizes(self, starts: Any) -> Any:
+        xp = self.xp
+        first = xp.where(self.running_sum(self.new) > 0, 0.0, starts[:, :1])
+        return xp.maximum(self.running_max(starts[:, 1:]), first)
+
+    def _running_max(self, x: Any, goes_on: Any) -> Any:
+        """Return the running maximum that begins anew where `goes_on` is false."""
+        xp, reach = self.xp, 1
+        while reach < x.shape[1]:
+            nothing = xp.zeros_like(x[:, :reach])
+            before = xp.concat([nothing, x[:, :-reach]], axis=1)
+            x = xp.where(goes_on, xp.maximum(x, before), x)
+            further = xp.concat([goes_on[:, :reach] & False, goes_on[:, :-reach]], axis=1)
+            goes_on, reach = goes_on & further, 2 * reach
+        return x
 
 
 def _spliced(
@@ -364,48 +478,36 @@ def _largest_of_all(xp: Any, x: Any) -> Any:
     return xp.max(xp.where(xp.isnan(x), math.inf, x))
 
 
-def _all_so_far(kernels: Kernels, ok: Any) -> Any:
-    """Return where `ok` holds at this and every earlier chunk of the lane."""
-    xp = kernels.xp
-    return kernels.running_max(xp.astype(~ok, xp.float32)) == 0
-
-
 def _growth(
-    kernels: Kernels, products: Sequence[Any], sizes: Sequence[Any] | None, limit: float
+    lane: _Lane, products: Sequence[Any], sizes: Sequence[Any] | None, limit: float
 ) -> Any:
     """Return by how much what was left at a chunk start has grown up to this one, at most: a log.
 
     Below `GROWTH` the lane is tame so far. Nonlinear: small gaps settle a chunk start, if the lane
     stays tame further on. Linear: one update is the answer, whatever the gaps say, until rounding
     has been amplified. From there on only a zero gap tells. `sizes`: of each state at the chunk
-    starts, (B, C, D), never falling; the last ones are the units that growth is measured in, None
-    for the units that states come in.
+    starts, never falling; the last ones are the units that growth is measured in, None for the
+    units that states come in.
     """
-    xp, k = kernels.xp, math.isqrt(len(products))
+    xp, k = lane.xp, math.isqrt(len(products))
     nan = xp.isnan(_largest(xp, products))
     entries = [xp.clip(xp.where(nan, 0.0, p), -limit, limit) for p in products]
     if k > 1 and sizes is not None:
-        entries = _in_proportion(xp, entries, [s[:, -1:] for s in sizes], limit)
+        entries = _in_proportion(xp, entries, [lane.whole_max(s) for s in sizes], limit)
     power = 1
     while k > 1 and power < 4:  # the norm of a power nears the spectral radius, which is what grows
         entries = [xp.clip(p, -limit, limit) for p in blocks.matmul(entries, entries, k)]
         power *= 2
     # 1e-30 stands for zero: what is forgotten there does not hide growth that comes later
     growth = xp.log(xp.clip(_largest(xp, entries), 1e-30, None)) / power
-    level = xp.cumulative_sum(xp.where(nan, 0.0, growth), axis=1)
-    return level + kernels.running_max(xp.clip(-level, 0.0, None))
-
-
-def _mostly(xp: Any, flags: Any) -> Any:
-    """Return whether more than half of the flags (B, n, D) of a lane are set, as (B, 1, D)."""
-    count = xp.sum(xp.astype(flags, xp.int32), axis=1, keepdims=True, dtype=xp.int32)
-    return 2 * count > flags.shape[1]
+    level = lane.running_sum(xp.where(nan, 0.0, lane.kept([growth])[0]))
+    return level + lane.running_max(xp.clip(-level, 0.0, None))
 
 
 def _in_proportion(
     xp: Any, products: Sequence[Any], sizes: Sequence[Any], limit: float
 ) -> list[Any]:
-    """Return blocks (B, C - 1, D) for states each in units of its own size (B, 1, D).
+    """Return blocks (B, C - 1, D) for states each in units of its own size.
 
     One similarity for all chunks, so that growth is that of their product. A state that is 0 all
     along has no size; its gaps must be 0, so there is nothing to amplify.

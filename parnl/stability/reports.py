@@ -78,7 +78,7 @@ def _trajectory(
     shape, k = (math.prod(batch), cell.hidden_size), len(cell.states)
     x0 = [
         as_float64("initial_state", x).reshape(shape)
-        for x in initial_states(given, cell, initial_state, inputs, inputs.dtype)
+        for x in initial_states(given, cell, initial_state, inputs, inputs.dtype, inputs.shape[:-2])
     ]
     backend, epsilon = get_backend("numpy"), float(np.finfo(np.float64).eps)
     states, _ = backend.solve(cell.program, Plan.make(steps, 1, epsilon), operands, x0)

@@ -84,7 +84,7 @@ def shapes(
 class Problem(NamedTuple):
     """One solve to be checked; all arrays are NumPy's, in float64.
 
-    dt, lengths and initial_state may be None; weights are those of the loss whose gradients are
+    dt, lengths, resets and initial_state may be None; weights are those of the loss whose gradients are
     compared, one array for the outputs and one for each final state; cut is a number of steps, 0
     to T, for properties that take a sequence apart; seed is for what else they have to draw.
     """
@@ -102,6 +102,7 @@ class Problem(NamedTuple):
     weights: tuple[np.ndarray, ...]
     cut: int
     seed: int
+    resets: np.ndarray | None = None
 
     @property
     def steps(self) -> int:
@@ -129,6 +130,7 @@ class Problem(NamedTuple):
             lengths=None
             if self.lengths is None
             else np.clip(self.lengths - first, 0, last - first),
+            resets=None if self.resets is None else self.resets[..., first:last],
             weights=(outputs[..., first:last, :], *finals),
         )
 
@@ -141,6 +143,7 @@ class Problem(NamedTuple):
         return (
             f"{cell} on {self.backend} in {self.dtype}: inputs {self.inputs.shape}, "
             f"chunks={self.chunks}, reverse={self.reverse}, lengths={lengths}, "
+            f"resets={None if self.resets is None else np.argwhere(self.resets).tolist()}, "
             f"initial_state={self.initial_state is not None}, dt={self.dt is not None}, "
             f"cut={self.cut}, seed={self.seed}"
         )
@@ -160,6 +163,7 @@ def problems(
     max_steps: int = 24,
     batches: Sequence[tuple[int, ...]] = ((), (1,), (3,), (2, 2)),
     lengths: bool | None = None,
+    resets: bool | None = None,
 ) -> Problem:
     """Hypothesis strategy: random problems for `cell`.
 
@@ -170,6 +174,7 @@ def problems(
         max_steps: largest T.
         batches: shapes of the batch to draw from.
         lengths: whether the sequences have lengths; None: some problems do.
+        resets: whether they begin anew at some steps; None: likewise.
     """
     backend = draw(st.sampled_from(tuple(backends or installed())))
     sizes = draw(shapes(max_steps=max_steps, batches=batches, few=backend == "jax"))
@@ -186,6 +191,7 @@ def problems(
     given_state = draw(st.booleans())
     given_dt = cell.time_aware and draw(st.booleans())
     given_lengths = draw(st.booleans()) if lengths is None else lengths
+    given_resets = draw(st.booleans()) if resets is None else resets
     counts = st.sampled_from(sorted({1, min(3, steps)})) if few else st.integers(1, steps)
     return Problem(
         cell,
@@ -204,4 +210,5 @@ def problems(
         ),
         steps // 2 if few else draw(st.integers(0, steps)),
         seed,
+        rng.random((*batch, steps)) < rng.choice([0.05, 0.3, 0.9]) if given_resets else None,
     )

@@ -6,6 +6,7 @@ is taken from `loop` wherever there is one to be had.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -137,7 +138,7 @@ def diagonal_jacobian(problem: Problem) -> None:
 def streaming(problem: Problem) -> None:
     """Step by step equals the whole sequence."""
     cell, backend = problem.cell, get_backend(problem.backend)
-    problem = problem._replace(lengths=None, reverse=False)
+    problem = problem._replace(lengths=None, resets=None, reverse=False)
     p, u, start, dt, _ = arrays(problem, problem.dtype)
     outputs: list[Any] = []
     state: Any = start
@@ -150,7 +151,7 @@ def streaming(problem: Problem) -> None:
     agree(problem, found, looped(problem), _rounded(problem))
 
 
-@_property()
+@_property(resets=False)
 def splitting(problem: Problem) -> None:
     """Two parts of a sequence, the state carried from one to the other, equal the whole."""
     parts = [problem.between(0, problem.cut), problem.between(problem.cut, problem.steps)]
@@ -205,6 +206,7 @@ def batch_order(problem: Problem) -> None:
         initial_state=_each(problem.initial_state, lambda x: x[order]),
         dt=None if problem.dt is None else problem.dt[order],
         lengths=None if problem.lengths is None else problem.lengths[order],
+        resets=None if problem.resets is None else problem.resets[order],
     )
     expected, rounded = looped(problem), _rounded(problem)
     agree(problem, solved(turned), _mapped(expected, order), _mapped(rounded, order))
@@ -234,7 +236,7 @@ def channel_order(problem: Problem) -> None:
     agree(problem, solved(turned), expected, rounded)
 
 
-@_property(batches=SEQUENCES, lengths=True)
+@_property(batches=SEQUENCES, lengths=True, resets=False)
 def padding(problem: Problem) -> None:
     """What stands after the end of a sequence does nothing, be it NaN, inf or huge.
 
@@ -276,7 +278,45 @@ def padding(problem: Problem) -> None:
     assert not found["gradient of inputs"][past].any(), f"gradient of padding for {problem!r}"
 
 
-@_property()
+@_property(batches=((),), lengths=False, resets=False)
+def packing(problem: Problem) -> None:
+    """Sequences one after the other, told apart by `cu_seqlens`, are each as by itself.
+
+    One that is full of NaN leaves the others their bits.
+    """
+    rng, steps = np.random.default_rng(problem.seed), problem.steps
+    inner = np.sort(rng.integers(0, steps + 1, rng.integers(0, 5)))
+    offsets = np.concatenate([[0], inner, [steps]])
+    count = len(offsets) - 1
+    starts = tuple(rng.normal(size=(count, problem.cell.hidden_size)) for _ in problem.cell.states)
+    finals = [f"final state {n}" for n in problem.cell.states]
+    packed = problem._replace(initial_state=starts)
+
+    def alone(dtype: str) -> Results:
+        pieces = [
+            looped(packed.between(a, b)._replace(initial_state=tuple(x[i] for x in starts)), dtype)
+            for i, (a, b) in enumerate(itertools.pairwise(offsets))
+        ]
+        outputs = np.concatenate([piece["outputs"] for piece in pieces])
+        return {"outputs": outputs} | {n: np.stack([p[n] for p in pieces]) for n in finals}
+
+    rounded = alone("float32") if problem.dtype == "float32" else None
+    found = solved(packed, cu_seqlens=offsets)
+    agree(problem, found, alone("float64"), rounded)
+    odd = rng.integers(0, count)
+    inside = slice(*offsets[odd : odd + 2])
+    inputs = problem.inputs.copy()
+    inputs[inside] = np.nan
+    other = solved(packed._replace(inputs=inputs), cu_seqlens=offsets)
+    for name, f in other.items():
+        left = inside if name == "outputs" else odd
+        f[left] = found[name][left]
+        assert same_bits(f, found[name]), (
+            f"{name}: NaN in sequence {odd} of {offsets.tolist()} changes others, for {problem!r}"
+        )
+
+
+@_property(resets=False)
 def reversal(problem: Problem) -> None:
     """A reversed run is the run over the reversed sequence, reversed."""
     steps = np.arange(problem.steps)
@@ -384,7 +424,7 @@ def _others(problem: Problem, clean: Results, found: Results, row: tuple, kind: 
         )
 
 
-@_property(share=0.25, dtypes=EXACT, lengths=False)
+@_property(share=0.25, dtypes=EXACT, lengths=False, resets=False)
 def shrinking_gradients(problem: Problem) -> None:
     """Where `certify` proves rho < 1, gradients shrink by rho a step, and states stay in the box.
 

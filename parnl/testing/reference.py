@@ -26,6 +26,7 @@ def loop(
     *,
     dt: Any = None,
     lengths: Any = None,
+    resets: Any = None,
     reverse: bool = False,
 ) -> tuple[Any, tuple[Any, ...]]:
     """Return (outputs, final state) by a plain loop over `cell.step`, on arrays of any backend.
@@ -46,9 +47,16 @@ def loop(
     p = Values("parameter", params)
     named = dict(cell.features(p, inputs))
     features = Values("feature", named)
-    state: tuple[Any, ...] = tuple(initial_state)
+    first: tuple[Any, ...] = tuple(initial_state)
+    state = first
     history: list[Any] = [None] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
+        begins = t + 1 if reverse else t  # or what comes after it in time has begun there
+        if resets is not None and begins < steps:
+            anew = resets[..., begins, None]
+            if lengths is not None:
+                anew = anew & valid[..., begins, None]
+            state = tuple(xp.where(anew, i, x) for i, x in zip(first, state, strict=True))
         now = {n: a[..., t if a.shape[-2] > 1 else 0, :] for n, a in named.items()}
         time: dict[str, Any] = {}
         if cell.time_aware:
@@ -82,9 +90,9 @@ Results = dict[str, np.ndarray]
 
 def looped(problem: Problem, dtype: str = "float64") -> Results:
     """Return outputs and final state by `loop`, name -> array in float64."""
-    p, u, x, dt, n = arrays(problem, dtype)
+    p, u, x, dt, told = arrays(problem, dtype)
     with np.errstate(all="ignore"), no_gradient(problem):
-        out = loop(problem.cell, p, u, x, dt=dt, lengths=n, reverse=problem.reverse)
+        out = loop(problem.cell, p, u, x, dt=dt, reverse=problem.reverse, **told)
         return named(problem, *out)
 
 
@@ -95,12 +103,12 @@ def solved(problem: Problem, **how: Any) -> Results:
 
 def solution(problem: Problem, **how: Any) -> Any:
     """Return what `parnl.solve` returns."""
-    p, u, x, dt, n = arrays(problem, problem.dtype, plain=False)
-    how = {"chunks": problem.chunks, **how}
+    p, u, x, dt, told = arrays(problem, problem.dtype, plain=False)
+    how = {"chunks": problem.chunks, **told, **how}
     if how["chunks"] is not None:  # Newton is to do all of it, however many updates it takes
         how.setdefault("max_iterations", how["chunks"])
     with np.errstate(all="ignore"), no_gradient(problem):
-        return solve(problem.cell, p, u, x, dt=dt, lengths=n, reverse=problem.reverse, **how)
+        return solve(problem.cell, p, u, x, dt=dt, reverse=problem.reverse, **how)
 
 
 def looped_gradients(problem: Problem, dtype: str = "float64") -> Results:
@@ -139,8 +147,10 @@ def no_gradient(problem: Problem) -> Any:
 
 def arrays(
     problem: Problem, dtype: str, *, plain: bool = True
-) -> tuple[dict[str, Any], Any, list[Any], Any, Any]:
-    """Return the problem's parameters, inputs, initial state, dt and lengths on its backend.
+) -> tuple[dict[str, Any], Any, list[Any], Any, dict[str, Any]]:
+    """Return the problem's parameters, inputs, initial state, dt, and the others on its backend.
+
+    The others are lengths and resets, by these names, where there are any.
 
     Unless `plain`, what enters no matrix product is of unusual memory: a product may round
     differently, and some properties compare bits.
@@ -152,6 +162,7 @@ def arrays(
         array = backend.asarray(values, dtype)
         return array if plain or values.ndim == 0 else unusual(problem.backend, array, rng)
 
+    others = {"lengths": problem.lengths, "resets": problem.resets}
     with np.errstate(over="ignore"):
         return (
             {
@@ -161,7 +172,7 @@ def arrays(
             backend.asarray(problem.inputs, dtype),
             [made(x) for x in problem.start],
             None if problem.dt is None else made(problem.dt),
-            None if problem.lengths is None else backend.xp.asarray(problem.lengths),
+            {n: backend.xp.asarray(v) for n, v in others.items() if v is not None},
         )
 
 
@@ -182,23 +193,23 @@ def numbers(problem: Problem, array: Any) -> np.ndarray:
 Solver = Callable[..., tuple[Any, Sequence[Any]]]
 
 
-def _by_solve(problem: Problem, p: Any, u: Any, x: Any, dt: Any, n: Any) -> tuple:
+def _by_solve(problem: Problem, p: Any, u: Any, x: Any, dt: Any, told: dict) -> tuple:
     out = solve(
-        problem.cell, p, u, x, dt=dt, lengths=n, reverse=problem.reverse,
-        chunks=problem.chunks, max_iterations=problem.chunks,
+        problem.cell, p, u, x, dt=dt, reverse=problem.reverse,
+        chunks=problem.chunks, max_iterations=problem.chunks, **told,
     )  # fmt: skip
     return out.outputs, out.final_state
 
 
-def _by_loop(problem: Problem, p: Any, u: Any, x: Any, dt: Any, n: Any) -> tuple:
-    return loop(problem.cell, p, u, x, dt=dt, lengths=n, reverse=problem.reverse)
+def _by_loop(problem: Problem, p: Any, u: Any, x: Any, dt: Any, told: dict) -> tuple:
+    return loop(problem.cell, p, u, x, dt=dt, reverse=problem.reverse, **told)
 
 
 def _with_gradients(problem: Problem, dtype: str, solver: Solver, jit: bool) -> Results:
-    p, u, x, dt, lengths = arrays(problem, dtype, plain=solver is not _by_solve)
+    p, u, x, dt, told = arrays(problem, dtype, plain=solver is not _by_solve)
     if problem.backend == "torch":
-        return _evaluate_torch(problem, p, u, x, dt, lengths, solver)
-    return _evaluate_jax(problem, (p, u, x, dt), lengths, solver, jit)
+        return _evaluate_torch(problem, p, u, x, dt, told, solver)
+    return _evaluate_jax(problem, (p, u, x, dt), told, solver, jit)
 
 
 def _loss(problem: Problem, outputs: Any, final: Sequence[Any]) -> Any:
@@ -211,14 +222,14 @@ def _loss(problem: Problem, outputs: Any, final: Sequence[Any]) -> Any:
 
 
 def _evaluate_torch(
-    problem: Problem, p: Any, u: Any, x: Any, dt: Any, lengths: Any, solver: Solver
+    problem: Problem, p: Any, u: Any, x: Any, dt: Any, told: dict, solver: Solver
 ) -> Results:
     import torch
 
     leaves = _leaves(problem, p, u, x, dt)
     for leaf in leaves.values():
         leaf.requires_grad_()
-    outputs, final = solver(problem, p, u, x, dt, lengths)
+    outputs, final = solver(problem, p, u, x, dt, told)
     found = torch.autograd.grad(
         _loss(problem, outputs, final), list(leaves.values()), materialize_grads=True
     )
@@ -227,12 +238,12 @@ def _evaluate_torch(
 
 
 def _evaluate_jax(
-    problem: Problem, given: tuple, lengths: Any, solver: Solver, jit: bool
+    problem: Problem, given: tuple, told: dict, solver: Solver, jit: bool
 ) -> Results:
     import jax
 
     def loss(given: tuple) -> Any:
-        outputs, final = solver(problem, *given, lengths)
+        outputs, final = solver(problem, *given, told)
         return _loss(problem, outputs, final), (outputs, final)
 
     # The loop runs operation by operation: unrolled, XLA would take seconds to compile it.

@@ -58,6 +58,7 @@ def gradients(
     FIXED: tl.constexpr,
     WIDE: tl.constexpr,
     AHEAD: tl.constexpr,
+    RESET: tl.constexpr,
     CHUNKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -98,13 +99,13 @@ def gradients(
     )
     if ADVANCE is None:  # one chunk is the plain loop
         begin = each_broadcast(first, (CHUNKS, BLOCK))
-        ends, _ = backward(begin, given, steps, due, L, TRAJECTORY, False, True, FORM, AHEAD)
+        ends, _ = backward(begin, given, steps, due, L, TRAJECTORY, False, True, FORM, AHEAD, RESET)
         final = C - 1
     else:
         ends, _, _, residual, _, _, front, undone = newton(
             first, given, (c, channel, steps, due), (T, L, C),
             (tolerance, max_iterations, gives_up),
-            backward, ADVANCE, TRAJECTORY, AFFINE_SCAN, FORM, LINEAR, AHEAD, CHUNKS, BLOCK,
+            backward, ADVANCE, TRAJECTORY, AFFINE_SCAN, FORM, LINEAR, AHEAD, RESET, CHUNKS, BLOCK,
         )  # fmt: skip
         # lanes that went on by themselves have summed what is behind there
         final = tl.where(undone, front, C - 1)
@@ -128,6 +129,7 @@ def backward(
     WRITES: tl.constexpr,
     FORM: tl.constexpr,  # of J transposed
     AHEAD: tl.constexpr,
+    RESET: tl.constexpr,
 ):
     """Run all chunks of the adjoint, as `solve.forward` runs those of the step."""
     _, w, _, _, _, _, results, totals, lane, row = given
@@ -166,6 +168,8 @@ def backward(
             else:
                 jacobian = transposed(STEP(each_cast(states, real), y, operands, w), k)
                 after = matmul(jacobian, y, FORM, 1)
+                if RESET is not None:  # 0 times NaN would be NaN
+                    after = each_where(operands[RESET] != 0, each(zeros_like, after), after)
                 products = each_where(alive, matmul(jacobian, products, FORM, k), products)
                 x = each_where(alive, after, x)
         if WRITES:  # thousands of steps in one float32 sum would round

@@ -19,6 +19,7 @@ import math
 import triton
 import triton.language as tl
 
+from .lanes import loaded
 from .tiles import (
     added,
     all_so_far,
@@ -31,14 +32,17 @@ from .tiles import (
     each_where,
     finite,
     gap,
+    kept,
     larger,
     largest,
     limited,
     matmul,
     product,
     running_max,
+    running_sum,
     some,
     square,
+    whole_max,
     zeros_like,
 )
 
@@ -59,6 +63,7 @@ def newton(
     FORM: tl.constexpr,
     LINEAR: tl.constexpr,
     AHEAD: tl.constexpr,
+    RESET: tl.constexpr,  # which operand with an axis of time says where sequences begin, or None
     CHUNKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -74,54 +79,93 @@ def newton(
     iteration = tl.full([], 0, tl.int32)
     update = zeros_like(starts[0])
     residual = update
-    ends, raw = RUN(starts, given, steps, due, L, ADVANCE, True, False, FORM, AHEAD)
+    cut = None
+    if RESET is not None:
+        cut = beginnings(given[0][RESET], due, L)
+    ends, raw = RUN(starts, given, steps, due, L, ADVANCE, True, False, FORM, AHEAD, RESET)
     unfinished = max_iterations > 0
     while unfinished:
+        raw = kept(raw, cut)
         products = each(product, raw)
         gaps = each_where(settled, each(zeros_like, ends), each_pair(gap, ends, before))
-        change = AFFINE_SCAN(products, gaps)
-        change = each_earlier(change, each(zeros_like, first), c)
+        change = changes(products, gaps, cut, AFFINE_SCAN)
+        change = kept(each_earlier(change, each(zeros_like, first), c), cut)
         moved = each_pair(added, ends, matmul(products, change, None, 1))
         after = each_where(settled, before, moved)
         starts = each_earlier(after, first, c)
 
-        size = each(running_max, each(finite, after))
-        size = each_pair(larger, size, each(finite, first))
-        grown = growth(raw, size, LINEAR)
+        size = sizes_so_far(after, first, inner, cut)
+        grown = growth(raw, size, cut, LINEAR)
         tame = ~inner | (grown < _GROWTH)
         steepest = largest(raw)
         if LINEAR:
-            ends, _ = RUN(starts, given, steps, due, L, TRAJECTORY, False, True, FORM, AHEAD)
+            ends, _ = RUN(starts, given, steps, due, L, TRAJECTORY, False, True, FORM, AHEAD, RESET)
             gaps = each_pair(distance, ends, after)
             residual = largest(gaps)
-            enough = all_so_far(~inner | (tame & limited(steepest)))  # False where NaN
+            enough = all_so_far(~inner | (tame & limited(steepest)), cut)  # False where NaN
         else:
-            lane_tame = (tl.reduce((~tame).to(tl.int32), 0, larger) == 0)[None, :]
-            ends, raw = RUN(starts, given, steps, due, L, TRAJECTORY, True, True, FORM, AHEAD)
+            all_tame = whole_max((~tame).to(tl.int32), cut) == 0
+            ends, raw = RUN(starts, given, steps, due, L, TRAJECTORY, True, True, FORM, AHEAD, RESET)
             gaps = each_pair(distance, ends, after)
             residual = largest(gaps)
-            enough = lane_tame
+            enough = all_tame
             for i in tl.static_range(k):
                 enough = enough & (gaps[i] <= tolerance * size[i])
-        settled = ~inner | all_so_far(settled | enough | (residual == 0.0))
+        settled = ~inner | all_so_far(settled | enough | (residual == 0.0), cut)
         update = largest(each_pair(gap, after, before))
         before = after
         iteration += 1
         unfinished = (iteration < max_iterations) & some(~settled)
 
     # give up: lanes that are not settled go on by themselves from their last settled chunk start
-    front = tl.reduce((settled & inner).to(tl.int32), 0, added)[None, :]
+    exact = settled if RESET is None else all_so_far(settled, None)
+    front = tl.reduce((exact & inner).to(tl.int32), 0, added)[None, :]
     undone = (front < (C - 1) * gives_up) & channel
     if some(undone):
         left = tl.where(undone & (c == front), T - c * L, 0)
         tl.debug_barrier()
-        rest, _ = RUN(starts, given, left, left, T, TRAJECTORY, False, True, FORM, AHEAD)
+        rest, _ = RUN(starts, given, left, left, T, TRAJECTORY, False, True, FORM, AHEAD, RESET)
         ends = each_where(left > 0, rest, ends)
     return ends, iteration, update, residual, settled, inner, front, undone
 
 
 @triton.jit
-def growth(products, sizes, LINEAR: tl.constexpr):
+def beginnings(place, due, length):
+    """Return in which chunks (CHUNKS, 1) a sequence begins."""
+    found = tl.full(due.shape, 0, tl.int32)
+    for at in range(0, length):
+        found = found | (loaded((place,), at, due, due)[0] != 0).to(tl.int32)
+    return found > 0
+
+
+@triton.jit
+def changes(products, gaps, cut, AFFINE_SCAN: tl.constexpr):
+    """`newton._Lane.changes`, or where there is a `cut` that of `_Beginnings`."""
+    if cut is None:
+        return AFFINE_SCAN(products, gaps)
+    else:
+        zeros = each(zeros_like, gaps)
+        wild = ~(largest(gaps) < float("inf"))
+        found = AFFINE_SCAN(products, each_where(wild, zeros, gaps))
+        nan = each_broadcast((zeros[0] + float("nan"),) * len(gaps), zeros[0].shape)
+        return each_where(~all_so_far(~wild, cut), nan, found)
+
+
+@triton.jit
+def sizes_so_far(after, first, inner, cut):
+    """`newton._Lane.sizes`, or where there is a `cut` that of `_Beginnings`."""
+    found = ()
+    for i in tl.static_range(len(after)):
+        size = running_max(tl.where(inner, finite(after[i]), 0.0), cut)
+        begun = finite(first[i])
+        if cut is not None:
+            begun = tl.where(running_max(cut.to(tl.int32), None) > 0, 0.0, begun)
+        found = found + (larger(size, begun),)
+    return found
+
+
+@triton.jit
+def growth(products, sizes, cut, LINEAR: tl.constexpr):
     """`newton._growth`."""
     k: tl.constexpr = len(sizes)
     steepest = largest(products)
@@ -129,25 +173,26 @@ def growth(products, sizes, LINEAR: tl.constexpr):
     entries = each(product, each_where(nan, each(zeros_like, products), products))
     if k > 1:
         if not LINEAR:
-            entries = in_proportion(entries, sizes)
+            entries = in_proportion(entries, sizes, cut)
         entries = square(square(entries, k), k)
     grown = largest(entries)
     growth = tl.log(tl.where(grown < 1e-30, 1e-30, grown))
     if k > 1:
         growth = growth * 0.25
-    level = tl.associative_scan(tl.where(nan, 0.0, growth), 0, added)
-    return level + running_max(tl.where(level < 0.0, -level, 0.0))
+    (growth,) = kept((tl.where(nan, 0.0, growth),), cut)
+    level = running_sum(growth, cut)
+    return level + running_max(tl.where(level < 0.0, -level, 0.0), cut)
 
 
 @triton.jit
-def in_proportion(products, sizes):
+def in_proportion(products, sizes, cut):
     """`newton._in_proportion`."""
     k: tl.constexpr = len(sizes)
     scaled = ()
     for i in tl.static_range(k):
         for j in tl.static_range(k):
-            unit = tl.reduce(sizes[i], 0, larger)[None, :]
-            other = tl.reduce(sizes[j], 0, larger)[None, :]
+            unit = whole_max(sizes[i], cut)
+            other = whole_max(sizes[j], cut)
             ratio = clamped(tl.where(unit > 0.0, other / unit, 0.0))
             scaled = scaled + (clamped(products[i * k + j] * ratio),)
     return scaled

@@ -37,6 +37,7 @@ def solve(
     FIXED: tl.constexpr,
     WIDE: tl.constexpr,
     AHEAD: tl.constexpr,
+    RESET: tl.constexpr,
     CHUNKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -55,7 +56,7 @@ def solve(
     )
     if ADVANCE is None:  # one chunk is the plain loop
         begin = each_broadcast(first, (CHUNKS, BLOCK))
-        forward(begin, given, steps, due, L, TRAJECTORY, False, True, FORM, AHEAD)
+        forward(begin, given, steps, due, L, TRAJECTORY, False, True, FORM, AHEAD, RESET)
         if tl.program_id(0) == 0:
             tl.store(stats[0], 0)
             tl.store(stats[1], 0.0)
@@ -66,7 +67,7 @@ def solve(
         _, iteration, update, residual, settled, inner, _, undone = newton(
             first, given, (c, channel, steps, due), (T, L, C),
             (tolerance, max_iterations, gives_up),
-            forward, ADVANCE, TRAJECTORY, AFFINE_SCAN, FORM, LINEAR, AHEAD, CHUNKS, BLOCK,
+            forward, ADVANCE, TRAJECTORY, AFFINE_SCAN, FORM, LINEAR, AHEAD, RESET, CHUNKS, BLOCK,
         )  # fmt: skip
         statistics(iteration, update, residual, settled, inner, undone, stats, shared)
 
@@ -83,6 +84,7 @@ def forward(
     WRITES: tl.constexpr,
     FORM: tl.constexpr,
     AHEAD: tl.constexpr,
+    RESET: tl.constexpr,  # the step knows it
 ):
     """Run all chunks: return the states they end in, and the products of Jacobians on the way.
 

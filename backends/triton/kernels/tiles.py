@@ -83,14 +83,58 @@ def some(x):
     return tl.reduce(tl.reduce(x.to(tl.int32), 1, larger), 0, larger) > 0
 
 
-@triton.jit
-def running_max(x):
-    return tl.associative_scan(x, 0, larger)
+# What runs over the chunks of a lane begins anew in the rows of `cut`, (CHUNKS, 1), if there is one.
 
 
 @triton.jit
-def all_so_far(ok):
-    return running_max((~ok).to(tl.int32)) == 0
+def running_max(x, cut):
+    """Return the largest so far; x >= 0."""
+    if cut is None:
+        return tl.associative_scan(x, 0, larger)
+    else:
+        return tl.associative_scan((through(cut, x), x), 0, larger_through)[1]
+
+
+@triton.jit
+def running_sum(x, cut):
+    if cut is None:
+        return tl.associative_scan(x, 0, added)
+    else:
+        return tl.associative_scan((through(cut, x), x), 0, added_through)[1]
+
+
+@triton.jit
+def whole_max(x, cut):
+    """Return the largest of all rows from one cut to the next; x >= 0."""
+    if cut is None:
+        return tl.reduce(x, 0, larger)[None, :]
+    else:
+        last = cut.shape[0] - 1
+        row = tl.arange(0, cut.shape[0])[:, None]
+        next = tl.gather(cut.to(tl.int32), tl.where(row < last, row + 1, last), 0) != 0
+        given = (through(next | (row == last), x), running_max(x, cut))
+        return tl.associative_scan(given, 0, larger_through, reverse=True)[1]
+
+
+@triton.jit
+def all_so_far(ok, cut):
+    return running_max((~ok).to(tl.int32), cut) == 0
+
+
+@triton.jit
+def through(cut, x):
+    """Return whether a row goes on from the one before, an integer for each number of x."""
+    return tl.broadcast_to(~cut, x.shape).to(tl.int32)
+
+
+@triton.jit
+def larger_through(goes, a, GOES, A):
+    return goes & GOES, larger(A, a * GOES.to(a.dtype))
+
+
+@triton.jit
+def added_through(goes, a, GOES, A):
+    return goes & GOES, A + a * GOES.to(a.dtype)
 
 
 @triton.jit
@@ -143,6 +187,15 @@ def each_where(condition, x, y):
     for i in tl.static_range(len(x)):
         found = found + (tl.where(condition, x[i], y[i]),)
     return found
+
+
+@triton.jit
+def kept(x, cut):
+    """Return x, 0 in chunks of the `cut`, if there is one."""
+    if cut is None:
+        return x
+    else:
+        return each_where(cut, each(zeros_like, x), x)
 
 
 @triton.jit

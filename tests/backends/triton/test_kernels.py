@@ -379,15 +379,24 @@ def cubins():
         variants, ("solve", "gradients"), (1, 16, 64, 256) if EVERY else (1, 16)
     ):
         for capability in (80, 90) if EVERY else (90 if chunks == 1 else 80,):
-            yield name, kind, chunks, capability
+            yield name, kind, chunks, capability, False
+    if not EVERY:
+        yield "gru", "solve", 16, 80, True
+        yield "lstm", "gradients", 16, 90, True
+        return
+    for name, kind, chunks, capability in itertools.product(
+        ("gru", "lstm", "lrc", "lru"), ("solve", "gradients"), (1, 16, 64, 256), (80, 90)
+    ):
+        yield name, kind, chunks, capability, True
 
 
-@pytest.mark.parametrize(("name", "kind", "chunks", "capability"), list(cubins()))
-def test_kernels_compile_without_spills(monkeypatch, name, kind, chunks, capability):
+@pytest.mark.parametrize(("name", "kind", "chunks", "capability", "restarting"), list(cubins()))
+def test_kernels_compile_without_spills(monkeypatch, name, kind, chunks, capability, restarting):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     cell_name, options = VARIANTS[name]
     program = parnl.get_cell(cell_name, 3, 64, **options).program
-    letters = {"parameter": "c", "feature": "f", "dt": "s"}
+    program = program.restarting if restarting else program
+    letters = {"parameter": "c", "feature": "f", "dt": "s", "reset": "t", "initial": "f"}
     layouts = "".join(letters[operand] for operand, _ in program.operands)
     wanted = tuple(range(len(layouts))) if kind == "gradients" else ()
     kernel = Kernel(program, kind, "float32", layouts, chunks > 1, False, wanted)
