@@ -89,7 +89,6 @@ def _told(backend: Any, name: str, given: Any, kind: str, inputs: Any) -> Any:
 
 def mask_of(backend: Any, lengths: Any, inputs: Any) -> Any:
     """Return the mask (..., T) of valid steps."""
-    xp = backend.xp
     *batch, steps, _ = inputs.shape
     lengths = _told(backend, "lengths", lengths, "integral", inputs)
     if tuple(lengths.shape) != tuple(batch):

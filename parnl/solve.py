@@ -239,9 +239,9 @@ def step(
 
     input_t: (..., input); state: as `initial_state` of `solve`, and as this function returned it;
     dt: a number or (...); reset: booleans that broadcast to (...), where the state before this step
-    is zeros in place of `state`. Returns (output (..., hidden), state), one array (..., hidden) for each
-    state of the cell: in float32 if the output is of half precision, see `solve`, so that what a
-    state gathers over many steps is not lost to rounding. Differentiable by the framework's own
+    is zeros in place of `state`. Returns (output (..., hidden), state), one array (..., hidden) for
+    each state of the cell: in float32 if the output is of half precision, see `solve`, so that what
+    a state gathers over many steps is not lost to rounding. Differentiable by the framework's own
     autodiff.
     """
     backend, params, input_t = check_params(cell, params, input_t, time_axis=False)
@@ -280,12 +280,11 @@ def _beginnings(
     """Return at which steps the run begins anew, the operand `reset` (B, T, 1)."""
     xp = backend.xp
     *batch, steps, _ = inputs.shape
-    if resets is None:
-        begins = pack.begins
-    else:
-        begins = resets_of(backend, "resets", resets, inputs, (*batch, steps))
-        begins = xp.broadcast_to(begins, (*begins.shape[:-1], steps))
-        begins = begins if pack is None else begins | pack.begins
+    begins: Any = None if pack is None else pack.begins
+    if resets is not None:
+        told = resets_of(backend, "resets", resets, inputs, (*batch, steps))
+        told = xp.broadcast_to(told, (*told.shape[:-1], steps))
+        begins = told if begins is None else told | begins
     if reverse:  # what begins in time at a step ends the run before it, and the run begins itself
         begins = xp.concat([begins[..., 1:], xp.ones_like(begins[..., :1])], axis=-1)
     if mask is not None:  # nothing happens in the padding

@@ -106,9 +106,7 @@ class RNN(nn.Module):
         as_it_came = torch.empty_like(output).index_copy(0, rows, output)
         return PackedSequence(as_it_came, sizes, order, back), h_n
 
-    def _layers(
-        self, x: Tensor, h_0: Any, batch: Sequence[int], **told: Any
-    ) -> tuple[Tensor, Any]:
+    def _layers(self, x: Tensor, h_0: Any, batch: Sequence[int], **told: Any) -> tuple[Tensor, Any]:
         starts = self._starts(h_0, batch)
         ends = []
         for layer, cell in enumerate(self.cells):

@@ -145,6 +145,18 @@ FAULTS = [
         "return (xp.float32 if is_half(result) else result), result",
         "return result, result",
     ),
+    Fault(
+        "what begins in the padding changes the final state",
+        "parnl/solve.py",
+        "begins = begins & mask",
+        "begins = begins | ~mask",
+    ),
+    Fault(
+        "reversed runs begin anew one step too late",
+        "parnl/solve.py",
+        "begins = xp.concat([begins[..., 1:], xp.ones_like(begins[..., :1])], axis=-1)",
+        "begins = begins | False",
+    ),
 ]
 
 

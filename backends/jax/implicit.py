@@ -155,9 +155,7 @@ def _previous(states: Any, first: Any, reverse: bool) -> Any:
     return jnp.concatenate([first[:, None], states[:, :-1]], axis=1)
 
 
-def _solve_bidiagonal(
-    backend: Any, plan: Plan, jacobian: list, forcing: list, resets: Any
-) -> list:
+def _solve_bidiagonal(backend: Any, plan: Plan, jacobian: list, forcing: list, resets: Any) -> list:
     """Return x with x_t - J_t x_{t-1} = forcing_t, transposable and differentiable again.
 
     resets: (B, T, 1), where sequences begin anew, or None; J_t is 0 there.

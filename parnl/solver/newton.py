@@ -39,7 +39,7 @@ last bit, it is the plain loop's own answer and there is nothing left to update 
 A linear program needs one update, and its gaps are not looked at, unless it amplifies rounding.
 
 Where sequences begin anew within a lane, what is said here of a lane holds for each of them: none
-touches another, by its size, its growth or a NaN (see `_Beginnings`).
+touches another, by its size, its growth or a NaN (see `lanes.Beginnings`).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from typing import Any, NamedTuple, Protocol
 from parnl.graph.program import Functions, Program
 from parnl.solver import blocks
 from parnl.solver.cost import GUESSED_FROM, Device, guesses, updates_worth
-from parnl.solver.scan import affine_scan
+from parnl.solver.lanes import Beginnings, Lane, by_chunks, largest
 
 # A lane whose products of Jacobians grow by more than this over some stretch amplifies what is
 # left at a chunk start: there, only exact chunk starts count as settled.
@@ -192,7 +192,7 @@ def newton(
         most = updates_worth(program, device, batch * channels, plan.steps, chunks)
     gives_up = plan.max_iterations is None and most < chunks
     guessed = guesses(program, plan.length)
-    lane = _Lane(kernels) if resets is None else _Beginnings(kernels, plan, resets, x0[0].dtype)
+    lane = Lane(kernels) if resets is None else Beginnings(kernels, plan, resets, x0[0].dtype)
 
     def body(carry: tuple) -> tuple:
         iteration, starts, _, ends, settled, lost, *_ = carry
@@ -217,15 +217,15 @@ def newton(
         all_tame = lane.all(tame)
         states, ends = kernels.trajectory(program, plan, operands, starts)
         gaps = [xp.abs(_gap(xp, e, a)) for e, a in zip(ends, after, strict=True)]
-        gap = _largest(xp, gaps)
+        gap = largest(xp, gaps)
         if program.linear:
-            enough = lane.all_so_far(tame & (_largest(xp, raw) < limit))  # False where NaN
+            enough = lane.all_so_far(tame & (largest(xp, raw) < limit))  # False where NaN
         else:
             enough = all_tame
             for g, s in zip(gaps, sizes, strict=True):
                 enough = enough & (g <= plan.allowed * s)
         settled = lane.all_so_far(settled | enough | (gap == 0))
-        update = _largest(xp, [_gap(xp, a, s) for a, s in zip(after, before, strict=True)])
+        update = largest(xp, [_gap(xp, a, s) for a, s in zip(after, before, strict=True)])
         stats = (_largest_of_all(xp, update), gap)
         if gives_up and guessed:
             chaotic = lane.mostly(grown > -math.log(plan.epsilon))
@@ -249,7 +249,7 @@ def newton(
     def verify() -> tuple:
         states, ends = run()
         gaps = [_gap(xp, e, s[:, 1:]) for e, s in zip(ends, starts, strict=True)]
-        met = forgotten & (_largest(xp, gaps) == 0)
+        met = forgotten & (largest(xp, gaps) == 0)
         return states, lane.all_so_far(met)
 
     if guessed:
@@ -308,7 +308,7 @@ def _guess(
                 return operand
         else:
             last = slice(GUESSED_FROM) if plan.reverse else slice(-GUESSED_FROM, None)
-            chunked = _chunked(xp, plan, operand)[:, :, last]
+            chunked = by_chunks(xp, plan, operand)[:, :, last]
         wide = xp.broadcast_to(chunked[None], (*several, *chunked.shape[2:]))
         return xp.reshape(wide, (2 * batch * count, *chunked.shape[2:]))
 
@@ -318,123 +318,10 @@ def _guess(
     short = plan._replace(steps=GUESSED_FROM, chunks=1)
     states, _ = kernels.trajectory(program, short, [last_steps(a) for a in operands], begin)
     ends = [xp.reshape(x[:, 0 if plan.reverse else -1], (*several, channels)) for x in states]
-    forgotten = _largest(xp, [_gap(xp, e[0], e[1]) for e in ends]) == 0
+    forgotten = largest(xp, [_gap(xp, e[0], e[1]) for e in ends]) == 0
     guesses = [xp.where(xp.isfinite(e[0]), e[0], x[:, None]) for e, x in zip(ends, x0, strict=True)]
     starts = [xp.concat([x[:, None], g], axis=1) for x, g in zip(x0, guesses, strict=True)]
     return starts, forgotten
-
-
-def _chunked(xp: Any, plan: Plan, operand: Any) -> Any:
-    """Return the steps of the first C - 1 chunks of (B, T, D), in the order of time, by chunks.
-
-    (B, C - 1, L, D), chunks in the order they are run.
-    """
-    rows, _, width = operand.shape
-    count = plan.chunks - 1
-    due = count * plan.length
-    due = operand[:, plan.steps - due :] if plan.reverse else operand[:, :due]
-    chunked = xp.reshape(due, (rows, count, plan.length, width))
-    return xp.flip(chunked, axis=1) if plan.reverse else chunked
-
-
-class _Lane:
-    """What is asked of the chunk starts of a lane but the first, arrays (B, C - 1, D).
-
-    One sequence fills the lane.
-    """
-
-    def __init__(self, kernels: Kernels) -> None:
-        self.kernels, self.xp = kernels, kernels.xp
-
-    def kept(self, parts: Sequence[Any]) -> Sequence[Any]:
-        """Return what the chunks before these starts hand on, 0 where it is nothing."""
-        return parts
-
-    def changes(self, products: Sequence[Any], gaps: Sequence[Any], limit: float) -> Sequence[Any]:
-        """Return the changes of the starts that follow from the gaps: see `affine_scan`."""
-        return affine_scan(self.xp, products, gaps, limit)
-
-    def running_max(self, x: Any) -> Any:
-        """Return the largest x >= 0 of the sequence so far."""
-        return self.kernels.running_max(x)
-
-    def running_sum(self, x: Any) -> Any:
-        """Return the sum over the sequence so far."""
-        return self.xp.cumulative_sum(x, axis=1)
-
-    def whole_max(self, x: Any) -> Any:
-        """Return the largest x >= 0 of the whole sequence, for each of its starts or once."""
-        return self.xp.max(x, axis=1, keepdims=True)
-
-    def sizes(self, starts: Any) -> Any:
-        """Return the largest of all starts (B, C, D), >= 0, of the sequence so far."""
-        return self.running_max(starts)[:, 1:]
-
-    def all_so_far(self, ok: Any) -> Any:
-        """Return where `ok` holds at this and every earlier start of the sequence."""
-        return self.running_max(self.xp.astype(~ok, self.xp.float32)) == 0
-
-    def all(self, ok: Any) -> Any:
-        """Return where `ok` holds at all starts of the sequence."""
-        return self.whole_max(self.xp.astype(~ok, self.xp.float32)) == 0
-
-    def mostly(self, flags: Any) -> Any:
-        """Return where more than half of the flags of the sequence are set."""
-        xp = self.xp
-        counts = [self.running_sum(xp.astype(f, xp.float32)) for f in (flags, flags == flags)]
-        return 2 * self.whole_max(counts[0]) > self.whole_max(counts[1])
-
-
-class _Beginnings(_Lane):
-    """The same where sequences begin within a lane: at the steps of `resets` (B, T, 1).
-
-    A chunk start belongs to the sequence of the last step before it. Where one began in the chunk
-    before, nothing is handed on, neither by a product, which is 0, nor here: 0 * NaN is NaN.
-    """
-
-    def __init__(self, kernels: Kernels, plan: Plan, resets: Any, dtype: Any) -> None:
-        super().__init__(kernels)
-        xp = self.xp
-        self.new = xp.any(_chunked(xp, plan, xp.astype(resets, xp.bool)), axis=2)
-        self.old = xp.astype(~self.new, dtype)
-
-    def kept(self, parts: Sequence[Any]) -> Sequence[Any]:
-        return [self.xp.where(self.new, 0.0, part) for part in parts]
-
-    def changes(self, products: Sequence[Any], gaps: Sequence[Any], limit: float) -> Sequence[Any]:
-        xp = self.xp
-        wild = ~xp.isfinite(_largest(xp, gaps))
-        found = affine_scan(xp, products, [xp.where(wild, 0.0, g) for g in gaps], limit)
-        reached = self.running_sum(xp.astype(wild, self.old.dtype)) > 0
-        return [xp.where(reached, math.nan, d) for d in found]
-
-    def running_sum(self, x: Any) -> Any:
-        return affine_scan(self.xp, [self.old], [self.xp.astype(x, self.old.dtype)], math.inf)[0]
-
-    def running_max(self, x: Any) -> Any:
-        return self._running_max(x, self.old > 0)
-
-    def whole_max(self, x: Any) -> Any:
-        xp = self.xp
-        following = xp.concat([self.old[:, 1:], xp.zeros_like(self.old[:, :1])], axis=1) > 0
-        back = [xp.flip(a, axis=1) for a in (self.running_max(x), following)]
-        return xp.flip(self._running_max(*back), axis=1)
-
-    def sizes(self, starts: Any) -> Any:
-        xp = self.xp
-        first = xp.where(self.running_sum(self.new) > 0, 0.0, starts[:, :1])
-        return xp.maximum(self.running_max(starts[:, 1:]), first)
-
-    def _running_max(self, x: Any, goes_on: Any) -> Any:
-        """Return the running maximum that begins anew where `goes_on` is false."""
-        xp, reach = self.xp, 1
-        while reach < x.shape[1]:
-            nothing = xp.zeros_like(x[:, :reach])
-            before = xp.concat([nothing, x[:, :-reach]], axis=1)
-            x = xp.where(goes_on, xp.maximum(x, before), x)
-            further = xp.concat([goes_on[:, :reach] & False, goes_on[:, :-reach]], axis=1)
-            goes_on, reach = goes_on & further, 2 * reach
-        return x
 
 
 def _spliced(
@@ -466,21 +353,11 @@ def _gap(xp: Any, a: Any, b: Any) -> Any:
     return xp.where(same, 0.0, a - b)
 
 
-def _largest(xp: Any, parts: Sequence[Any]) -> Any:
-    """Return the largest magnitude over the k states of a lane."""
-    total = xp.abs(parts[0])
-    for part in parts[1:]:
-        total = xp.maximum(total, xp.abs(part))
-    return total
-
-
 def _largest_of_all(xp: Any, x: Any) -> Any:
     return xp.max(xp.where(xp.isnan(x), math.inf, x))
 
 
-def _growth(
-    lane: _Lane, products: Sequence[Any], sizes: Sequence[Any] | None, limit: float
-) -> Any:
+def _growth(lane: Lane, products: Sequence[Any], sizes: Sequence[Any] | None, limit: float) -> Any:
     """Return by how much what was left at a chunk start has grown up to this one, at most: a log.
 
     Below `GROWTH` the lane is tame so far. Nonlinear: small gaps settle a chunk start, if the lane
@@ -490,7 +367,7 @@ def _growth(
     units that states come in.
     """
     xp, k = lane.xp, math.isqrt(len(products))
-    nan = xp.isnan(_largest(xp, products))
+    nan = xp.isnan(largest(xp, products))
     entries = [xp.clip(xp.where(nan, 0.0, p), -limit, limit) for p in products]
     if k > 1 and sizes is not None:
         entries = _in_proportion(xp, entries, [lane.whole_max(s) for s in sizes], limit)
@@ -499,7 +376,7 @@ def _growth(
         entries = [xp.clip(p, -limit, limit) for p in blocks.matmul(entries, entries, k)]
         power *= 2
     # 1e-30 stands for zero: what is forgotten there does not hide growth that comes later
-    growth = xp.log(xp.clip(_largest(xp, entries), 1e-30, None)) / power
+    growth = xp.log(xp.clip(largest(xp, entries), 1e-30, None)) / power
     level = lane.running_sum(xp.where(nan, 0.0, lane.kept([growth])[0]))
     return level + lane.running_max(xp.clip(-level, 0.0, None))
 

@@ -84,9 +84,9 @@ def shapes(
 class Problem(NamedTuple):
     """One solve to be checked; all arrays are NumPy's, in float64.
 
-    dt, lengths, resets and initial_state may be None; weights are those of the loss whose gradients are
-    compared, one array for the outputs and one for each final state; cut is a number of steps, 0
-    to T, for properties that take a sequence apart; seed is for what else they have to draw.
+    dt, lengths, resets and initial_state may be None; weights are those of the loss whose gradients
+    are compared, one array for the outputs and one for each final state; cut is a number of steps,
+    0 to T, for properties that take a sequence apart; seed is for what else they have to draw.
     """
 
     cell: Cell

@@ -33,9 +33,10 @@ def loop(
 
     Arguments and results as those of `parnl.solve`; it shares none of its code: no trace, no
     chunks, no derivative rules. Half precision is computed with in float32: only the outputs are
-    rounded.
+    rounded, and products of matrices where the backend takes them in it.
     """
-    xp = backend_of([("inputs", inputs)]).xp
+    backend = backend_of([("inputs", inputs)])
+    xp = backend.xp
     steps = inputs.shape[-2]
     if lengths is not None:
         valid = xp.arange(steps) < lengths[..., None]
@@ -45,7 +46,8 @@ def loop(
         inputs, params = xp.astype(inputs, xp.float32), _single(xp, params)
         initial_state, dt = _single(xp, initial_state), None if dt is None else _single(xp, [dt])[0]
     p = Values("parameter", params)
-    named = dict(cell.features(p, inputs))
+    with backend.products(dtype, inputs):
+        named = dict(cell.features(p, inputs))
     features = Values("feature", named)
     first: tuple[Any, ...] = tuple(initial_state)
     state = first
@@ -237,9 +239,7 @@ def _evaluate_torch(
     return named(problem, outputs, final) | grads
 
 
-def _evaluate_jax(
-    problem: Problem, given: tuple, told: dict, solver: Solver, jit: bool
-) -> Results:
+def _evaluate_jax(problem: Problem, given: tuple, told: dict, solver: Solver, jit: bool) -> Results:
     import jax
 
     def loss(given: tuple) -> Any:

@@ -90,9 +90,7 @@ def test_resets_equal_a_run_for_each_piece(choose, backend, kernels, name, reset
 @pytest.mark.parametrize("where", PACKED)
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize(("backend", "kernels"), WAYS)
-def test_packed_equal_a_run_for_each(
-    choose, backend, kernels, name, where, reverse, start, chunks
-):
+def test_packed_equal_a_run_for_each(choose, backend, kernels, name, where, reverse, start, chunks):
     choose(backend, kernels)
     offsets = PACKED[where]
     how = {"batch": (), "cu_seqlens": offsets, "reverse": reverse, "start": start}
@@ -182,9 +180,7 @@ def test_no_steps(backend, reverse):
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e25])
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize(("backend", "kernels"), WAYS)
-def test_what_is_odd_stays_in_its_segment(
-    choose, backend, kernels, name, value, reverse, chunks
-):
+def test_what_is_odd_stays_in_its_segment(choose, backend, kernels, name, value, reverse, chunks):
     """The bits of the others stay, where a framework's rounding does not depend on shapes.
 
     PyTorch's and XLA's own operations may differ in the last bit, by how many are done at once.
@@ -271,7 +267,8 @@ def test_second_derivatives_in_jax(chunks):
     params, start = (oracles._arguments(task, leaves)[n] for n in ("params", "initial_state"))
     weights = to("jax", task.weights[0])
     expected, found = (
-        jax.hessian(lambda u, f=f: (f(u) * weights).sum())(leaves["inputs"]) for f in (apart, packed)
+        jax.hessian(lambda u, f=f: (f(u) * weights).sum())(leaves["inputs"])
+        for f in (apart, packed)
     )
     assert_close(found, expected, 1e-10)
     both = [jax.jacfwd(f)(leaves["inputs"]) for f in (packed, apart)]
@@ -315,7 +312,9 @@ def test_compiled_by_torch():
         def solve(params, u, start, told, cell=cell):
             return parnl.solve(cell, params, u, start, **told, chunks=5)
 
-        args = oracles._arguments(task, {n: to("torch", v) for n, v in oracles._leaves(task).items()})
+        args = oracles._arguments(
+            task, {n: to("torch", v) for n, v in oracles._leaves(task).items()}
+        )
         (told,) = [n for n in ("resets", "cu_seqlens") if n in how]
         told = {told: to("torch", getattr(task, told))}
         out = solve(args["params"], args["inputs"], args["initial_state"], told)

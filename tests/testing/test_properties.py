@@ -281,11 +281,11 @@ def wrong_rule(op, factor):
     return replace(right, derivative=tuple(rules))
 
 
-def transposed(k):
+def transposed(k, restarting=False):
     """The adjoint recurrence with J where J^T belongs."""
-    program = adjoint_program(k)
+    program = adjoint_program(k, restarting)
     n = k * k
-    jac, grad = program.operand_symbols[:n], program.operand_symbols[n:]
+    jac, grad = program.operand_symbols[:n], program.operand_symbols[n : n + k]
     lam = [g + m for g, m in zip(grad, program.state_symbols, strict=True)]
     outputs = [sum((jac[i * k + j] * lam[j] for j in range(1, k)), jac[i * k] * lam[0])
                for i in range(k)]  # fmt: skip
@@ -317,8 +317,8 @@ def test_a_solve_that_stops_too_early_is_caught(monkeypatch):
 
     right = Plan.make.__func__
 
-    def lax(cls, steps, chunks, epsilon, tolerance=None, max_iterations=None, reverse=False):
-        return right(cls, steps, chunks, epsilon, 1e-3, max_iterations, reverse)
+    def lax(cls, steps, chunks, epsilon, tolerance=None, *others):
+        return right(cls, steps, chunks, epsilon, 1e-3, *others)
 
     monkeypatch.setattr(Plan, "make", classmethod(lax))
     with pytest.raises(AssertionError, match="relative error"):

@@ -105,7 +105,9 @@ def newton(
             enough = all_so_far(~inner | (tame & limited(steepest)), cut)  # False where NaN
         else:
             all_tame = whole_max((~tame).to(tl.int32), cut) == 0
-            ends, raw = RUN(starts, given, steps, due, L, TRAJECTORY, True, True, FORM, AHEAD, RESET)
+            ends, raw = RUN(
+                starts, given, steps, due, L, TRAJECTORY, True, True, FORM, AHEAD, RESET
+            )
             gaps = each_pair(distance, ends, after)
             residual = largest(gaps)
             enough = all_tame
@@ -140,7 +142,7 @@ def beginnings(place, due, length):
 
 @triton.jit
 def changes(products, gaps, cut, AFFINE_SCAN: tl.constexpr):
-    """`newton._Lane.changes`, or where there is a `cut` that of `_Beginnings`."""
+    """`Lane.changes` of `parnl.solver.lanes`, or where there is a `cut` that of `Beginnings`."""
     if cut is None:
         return AFFINE_SCAN(products, gaps)
     else:
@@ -153,7 +155,7 @@ def changes(products, gaps, cut, AFFINE_SCAN: tl.constexpr):
 
 @triton.jit
 def sizes_so_far(after, first, inner, cut):
-    """`newton._Lane.sizes`, or where there is a `cut` that of `_Beginnings`."""
+    """`Lane.sizes`, or where there is a `cut` that of `Beginnings`."""
     found = ()
     for i in tl.static_range(len(after)):
         size = running_max(tl.where(inner, finite(after[i]), 0.0), cut)

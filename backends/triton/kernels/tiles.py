@@ -83,7 +83,7 @@ def some(x):
     return tl.reduce(tl.reduce(x.to(tl.int32), 1, larger), 0, larger) > 0
 
 
-# What runs over the chunks of a lane begins anew in the rows of `cut`, (CHUNKS, 1), if there is one.
+# What runs over the chunks of a lane begins anew in the rows of `cut`, (CHUNKS, 1), if given.
 
 
 @triton.jit
