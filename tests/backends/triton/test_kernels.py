@@ -368,8 +368,12 @@ def resources(kernel, chunks, channels, capability):
     return registers, len(re.findall(r"\b(?:STL|LDL)\b", code))
 
 
-# All 255 registers are taken. These are before and after the loops over steps, once in a launch.
-SPILLED = {("lstm-peephole", "gradients", 256, 80): 43}
+# All registers are taken. These are before and after the loops over steps, once in a launch.
+SPILLED = {
+    ("lstm-peephole", "gradients", 256, 80, False): 43,
+    ("gru", "solve", 256, 90, True): 16,
+    ("lstm", "gradients", 256, 80, True): 82,
+}
 
 
 def cubins():
@@ -402,7 +406,7 @@ def test_kernels_compile_without_spills(monkeypatch, name, kind, chunks, capabil
     kernel = Kernel(program, kind, "float32", layouts, chunks > 1, False, wanted)
     registers, spilled = resources(kernel, chunks, 64, capability)
     assert registers <= 255
-    assert spilled <= SPILLED.get((name, kind, chunks, capability), 0)
+    assert spilled <= SPILLED.get((name, kind, chunks, capability, restarting), 0)
 
 
 # -- the operators --------------------------------------------------------------------------------
