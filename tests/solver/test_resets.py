@@ -71,10 +71,10 @@ def compare(task, backend, chunks, **how):
     assert_same(found, oracles.reference(task), 1e-9)
 
 
-@pytest.mark.turns("backend", "kernels", "name")
+@pytest.mark.turns("kernels", "name")
 @pytest.mark.parametrize("chunks", [9, T, 1])
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("resets", ["some", *RESETS])
+@pytest.mark.parametrize("resets", RESETS)
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize(("backend", "kernels"), WAYS)
 def test_resets_equal_a_run_for_each_piece(choose, backend, kernels, name, resets, reverse, chunks):
@@ -174,7 +174,7 @@ def test_no_steps(backend, reverse):
 # -- one segment does not touch another -----------------------------------------------------------
 
 
-@pytest.mark.turns("backend", "kernels", "name")
+@pytest.mark.turns("backend", "kernels")
 @pytest.mark.parametrize("chunks", [9, 5, T, 1])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e25])
