@@ -105,9 +105,8 @@ def solve(
             cell's own option.
         lengths: integers (...), the number of valid steps of each sequence. Later steps leave the
             state as it is, and their outputs are 0.
-        resets: booleans that broadcast to (..., T), true at the first step of what begins anew, an
-            episode for instance: the state before it is the initial state, of a state so far
-            nothing is left.
+        resets: booleans that broadcast to (..., T), true at the first step of each episode, say:
+            the state before such a step is the initial state, and nothing of what came earlier.
         cu_seqlens: integers (S + 1,) that rise from 0 to T, where S sequences begin that stand one
             after the other, without padding, in inputs (T, input) or (1, T, input), and where the
             last one ends. `initial_state` and `final_state` are then (S, hidden). Not with

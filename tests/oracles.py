@@ -8,6 +8,8 @@ differentiation gives reference gradients. The core cells are in `oracles_core`,
 the loop, and answer it with parnl on a chosen backend, so that a test is one comparison.
 
 No framework is imported before a task on it is posed: tests of one run where others are missing.
+
+The file is long, for a task, its loops and its answers are read together.
 """
 
 from __future__ import annotations

@@ -41,11 +41,12 @@ _FEWEST = 2
 # Measured on ten cells at their initial scale: eight have forgotten their start, to the last bit,
 # after 128 steps, some after 32.
 GUESSED_FROM, _WORTH = 256, 4
-# The least share of a loop's time that guessed chunks take. Few channels gain the width of the
-# processor's vectors, from so many on only threads and the pipeline are left. Measured on two
-# processors, of channels 1 and 2: 0.15 to 0.3, of 8 to 32: 0.43 to 0.75. A thread that sleeps is
-# there after 0.05 to 0.3 ms: in operations of a step,
-_NARROW, _WIDE, _VECTOR, _WAKING = 0.2, 0.7, 8, 6e4
+# Guessed chunks take at least this share of the loop's time: _NARROW below _VECTOR channels, where
+# chunks fill the processor's vectors, else _WIDE, where a row fills them by itself and only threads
+# are gained. Measured on two processors: 0.15 to 0.3 of 1 and 2 channels, 0.43 to 0.75 of 8 to 32.
+_NARROW, _WIDE, _VECTOR = 0.2, 0.7, 8
+# What waking a thread costs, in operations of a step. Measured: it takes 0.05 to 0.3 ms.
+_WAKING = 6e4
 # Array operations of an update that are not products of blocks, for each state.
 _OPERATIONS = 150
 

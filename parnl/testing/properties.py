@@ -1,7 +1,8 @@
 """The properties: each a function that raises AssertionError if a problem is solved wrong.
 
 Most compare two solves of problems that have one answer (metamorphic relations); the answer itself
-is taken from `loop` wherever there is one to be had.
+is taken from `loop` wherever there is one to be had. The file is long because the list is: each
+property is read by itself.
 """
 
 from __future__ import annotations
