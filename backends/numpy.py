@@ -16,6 +16,7 @@ from parnl.graph.operations import OPERATIONS
 from parnl.graph.program import Program
 from parnl.solver.cost import Device
 from parnl.solver.newton import Plan, Stats
+from parnl.stretch import one_by_one
 
 _FLOATS = frozenset(np.dtype(name) for name in ("float32", "float64", "float16"))
 
@@ -102,6 +103,24 @@ class NumpyBackend(CompiledKernels):
         with np.errstate(all="ignore"):
             operands = [a.astype(x0[0].dtype, copy=False) for a in operands]
             return self.newton(program, plan, operands, x0)
+
+    def empty(self, shape: tuple[int, ...], like: Any) -> Any:
+        """Return an array to be written to."""
+        return np.empty(shape, like.dtype)
+
+    def streams(self, array: Any) -> bool:
+        """Whether a solve may be cut into stretches: always."""
+        return True
+
+    def in_stretches(
+        self, task: Any, fixed: Any, carry: Any, along: Any, length: int
+    ) -> tuple[Any, Any]:
+        """Solve stretch after stretch."""
+        return one_by_one(self, task, fixed, carry, along, length)
+
+    def values(self) -> AbstractContextManager[Any]:
+        """Return a context that changes nothing: arrays have values."""
+        return nullcontext()
 
     def products(self, dtype: Any, array: Any) -> AbstractContextManager[Any]:
         """Return a context that changes nothing: float32 is no slower here."""

@@ -12,7 +12,7 @@ from parnl.dtypes import is_floating, is_half, promoted
 from parnl.frameworks import backend_of, lenient
 from parnl.graph.program import affine_program, complex_affine_program
 from parnl.inputs import batched, check_devices
-from parnl.solve import run
+from parnl.solver.run import run, settings
 
 
 @lenient(1, "b")
@@ -77,9 +77,8 @@ def affine_scan(a: Any, b: Any, x0: Any = None, reverse: bool = False) -> Any:
     of_x = list(zip(*(parts(x0[..., i]) for i in range(size)), strict=True))
     program = complex_affine_program(size) if is_complex else affine_program(size)
     operands = [operand(x) for group in (of_a, of_b) for part in group for x in part]
-    states, _ = run(
-        backend, program, operands, [start(x) for part in of_x for x in part], steps, reverse
-    )
+    starts = [start(x) for part in of_x for x in part]
+    states, _ = run(backend, program, operands, starts, steps, settings(reverse))
     states = [xp.reshape(s, (*batch, steps, channels)) for s in states]
     if is_complex:
         pairs = zip(states[:size], states[size:], strict=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from parnl import ops
+from parnl import locality, ops
 from parnl.dtypes import is_half
 from parnl.frameworks import get_backend, name_of
 from parnl.graph.nodes import Graph, StepError, Symbol
@@ -42,6 +42,10 @@ class Cell:
                                     last argument named `dt`.
         output(self, p, x, f)       optional: outputs from states, for all time steps at once, with
                                     one argument for each state; else the last state is the output
+
+    A long sequence is solved in stretches, whose features are computed apart, if those of a step
+    depend on that step's inputs alone. `time_local = True` or `False` in the class that defines
+    features and output says so; else that is tried out, once for each cell.
 
     `step` is called once, with symbols. It may use arithmetic, `parnl.ops`, and comparisons inside
     `ops.where`; all else raises `StepError`.
@@ -185,6 +189,18 @@ class Cell:
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Draw every parameter, in float64; to be extended where one depends on another's draw."""
         return {name: spec.draw(rng, self.sizes) for name, spec in self.specs.items()}
+
+    def can_be_cut(
+        self, framework: str, device: str | None, dtype: str, steps: int, length: int
+    ) -> bool:
+        """Return whether features can be computed `length` of `steps` at a time: `time_local`."""
+        known = locality.said(type(self))
+        if known is not None:
+            return known
+        return locality.tried(self, framework, device, dtype, steps, length)
+
+    # PyTorch's compiler takes what is marked so for a constant, and does not follow it
+    can_be_cut._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def _trace(self) -> Program:
         """Call `step` once with symbols and return its graph."""

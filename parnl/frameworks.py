@@ -69,6 +69,17 @@ class Backend(Kernels, Protocol):
         Operands may be of other dtypes than x0, whose dtype is the one to solve in.
         """
 
+    def streams(self, array: Any) -> bool:
+        """Whether a solve from states like `array` may be cut into stretches unasked."""
+
+    def in_stretches(
+        self, task: Any, fixed: Any, carry: Any, along: Any, length: int
+    ) -> tuple[Any, Any]:
+        """Apply `parnl.stretch.advance` to all stretches: (outputs, the last carry)."""
+
+    def values(self) -> AbstractContextManager[Any]:
+        """Return a context in which operations on values give values, whatever is traced."""
+
     def products(self, dtype: Any, array: Any) -> AbstractContextManager[Any]:
         """Return a context in which products of matrices are taken in `dtype` if that is faster.
 

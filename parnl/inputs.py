@@ -100,10 +100,10 @@ def mask_of(backend: Any, lengths: Any, inputs: Any) -> Any:
         raise ValueError(
             f"lengths: expected 0 <= length <= T = {steps}, got {known.min()} to {known.max()}"
         )
-    return _times(backend, inputs) < lengths[..., None]
+    return times(backend, inputs) < lengths[..., None]
 
 
-def _times(backend: Any, inputs: Any) -> Any:
+def times(backend: Any, inputs: Any) -> Any:
     """Return 0 to T - 1, where `inputs` is."""
     where = {"device": inputs.device} if backend.name == "torch" else {}
     return backend.xp.arange(inputs.shape[-2], **where)
@@ -130,13 +130,18 @@ class Packed(NamedTuple):
     index: Any
     begins: Any
 
-    def ends(self, xp: Any, states: Any, initial: Any, reverse: bool) -> Any:
-        """Return the last state of each sequence (S, D), of states (T, D) and those before them."""
-        last = self.offsets[:-1] if reverse else self.offsets[1:] - 1
-        if not states.shape[0]:
-            return initial
-        found = xp.take(states, xp.clip(last, 0, states.shape[0] - 1), axis=0)
-        return xp.where((self.offsets[1:] > self.offsets[:-1])[:, None], found, initial)
+
+def last_states(xp: Any, offsets: Any, first: Any, states: Any, before: Any, reverse: bool) -> Any:
+    """Return the last state of each packed sequence (S, D), or `before` if it ends elsewhere.
+
+    states: (T, D), of the steps from number `first` on.
+    """
+    steps = states.shape[0]
+    if not steps:
+        return before
+    last = (offsets[:-1] if reverse else offsets[1:] - 1) - first
+    here = (offsets[1:] > offsets[:-1]) & (last >= 0) & (last < steps)
+    return xp.where(here[:, None], xp.take(states, xp.clip(last, 0, steps - 1), axis=0), before)
 
 
 def packed(backend: Any, cu_seqlens: Any, inputs: Any) -> Packed:
@@ -158,9 +163,9 @@ def packed(backend: Any, cu_seqlens: Any, inputs: Any) -> Packed:
         raise ValueError(
             f"cu_seqlens: expected numbers that rise from 0 to T = {steps}, got {known.tolist()}"
         )
-    times = _times(backend, inputs)
-    offsets = xp.astype(offsets, times.dtype)
-    index = xp.searchsorted(offsets[1:], times, side="right")
+    number = times(backend, inputs)
+    offsets = xp.astype(offsets, number.dtype)
+    index = xp.searchsorted(offsets[1:], number, side="right")
     index = xp.clip(index, 0, offsets.shape[0] - 2)
     begins = xp.concat([index[:1] == index[:1], index[1:] != index[:-1]])
     return Packed(offsets, index, begins)
@@ -175,20 +180,39 @@ def working_dtype(xp: Any, arrays: Iterable[Any]) -> tuple[Any, Any]:
 def computed_features(
     backend: Any, cell: Cell, params: Mapping[str, Any], inputs: Any
 ) -> tuple[Values, Values, Any, Any]:
-    """Return (parameters, features, dtype to solve in, dtype of the outputs).
+    """Return (parameters, features, dtype to solve in, dtype of the outputs)."""
+    p, dtype, result = wide_params(backend, params, inputs)
+    features, dtype = features_of(backend, cell, p, inputs, dtype, result)
+    return p, features, dtype, (result if is_half(result) else dtype)
+
+
+def wide_params(backend: Any, params: Mapping[str, Any], inputs: Any) -> tuple[Values, Any, Any]:
+    """Return (parameters, dtype to compute in, dtype of the outputs).
 
     What is half precision comes to the cell in the dtype to solve in, so that what depends on
-    parameters alone, as a decay exp(-exp(nu)), is not rounded on the way. Where all of it is of one
-    half type, products of matrices are still taken in it, if the backend gains from that.
+    parameters alone, as a decay exp(-exp(nu)), is not rounded on the way.
     """
-    xp = backend.xp
-    dtype, result = working_dtype(xp, [inputs, *params.values()])
-    p = Values("parameter", {n: widened(xp, a, dtype) for n, a in params.items()})
+    dtype, result = working_dtype(backend.xp, [inputs, *params.values()])
+    return (
+        Values("parameter", {n: widened(backend.xp, a, dtype) for n, a in params.items()}),
+        dtype,
+        result,
+    )
+
+
+def features_of(
+    backend: Any, cell: Cell, p: Values, inputs: Any, dtype: Any, result: Any
+) -> tuple[Values, Any]:
+    """Return (features, dtype to solve in); `dtype`, `result`: as `wide_params` returns them.
+
+    Where all of it is of one half type, products of matrices are still taken in it, if the backend
+    gains from that.
+    """
     with backend.products(result, inputs):
-        found = cell.features(p, widened(xp, inputs, dtype))
+        found = cell.features(p, widened(backend.xp, inputs, dtype))
     # a cell may compute its features in a wider type than it was given
-    dtype = promoted(xp, [dtype, *(v.dtype for v in found.values())])
-    return p, Values("feature", found), dtype, (result if is_half(result) else dtype)
+    dtype = promoted(backend.xp, [dtype, *(v.dtype for v in found.values())])
+    return Values("feature", found), dtype
 
 
 def time_step(
@@ -199,6 +223,14 @@ def time_step(
     Without `time_axis` it comes as (...), for one step. A number becomes an array of `dtype`, as
     does an array of half precision.
     """
+    dt = given_time_step(backend, cell, dt, inputs, time_axis=time_axis)
+    return None if dt is None else time_array(backend.xp, dt, inputs, dtype)
+
+
+def given_time_step(
+    backend: Any, cell: Cell, dt: Any, inputs: Any, *, time_axis: bool = True
+) -> Any:
+    """Return dt after checking it: None, a number, or an array that broadcasts to (..., T)."""
     if not cell.time_aware:
         if dt is not None:
             kind = type(cell).__name__
@@ -206,15 +238,14 @@ def time_step(
         return None
     if dt is None:
         dt = getattr(cell, "dt", 1.0)
-    xp = backend.xp
     if isinstance(dt, int | float | np.integer | np.floating):
-        return xp.full((1,), float(dt), dtype=dtype, device=getattr(inputs, "device", None))
+        return float(dt)
     backend_of([("inputs", inputs), ("dt", dt)])
     dt = backend.take("dt", dt)
     check_devices(backend, {"inputs": inputs, "dt": dt})
     if not time_axis and dt.ndim:
         dt = dt[..., None]
-    if not is_floating(xp, dt.dtype):
+    if not is_floating(backend.xp, dt.dtype):
         raise TypeError(f"dt: expected a number or a floating point array, got dtype {dt.dtype}")
     expected = tuple(inputs.shape[:-1])
     if not _broadcasts(tuple(dt.shape), expected):
@@ -222,7 +253,14 @@ def time_step(
             f"dt: expected a number or an array that broadcasts to (..., T) = {expected}, "
             f"got shape {tuple(dt.shape)}"
         )
-    return widened(xp, dt if dt.ndim else dt[None], dtype)
+    return dt if dt.ndim else dt[None]
+
+
+def time_array(xp: Any, dt: Any, inputs: Any, dtype: Any) -> Any:
+    """Return dt as an array: a number (1,) of `dtype`, an array of half precision in `dtype`."""
+    if isinstance(dt, float):
+        return xp.full((1,), dt, dtype=dtype, device=getattr(inputs, "device", None))
+    return widened(xp, dt, dtype)
 
 
 def initial_states(

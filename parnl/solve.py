@@ -1,14 +1,14 @@
 """The public functions `solve` and `step`: arguments in, arrays out.
 
-What is done here is the same for every backend: check what came, compute the features, lay all
-operands out as (B, T, D), choose the chunks, and give the results the caller's shapes and dtype.
-The algorithm itself is in `parnl.solver.newton`.
+What is done here is the same for every backend: check what came, decide whether to solve all steps
+at once or in stretches (`parnl.stretch`), and give the results the caller's shapes. The algorithm
+itself is in `parnl.solver.newton`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,44 +23,27 @@ from parnl.check import (
     require_values,
     states_before,
 )
+from parnl.dtypes import dtype_name
 from parnl.frameworks import lenient
-from parnl.graph.program import Program
 from parnl.inputs import (
     Packed,
     batched,
     check_params,
     computed_features,
     feature_operands,
+    given_time_step,
     initial_states,
+    last_states,
     mask_of,
     packed,
     resets_of,
     time_step,
+    times,
+    wide_params,
 )
-from parnl.params import Values
-from parnl.solver.cost import auto_chunks, backward_chunks
-from parnl.solver.newton import Plan
-
-METHODS = ("auto", "newton", "sequential")
-_INTEGER, _FLOAT = (int, np.integer), (float, np.floating)
-
-
-class Info(NamedTuple):
-    """Statistics of a solve.
-
-    iterations: Newton updates made, 0 if sequential; chunks: C; update: largest change of a chunk
-    start in the last of them; residual: largest gap left between the end of a chunk and the next
-    start; converged: whether all gaps are small enough; sequential: how many lanes (channels of
-    sequences) the plain loop has run: all with one chunk, else those that Newton was given up on.
-    Arrays of the backend, but for `chunks`.
-    """
-
-    iterations: Any
-    chunks: int
-    update: Any
-    residual: Any
-    converged: Any
-    sequential: Any
+from parnl.solver.cost import stretch_length
+from parnl.solver.run import Info, positive, settings
+from parnl.stretch import Task, ends_of, outputs_of, solve_stretch, streamed
 
 
 class Solution(NamedTuple):
@@ -92,6 +75,7 @@ def solve(
     tolerance: float | None = None,
     max_iterations: int | None = None,
     check: bool = False,
+    stretch: int | None = None,
 ) -> Solution:
     """Run `cell` over whole sequences, in parallel over time, with the sequential answer.
 
@@ -126,7 +110,10 @@ def solve(
             run by the plain loop, whatever the method, so that with automatic chunks a cell on
             which Newton makes no progress is to cost at most 2.5 times the loop, by the model
             of `parnl.solver.cost`. `info.sequential` tells.
-
+        stretch: number of steps whose features are in memory at a time: the sequence is solved in
+            stretches of so many, one after the other, and a gradient computes the features again.
+            None: on a CPU, as many as stay in its cache; elsewhere, and where `chunks` are given,
+            all. Not for cells whose features look along time, see `parnl.Cell`.
         check: look at the answer, and raise `parnl.SolveError` that names what is wrong first:
             parameter, input, feature or state that is not finite, a state that is no step from
             the one before; with its sequence, step and channel, and what to try. Costs about one
@@ -153,8 +140,7 @@ def solve(
     >>> out.outputs.shape, out.final_state[0].shape
     ((2, 100, 8), (2, 8))
     """
-    if method not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    how = settings(reverse, method, chunks, tolerance, max_iterations)
     backend, params, inputs = check_params(cell, params, inputs)
     xp = backend.xp
     *batch, steps, _ = inputs.shape
@@ -165,63 +151,86 @@ def solve(
     pack = None if cu_seqlens is None else packed(backend, cu_seqlens, inputs)
     if pack is not None and lengths is not None:
         raise ValueError("lengths: expected None where there is cu_seqlens, which tells lengths")
-    if mask is not None:
-        # what stands in the padding, NaN for instance, must not reach a gradient either
-        inputs = xp.where(mask[..., None], inputs, xp.zeros_like(inputs))
-
-    p, features, dtype, result = computed_features(backend, cell, params, inputs)
-    dt = time_step(backend, cell, dt, inputs, dtype)
-    if mask is not None and dt is not None and tuple(dt.shape) != (1,):  # that is one number
-        dt = xp.where(mask, dt, xp.ones_like(dt))
-    operands = feature_operands(backend, cell, p, features, dt, inputs)
-    program = cell.program
+    dt = given_time_step(backend, cell, dt, inputs)
     several = tuple(batch) if pack is None else (pack.offsets.shape[0] - 1,)
-    initial = initial_states(backend, cell, initial_state, inputs, dtype, several)
+    p, dtype, result = wide_params(backend, params, inputs)
     initial = [
-        xp.reshape(xp.astype(x, dtype, copy=False), (math.prod(several), cell.hidden_size))
-        for x in initial
+        xp.reshape(x, (math.prod(several), cell.hidden_size))
+        for x in initial_states(backend, cell, initial_state, inputs, dtype, several)
     ]
     x0 = initial if pack is None else [xp.zeros_like(x[:1]) for x in initial]
-    if resets is not None or pack is not None:
-        program = program.restarting
-        operands.append(_beginnings(backend, resets, pack, mask, inputs, reverse))
-        if initial_state is None:
-            operands += [xp.zeros_like(x[:1, None]) for x in initial]
-        elif pack is None:
-            operands += [x[:, None] for x in initial]
-        else:
-            operands += [xp.take(x, pack.index, axis=0)[None] for x in initial]
-    if mask is not None:
-        program = program.masked
-        operands.append(batched(xp, mask[..., None], tuple(batch)))
-    states, info = run(
-        backend, program, operands, x0, steps, reverse, method, chunks, tolerance, max_iterations
-    )
 
-    whole = [xp.reshape(s, (*batch, steps, cell.hidden_size)) for s in states]
+    number = dt if isinstance(dt, float) else None
+    task = Task(cell, how, number, dtype, result, initial_state is None)
+    fixed = {"params": {n: v for n, v in vars(p).items() if n != "_kind"}, "initial": initial}
+    along = {"inputs": inputs}
+    if dt is not None and number is None:
+        along["dt"] = dt[..., None]
+    if mask is not None:
+        along["mask"] = mask[..., None]
+    if resets is not None or pack is not None:
+        along["begins"] = _beginnings(backend, resets, pack, mask, inputs, how.reverse)
+    if pack is not None:
+        fixed["offsets"] = pack.offsets
+        along |= {"index": pack.index[:, None], "time": times(backend, inputs)[:, None]}
+
+    length = _stretch(backend, cell, x0[0], steps, stretch, how.chunks is not None, check)
+    if length < steps:
+        outputs, x, ends, info = streamed(backend, task, fixed, x0, along, length)
+        shaped = [
+            xp.reshape(a, (*several, cell.hidden_size)) for a in (x if ends is None else ends)
+        ]
+        return Solution(outputs, tuple(shaped), info)
+
+    found = solve_stretch(backend, task, fixed, x0, along)
+    states, info = found.states, found.info
     if check:  # the initial state, dt or lengths may have been traced
         named = zip(cell.states, states, strict=True)
         require_values(backend, [(f"state {n}", s) for n, s in named])
     if check and steps:
-        given = [("inputs", inputs), *([] if dt is None else [("dt", dt[..., None])])]
-        given += [(f"feature {n}", v) for n, v in vars(features).items() if n != "_kind"]
+        given = [("inputs", inputs)]
+        if dt is not None:
+            given.append(
+                ("dt", xp.asarray(dt)[..., None] if number is None else xp.full((1, 1), dt))
+            )
+        given += [(f"feature {n}", v) for n, v in vars(found.features).items() if n != "_kind"]
         first = [xp.reshape(x, (*several, cell.hidden_size)) for x in initial]
-        before = partial(states_before, backend, program, operands, x0, states, reverse)
-        check_finite(backend, given, cell.states, first, whole, mask, reverse, before)
-        check_residuals(
-            backend, program, operands, x0, states, batch, reverse, info, tolerance, max_iterations
-        )
+        whole = [xp.reshape(s, (*batch, steps, cell.hidden_size)) for s in states]
+        problem = backend, found.program, found.operands, found.x0, states
+        before = partial(states_before, *problem, how.reverse)
+        check_finite(backend, given, cell.states, first, whole, mask, how.reverse, before)
+        check_residuals(*problem, batch, how.reverse, info, how.tolerance, how.max_iterations)
+    ends = ends_of(xp, found, how.reverse)
     if pack is not None:
         pairs = zip(states, initial, strict=True)
-        ends = [pack.ends(xp, s[0], x, reverse) for s, x in pairs]
-    else:
-        last = 0 if reverse else -1
-        ends = [s[:, last] for s in states] if steps else x0
+        ends = [last_states(xp, pack.offsets, 0, s[0], x, how.reverse) for s, x in pairs]
     ends = [xp.reshape(x, (*several, cell.hidden_size)) for x in ends]
-    outputs = _outputs(backend, cell, p, whole, features, result)
-    if mask is not None:
-        outputs = xp.where(mask[..., None], outputs, xp.zeros_like(outputs))
-    return Solution(outputs, tuple(ends), info)
+    return Solution(found.outputs, tuple(ends), info)
+
+
+def _stretch(
+    backend: Any, cell: Cell, like: Any, steps: int, asked: Any, fixed_chunks: bool, check: bool
+) -> int:
+    """Return how many steps are solved at a time; like: an initial state (B, D)."""
+    if asked is not None:
+        length = positive("stretch", asked)
+    elif fixed_chunks or check or not backend.streams(like):
+        return steps
+    else:
+        channels = math.prod(like.shape)
+        length = stretch_length(cell.program, backend.device(like), channels, steps)
+    if length >= steps:
+        return steps
+    device = str(like.device) if backend.name == "torch" else None
+    if cell.can_be_cut(backend.name, device, dtype_name(like.dtype), steps, length):
+        return length
+    if asked is not None:
+        raise ValueError(
+            f"stretch: expected None, since {type(cell).__name__} has features that look along "
+            "time, are drawn at random or cannot be tried; if they do not, set time_local = True "
+            "in the class"
+        )
+    return steps
 
 
 @lenient(2, "input_t")
@@ -263,7 +272,7 @@ def step(
     new = [xp.zeros_like(x) + n for n, x in zip(results, start, strict=True)]
     whole = [xp.reshape(n, (*inputs.shape[:-1], cell.hidden_size)) for n in new]
     return (
-        _outputs(backend, cell, p, whole, features, result)[..., 0, :],
+        outputs_of(backend, cell, p, whole, features, result)[..., 0, :],
         tuple(x[..., 0, :] for x in whole),
     )
 
@@ -289,71 +298,3 @@ def _beginnings(
     if mask is not None:  # nothing happens in the padding
         begins = begins & mask
     return batched(xp, begins[..., None], tuple(batch))
-
-
-def _outputs(
-    backend: Any, cell: Cell, p: Values, states: Sequence[Any], features: Values, dtype: Any
-) -> Any:
-    """Return the outputs (..., T, hidden) in `dtype`."""
-    last = states[-1]
-    if hasattr(cell, "output"):
-        with backend.products(dtype, last):
-            last = cell.output(p, *states, features)
-    return backend.xp.astype(last, dtype, copy=False)
-
-
-def run(
-    backend: Any,
-    program: Program,
-    operands: Sequence[Any],
-    x0: Sequence[Any],
-    steps: int,
-    reverse: bool,
-    method: str = "auto",
-    chunks: int | str | None = None,
-    tolerance: float | None = None,
-    max_iterations: int | None = None,
-) -> tuple[list[Any], Info]:
-    """Solve for every state, k arrays (B, T, D)."""
-    xp, (rows, channels) = backend.xp, x0[0].shape
-    if tolerance is not None:
-        tolerance = float(_checked("tolerance", tolerance, "a number", *_INTEGER, *_FLOAT))
-        if not tolerance >= 0:
-            raise ValueError(f"tolerance: expected a number of at least 0, got {tolerance!r}")
-    if max_iterations is not None:
-        max_iterations = int(_checked("max_iterations", max_iterations, "an integer", *_INTEGER))
-        if max_iterations < 1:
-            raise ValueError(f"max_iterations: expected at least 1, got {max_iterations!r}")
-    reverse = bool(_checked("reverse", reverse, "True or False", bool, np.bool_))
-    where = program, backend.device(x0[0]), rows * channels, steps
-    count = _chunks(auto_chunks(*where), steps, method, chunks)
-    given = chunks not in (None, "auto") or method != "auto"
-    back = None if given or count == 1 else backward_chunks(*where, count)
-    if steps == 0:
-        empty = [xp.broadcast_to(x[:, None, :], (rows, 0, channels)) for x in x0]
-        return empty, Info(0, 1, 0.0, 0.0, True, 0)
-    epsilon = float(xp.finfo(x0[0].dtype).eps)
-    count = count if rows else 1
-    plan = Plan.make(steps, count, epsilon, tolerance, max_iterations, reverse, back)
-    states, stats = backend.solve(program, plan, operands, x0)
-    return states, Info(chunks=plan.chunks, **stats._asdict())
-
-
-def _checked(name: str, value: Any, expected: str, *kinds: type) -> Any:
-    """Return `value`, of one of these kinds: it decides what is computed, so no array holds it."""
-    if isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool)):
-        return value
-    raise TypeError(f"{name}: expected {expected}, got {value!r}")
-
-
-def _chunks(automatic: int, steps: int, method: str, chunks: int | str | None) -> int:
-    if chunks is None or chunks == "auto":
-        if method == "sequential":
-            return 1
-        return max(automatic, min(8, steps)) if method == "newton" else automatic
-    chunks = int(_checked("chunks", chunks, "an integer or 'auto'", *_INTEGER))
-    if not 1 <= chunks <= max(steps, 1):
-        raise ValueError(f"chunks: expected 1 <= chunks <= T = {steps}, got {chunks}")
-    if method == "sequential" and chunks > 1:
-        raise ValueError(f"chunks: method='sequential' has one chunk, got {chunks}")
-    return chunks

@@ -29,9 +29,9 @@ class RNN(nn.Module):
     Shapes: inputs (T, B, input), (B, T, input) if batch_first, (T, input) unbatched, or a
     `PackedSequence`; output likewise with D * hidden channels, D = 2 if bidirectional; h_0 and h_n
     (D * num_layers, B, hidden). A cell with several states has a tuple of them, the output state
-    first, as `nn.LSTM` has (h, c), then the others in the cell's order. `method` and `chunks` are
-    those of `parnl.solve`. Parameters are called `<name>_l<layer>`, with the suffix `_reverse` for
-    the backward direction.
+    first, as `nn.LSTM` has (h, c), then the others in the cell's order. `method`, `chunks` and
+    `stretch` are those of `parnl.solve`. Parameters are called `<name>_l<layer>`, with the suffix
+    `_reverse` for the backward direction.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class RNN(nn.Module):
         seed: int | None = None,
         method: str = "auto",
         chunks: int | str | None = None,
+        stretch: int | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
         **options: Any,
@@ -59,7 +60,7 @@ class RNN(nn.Module):
         kind = get_class(cell) if isinstance(cell, str) else cell
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.batch_first, self.bidirectional = batch_first, bidirectional
-        self.method, self.chunks = method, chunks
+        self.method, self.chunks, self.stretch = method, chunks, stretch
         self.dropout = nn.Dropout(dropout)
         self.directions = 2 if bidirectional else 1
         wide = hidden_size * self.directions
@@ -117,7 +118,7 @@ class RNN(nn.Module):
                 start = None if starts is None else [s[run] for s in starts]
                 out = solve(
                     cell, params, x, start, reverse=bool(backward), method=self.method,
-                    chunks=self.chunks, **told,
+                    chunks=self.chunks, stretch=self.stretch, **told,
                 )  # fmt: skip
                 outputs.append(out.outputs)
                 ends.append(out.final_state)

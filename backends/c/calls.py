@@ -55,6 +55,10 @@ class CompiledKernels(ComposedKernels):
     def contiguous(self, array: Any) -> Any:
         """See `arrays.Memories`."""
 
+    @abstractmethod
+    def empty(self, shape: tuple[int, ...], like: Any) -> Any:
+        """Return an array to be written to, of the dtype of `like` and on its device."""
+
     def threads(self) -> int:
         """Return how many threads a kernel may use."""
         return processors()
@@ -224,10 +228,9 @@ class _Call:
 
     def run(self) -> tuple[list[Any], list[Any]]:
         """Call the kernel; return its two groups of results."""
-        plan, like, empty = self.plan, self.like, self.kernels.xp.empty
+        plan, like, empty = self.plan, self.like, self.kernels.empty
         made = {
-            name: [empty(shape, dtype=like.dtype, device=like.device) for shape in shapes]
-            for name, shapes in self.shapes().items()
+            name: [empty(shape, like) for shape in shapes] for name, shapes in self.shapes().items()
         }
         sizes = [*like.shape, plan.steps, plan.length, plan.reverse]
         most, team = self.kernels.threads(), self.kernels.team()

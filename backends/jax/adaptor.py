@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from parnl.backends.c.calls import compiled_device, processors
-from parnl.backends.jax import ffi, keys, product, triton
+from parnl.backends.jax import ffi, keys, product, stretches, triton
 from parnl.backends.jax.implicit import implicit_solve
 from parnl.backends.jax.kernels import by_chunks
 from parnl.backends.jax.private import Tracer
@@ -152,6 +152,20 @@ class JaxBackend:
         """Solve, differentiable forward and backward, to any order."""
         operands = [a.astype(x0[0].dtype) for a in operands]
         return implicit_solve(self, program, plan, operands, x0)
+
+    def streams(self, array: Any) -> bool:
+        """Whether a solve may be cut into stretches: always."""
+        return True
+
+    def in_stretches(
+        self, task: Any, fixed: Any, carry: Any, along: Any, length: int
+    ) -> tuple[Any, Any]:
+        """See `stretches`."""
+        return stretches.in_stretches(self, task, fixed, carry, along, length)
+
+    def values(self) -> AbstractContextManager[Any]:
+        """Return a context in which operations on known values are carried out, also under jit."""
+        return jax.ensure_compile_time_eval()
 
     def products(self, dtype: Any, array: Any) -> AbstractContextManager[Any]:
         """Return a context that changes nothing: a GPU or TPU rounds float32 products by itself."""

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from parnl.backends.c.calls import CompiledKernels, compiled_device
 from parnl.backends.composed import COMPOSED
-from parnl.backends.torch import arrays, memory
+from parnl.backends.torch import arrays, memory, stretches
 from parnl.backends.torch.implicit import cast, implicit_solve
 from parnl.backends.torch.operators import operator_solve, recorded
 from parnl.backends.torch.threads import openmp
@@ -121,6 +121,10 @@ class TorchBackend(CompiledKernels):
         """Return the tensor in row-major order."""
         return array.contiguous()
 
+    def empty(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        """Return a tensor to be written to; see `memory`."""
+        return memory.empty(shape, like)
+
     def threads(self) -> int:
         """Return torch's own number of threads."""
         return torch.get_num_threads()
@@ -182,6 +186,21 @@ class TorchBackend(CompiledKernels):
             return triton_calls.gradients(program, plan, operands, x0, states, grads, wanted)
         operands = [cast(a, x0[0].dtype) for a in operands]
         return super().gradients(program, plan, operands, x0, states, grads, wanted)
+
+    def streams(self, array: Any) -> bool:
+        """Whether nothing looks on that would see many small solves in place of one."""
+        return not recorded([array]) and torch._C._functorch.maybe_current_level() is None
+
+    def in_stretches(
+        self, task: Any, fixed: Any, carry: Any, along: Any, length: int
+    ) -> tuple[Any, Any]:
+        """See `stretches`."""
+        recompute = torch.is_grad_enabled() and self.streams(carry[0][0])
+        return stretches.in_stretches(self, task, fixed, carry, along, length, recompute=recompute)
+
+    def values(self) -> AbstractContextManager[Any]:
+        """Return a context in which no graph is made."""
+        return torch.no_grad()
 
     def products(self, dtype: Any, array: Any) -> AbstractContextManager[Any]:
         """Return `torch.autocast` for half precision where the device has it."""

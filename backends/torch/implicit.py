@@ -38,20 +38,24 @@ def implicit_solve(
 ) -> tuple[list[Tensor], Stats]:
     """Return states and statistics as `solver.newton.newton` does, differentiable in all arrays."""
     k = len(x0)
-    if not _followed([*x0, *operands]):
+    if not followed([*x0, *operands]):
         return kernels.run(program, plan, operands, x0)
     out = _Solve.apply(kernels, program, plan, *x0, *operands)
     return list(out[:k]), Stats(*out[k:])
 
 
-def _followed(arrays: Sequence[Tensor]) -> bool:
+def followed(arrays: Sequence[Tensor]) -> bool:
     """Whether anyone asks for a derivative of what is computed from `arrays`, or maps over them.
 
     If not, there is no need of an autograd function: measured, 0.08 ms of a call's 0.4.
     """
-    if torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0:
-        return True
-    return torch.is_grad_enabled() and any(a.requires_grad for a in arrays)
+    return _transformed() or (torch.is_grad_enabled() and any(a.requires_grad for a in arrays))
+
+
+def _transformed() -> bool:
+    """Whether there is forward mode, or a transform of `torch.func`."""
+    level = torch._C._functorch.maybe_current_level()
+    return level is not None or forward_ad._current_level >= 0
 
 
 class _Solve(torch.autograd.Function):
@@ -70,7 +74,10 @@ class _Solve(torch.autograd.Function):
         k = len(ctx.program.states)
         ctx.mark_non_differentiable(*output[k:])
         ctx.save_for_backward(*arrays, *output[:k])
-        ctx.save_for_forward(*arrays, *output[:k])
+        # Only then: what is saved here outlives an error in saving, and a checkpoint makes one on
+        # purpose, to stop when it has computed again what is wanted.
+        if _transformed():
+            ctx.save_for_forward(*arrays, *output[:k])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple:

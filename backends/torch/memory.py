@@ -1,38 +1,46 @@
-"""Large results in huge pages.
+"""Large results in NumPy's memory.
 
 A large tensor is mostly fresh memory, for the allocator gives what is freed back to the system,
 which clears every page before it is used again. In pages of 4 KiB that costs more than many a
-computation. Measured, ms a MiB: 0.55; in huge pages 0.12; memory that is used again 0.07. NumPy
-asks for huge pages by itself.
+computation. Measured, ms a MiB: 0.55; in huge pages, which NumPy asks for, 0.12; memory that is
+used again 0.07. And glibc cannot use again what PyTorch has freed for a tensor of the same size,
+since PyTorch asks for aligned memory, before release 2.38: a solve in stretches grows by each.
 """
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-from functools import cache
-from typing import Any
+import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from parnl.backends.torch.arrays import PLAIN
 
-# Bytes from which on it is asked for, as in NumPy: a huge page is 2 MiB.
-_LARGE = 4 << 20
+# Bytes from which on it matters.
+_LARGE = 1 << 20
 
 
 def matmul(rows: Tensor, matrix: Tensor) -> Tensor:
-    """Return rows (N, n) @ matrix (n, hidden), in huge pages if it is large."""
+    """Return rows (N, n) @ matrix (n, hidden)."""
     # in this order: a size looked at while compiling would make a graph for each side of it
     if torch.compiler.is_compiling() or not _plain(rows, matrix):
         return rows @ matrix
     if rows.shape[0] * matrix.shape[1] * rows.element_size() < _LARGE:
         return rows @ matrix
-    out = rows.new_empty(rows.shape[0], matrix.shape[1])
-    _expect(out)
+    out = empty((rows.shape[0], matrix.shape[1]), rows)
     return out.addmm_(rows, matrix, beta=0.0)  # beta = 0: what stands in `out` is not read
+
+
+def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Return a tensor to be written to, of the dtype of `like` and on its device."""
+    size = math.prod(shape) * like.element_size()
+    if like.device.type != "cpu" or size < _LARGE:
+        return torch.empty(shape, dtype=like.dtype, device=like.device)
+    storage = torch.from_numpy(np.empty(size, np.uint8)).untyped_storage()
+    out = torch.empty(0, dtype=like.dtype)
+    return out.set_(storage, 0, shape)  # type: ignore[call-overload]  # autograd sees no view
 
 
 def _plain(rows: Tensor, matrix: Tensor) -> bool:
@@ -51,22 +59,3 @@ def _plain(rows: Tensor, matrix: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and _get_current_dispatch_mode() is None
     )
-
-
-def _expect(tensor: Tensor) -> None:
-    """Ask for huge pages where the system has them; it may refuse, and nothing is lost."""
-    advise, page = _madvise(), mmap.PAGESIZE
-    if advise is None:
-        return
-    address, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
-    first = -(-address // page) * page
-    advise(first, (address + size - first) // page * page, mmap.MADV_HUGEPAGE)
-
-
-@cache
-def _madvise() -> Any:
-    if not hasattr(mmap, "MADV_HUGEPAGE"):  # not Linux
-        return None
-    function = ctypes.CDLL(None).madvise
-    function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int], None
-    return function

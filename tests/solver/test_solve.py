@@ -144,13 +144,10 @@ def test_the_oracle_itself_on_a_case_done_by_hand():
 def test_the_backward_run_has_chunks_of_its_own(monkeypatch, backend, kernels, back):
     """Automatic ones, as many as pay; so the shapes of what is summed for each chunk are theirs."""
     monkeypatch.setenv("PARNL_KERNELS", kernels)
-    from parnl import solve
-
     if backend == "jax":
         jax.clear_caches()  # another test's choice of kernels
-    module = sys.modules[solve.__module__]
-    monkeypatch.setattr(module, "auto_chunks", lambda *a: 5)
-    monkeypatch.setattr(module, "backward_chunks", lambda *a: back)
+    monkeypatch.setattr("parnl.solver.run.auto_chunks", lambda *a: 5)
+    monkeypatch.setattr("parnl.solver.run.backward_chunks", lambda *a: back)
     asked, newton = [], sys.modules["parnl.solver.newton"].Plan.backward
     monkeypatch.setattr(
         "parnl.solver.newton.Plan.backward", lambda p: (asked.append(p), newton(p))[1]

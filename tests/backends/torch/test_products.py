@@ -16,14 +16,14 @@ from parnl.backends.torch import memory
 @pytest.fixture
 def huge(monkeypatch):
     """Products written into memory of their own, which holds NaN before; says how many were."""
-    found = []
+    found, empty = [], memory.empty
 
-    def expect(tensor):
-        found.append(tensor.shape)
-        tensor.fill_(float("nan"))
+    def noted(shape, like):
+        found.append(shape)
+        return empty(shape, like).fill_(float("nan"))
 
     monkeypatch.setattr(memory, "_LARGE", 0)
-    monkeypatch.setattr(memory, "_expect", expect)
+    monkeypatch.setattr(memory, "empty", noted)
     return found
 
 
@@ -90,3 +90,11 @@ def test_input_sum_by_any_number_of_terms_at_once(steps):
         results[name] = [*found, *torch.autograd.grad((found[0] * found[1]).sum(), given)]
     for found, expected in zip(results["ours"], results["direct"], strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE, torch.bfloat16])
+def test_large_memory_is_a_tensor_as_any_other(dtype):
+    found = memory.empty((3, 1 << 20, 2), torch.empty(0, dtype=dtype))
+    assert (found.shape, found.dtype, found.is_contiguous()) == ((3, 1 << 20, 2), dtype, True)
+    assert not found._is_view()  # which autograd would not let a user write to
+    assert found.fill_(2.0).sum(dtype=DOUBLE) == 12 << 20

@@ -1,0 +1,84 @@
+"""Whether the features of a cell can be computed for a part of the time steps at a time.
+
+They can if those of a step depend on that step's inputs alone. A convolution, a difference, a
+normalisation over time does not, nor does what is drawn at random.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from parnl.frameworks import get_backend
+from parnl.params import Values
+
+# Features that look back further than so many stretches are not found out.
+_TRIED = 4
+# Two products of the same matrices, with more rows or fewer, differ by less, relative to the
+# largest numbers; what comes from other steps is larger.
+_SAME = 1e-3
+
+
+def said(kind: type) -> bool | None:
+    """Return what a class says by its attribute `time_local`, None if nothing.
+
+    A class that defines features or an output of its own has to say it anew.
+    """
+    for each in kind.__mro__:
+        if vars(each).get("time_local") is not None:
+            return bool(vars(each)["time_local"])
+        if {"features", "output"} & vars(each).keys():
+            return None
+    return None
+
+
+def cuts(steps: int, length: int, reverse: bool) -> list[slice]:
+    """Return the stretches of `length` steps, the last one shorter, in the order they are run."""
+    found = [slice(a, min(a + length, steps)) for a in range(0, steps, length)]
+    return found[::-1] if reverse else found
+
+
+@lru_cache(maxsize=256)
+def tried(
+    cell: Any, framework: str, device: str | None, dtype: str, steps: int, length: int
+) -> bool:
+    """Return whether features and outputs are the same of the whole and of stretches.
+
+    They are tried on random numbers, once for each cell. False as well where that cannot be done.
+    """
+    backend = get_backend(framework)
+    steps = min(steps, _TRIED * length)
+    rng = np.random.default_rng(0)
+
+    def array(values: Any) -> Any:
+        return backend.asarray(values, dtype, device)
+
+    # off the initial values: what is multiplied by a parameter that begins at 0 must show
+    drawn = {n: v + 0.1 * rng.standard_normal(v.shape) for n, v in cell.draw(rng).items()}
+    inputs = rng.standard_normal((1, steps, cell.input_size))
+    states = [rng.standard_normal((1, steps, cell.hidden_size)) for _ in cell.states]
+
+    def found(cut: slice) -> dict[str, np.ndarray]:
+        p = Values("parameter", {n: array(v) for n, v in drawn.items()})
+        features = dict(cell.features(p, array(inputs[:, cut])))
+        if hasattr(cell, "output"):
+            s = [array(x[:, cut]) for x in states]
+            features["the output"] = cell.output(p, *s, Values("feature", features))
+        return {n: backend.to_numpy(v) for n, v in features.items()}
+
+    try:
+        with backend.values(), np.errstate(all="ignore"):
+            whole = found(slice(0, steps))
+            parts = [(cut, found(cut)) for cut in cuts(steps, length, False)]
+    except Exception:  # whatever a cell does that needs its caller's own arrays
+        return False
+    for name, a in whole.items():
+        size = np.max(np.abs(a), initial=0.0)
+        for cut, of_part in parts:
+            there = a if a.ndim < 2 or a.shape[-2] == 1 else a[..., cut, :]
+            b = of_part[name]
+            if b.shape != there.shape or not np.max(np.abs(b - there), initial=0.0) <= _SAME * size:
+                return False  # as where there is a NaN
+    return True
