@@ -6,8 +6,8 @@ normalisation over time does not, nor does what is drawn at random.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -40,7 +40,10 @@ def cuts(steps: int, length: int, reverse: bool) -> list[slice]:
     return found[::-1] if reverse else found
 
 
-@lru_cache(maxsize=256)
+# What was found out of a cell, by the other arguments of `_agree`.
+_known: WeakKeyDictionary[Any, dict[tuple, bool]] = WeakKeyDictionary()
+
+
 def tried(
     cell: Any, framework: str, device: str | None, dtype: str, steps: int, length: int
 ) -> bool:
@@ -48,8 +51,17 @@ def tried(
 
     They are tried on random numbers, once for each cell. False as well where that cannot be done.
     """
+    found = _known.setdefault(cell, {})
+    how = framework, device, dtype, min(steps, _TRIED * length), length
+    if how not in found:
+        found[how] = _agree(cell, *how)
+    return found[how]
+
+
+def _agree(
+    cell: Any, framework: str, device: str | None, dtype: str, steps: int, length: int
+) -> bool:
     backend = get_backend(framework)
-    steps = min(steps, _TRIED * length)
     rng = np.random.default_rng(0)
 
     def array(values: Any) -> Any:

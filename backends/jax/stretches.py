@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from parnl.backends.jax.implicit import solve_p
+from parnl.backends.jax.private import vary
 from parnl.stretch import advance, part
 
 
@@ -42,6 +43,10 @@ def in_stretches(
     first = {n: a[0] for n, a in pieces.items()}
     after = jax.eval_shape(body, carry, first)[0]  # features may be wider than the inputs
     carry = jax.tree.map(lambda x, y: lax.convert_element_type(x, y.dtype), carry, after)
+    # in a `shard_map`, zeros to begin with are the same on all devices, and what follows is not
+    leaves, tree = jax.tree.flatten(carry)
+    alike = vary([*leaves, *jax.tree.leaves((fixed, along))])
+    carry = jax.tree.unflatten(tree, alike[: len(leaves)])
     outputs = []
 
     def ragged(carry: Any) -> Any:

@@ -42,13 +42,15 @@ def in_stretches(
     pieces = {n: a.split(length, -2) for n, a in along.items() if a.shape[-2] != 1}
     still = {n: a for n, a in along.items() if n not in pieces}
     states, outputs, found = Whole(backend, steps, 1), Whole(backend, steps, -2), []
+    given = [*fixed["params"].values(), *fixed["initial"], *along.values()] if recompute else []
+    versions = Versions(given)
     for cut in in_order:
         here = still | {n: p[cut.start // length] for n, p in pieces.items()}
         if not recompute:
             carry, piece = advance_in_order(backend, task, fixed, carry, here)
             found.append(piece)
             continue
-        run = Kept(backend, states, cut)
+        run = Kept(backend, states, cut, versions)
         carry, piece = checkpoint(
             advance_in_order, run, task, fixed, carry, here, use_reentrant=False
         )
@@ -109,11 +111,34 @@ class _Joined(torch.autograd.Function):
         return None, None, *(grads[0][..., cut, :] for cut in ctx.cuts)
 
 
+class Versions:
+    """What features are computed from, which must be the same when they are computed again.
+
+    Autograd looks after what it saves; a checkpoint does not after what it is given.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._known = [(t, t._version) for t in tensors if not t.is_inference()]
+
+    def check(self) -> None:
+        """Raise RuntimeError, as autograd does, if one of them has been written to."""
+        for tensor, version in self._known:
+            if tensor._version != version:
+                raise RuntimeError(
+                    "parnl.solve: inputs, parameters or states that the gradient needs have been "
+                    "modified by an inplace operation after the solve, a tensor of shape "
+                    f"{tuple(tensor.shape)}; write to a copy, or pass a `stretch` of all steps"
+                )
+
+
 class Kept:
     """The backend, but for the states of a stretch's solve, which are found only once."""
 
-    def __init__(self, backend: TorchBackend, states: Whole, cut: slice) -> None:
+    def __init__(
+        self, backend: TorchBackend, states: Whole, cut: slice, versions: Versions
+    ) -> None:
         self._backend, self._states, self._cut = backend, states, cut
+        self._versions = versions
         self._solved: tuple[Program, Stats] | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -136,4 +161,5 @@ class Kept:
             return states, stats
         if program is not self._solved[0]:
             return self._backend.run(program, plan, operands, x0)
+        self._versions.check()
         return self._states.read(self._cut), self._solved[1]

@@ -345,6 +345,37 @@ def test_outputs_may_be_written_to():
     assert_close(found[0], expected[0], 1e-9)
 
 
+@pytest.mark.parametrize("which", ["inputs", "parameters", "initial state"])
+def test_what_a_gradient_needs_must_not_be_written_to(which):
+    torch_ = pytest.importorskip("torch")
+    cell = parnl.get_cell("gru", input_size=2, hidden_size=3)
+    params, inputs = drawn(cell, "torch", steps=12)
+    leaf = params["a_r"].requires_grad_()
+    x = torch_.ones(2, 3, dtype=inputs.dtype)
+    loss = parnl.solve(cell, params, inputs, x, stretch=5).outputs.sum()
+    with torch_.no_grad():
+        {"inputs": inputs, "parameters": params["W_r"], "initial state": x}[which].mul_(2.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch_.autograd.grad(loss, leaf)
+
+
+def test_cells_that_were_tried_are_let_go_of():
+    import gc
+    import weakref
+
+    class Own(Plain):
+        def features(self, p, u):
+            return {"v": u @ p.W}
+
+    cell = Own(2, 3)
+    params, inputs = drawn(cell, "numpy")
+    parnl.solve(cell, params, inputs, stretch=8)
+    ref = weakref.ref(cell)
+    del cell
+    gc.collect()
+    assert ref() is None
+
+
 def test_torch_compiles_stretches():
     torch_ = pytest.importorskip("torch")
     cell = parnl.get_cell("gru", input_size=2, hidden_size=3)

@@ -358,7 +358,7 @@ def each(run, *arrays):
     return *gradient(*arrays), twice
 
 def solve(*arrays):
-    return parnl.solve(*arrays, chunks=4)
+    return parnl.solve(*arrays, **{sys.argv[1]: 4})
 
 mesh = Mesh(np.array(jax.devices()), ("data",))
 rows, gradients = P("data"), (P(), P("data"))
@@ -372,8 +372,17 @@ jax.tree.map(lambda f, e: oracles.assert_close(f, e, 1e-10), found, expected)
 """
 
 
-@pytest.mark.parametrize("kernels", ["c", "off", "triton"])
-def test_sequences_shared_among_devices(kernels):
+@pytest.mark.parametrize(
+    ("kernels", "how"),
+    [
+        ("c", "chunks"),
+        ("off", "chunks"),
+        ("triton", "chunks"),
+        ("c", "stretch"),
+        ("off", "stretch"),
+    ],
+)
+def test_sequences_shared_among_devices(kernels, how):
     """In a shard_map gradients of what all devices share are summed over them, as JAX's own are."""
     flags = "--xla_force_host_platform_device_count=2"
     there = {**os.environ, "PARNL_KERNELS": kernels, "XLA_FLAGS": flags, "TRITON_INTERPRET": "1"}
@@ -381,7 +390,7 @@ def test_sequences_shared_among_devices(kernels):
         pytest.importorskip("triton", minversion="3.6")
         pytest.importorskip("torch")  # which Triton's interpreter computes with
     root = Path(__file__).parents[3]
-    subprocess.run([sys.executable, "-c", SHARDED], env=there, cwd=root, check=True)
+    subprocess.run([sys.executable, "-c", SHARDED, how], env=there, cwd=root, check=True)
 
 
 @pytest.mark.parametrize("kernels", ["c", "off"])
