@@ -42,7 +42,7 @@ from parnl.inputs import (
     wide_params,
 )
 from parnl.solver.cost import stretch_length
-from parnl.solver.run import Info, positive, settings
+from parnl.solver.run import Info, check_chunks, positive, settings
 from parnl.stretch import Task, ends_of, outputs_of, solve_stretch, streamed
 
 
@@ -175,6 +175,7 @@ def solve(
         along |= {"index": pack.index[:, None], "time": times(backend, inputs)[:, None]}
 
     length = _stretch(backend, cell, x0[0], steps, stretch, how.chunks is not None, check)
+    check_chunks(how, length, "T" if length == steps else "stretch")
     if length < steps:
         outputs, x, ends, info = streamed(backend, task, fixed, x0, along, length)
         shaped = [

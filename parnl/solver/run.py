@@ -46,9 +46,7 @@ class Settings(NamedTuple):
     def chunks_of(self, program: Program, device: Device, channels: int, steps: int) -> int:
         """Return C for T = `steps`; channels: B * D."""
         if self.chunks is not None:
-            if self.chunks > max(steps, 1):
-                raise ValueError(f"chunks: expected 1 <= chunks <= T = {steps}, got {self.chunks}")
-            return self.chunks
+            return min(self.chunks, steps)  # the last one of several stretches may be short
         if self.method == "sequential":
             return 1
         automatic = auto_chunks(program, device, channels, steps)
@@ -81,6 +79,12 @@ def settings(
         if method == "sequential" and chunks > 1:
             raise ValueError(f"chunks: method='sequential' has one chunk, got {chunks}")
     return Settings(reverse, method, chunks, tolerance, max_iterations)
+
+
+def check_chunks(how: Settings, steps: int, name: str) -> None:
+    """Raise ValueError if there are more chunks than steps; name: of that number of steps."""
+    if how.chunks is not None and how.chunks > max(steps, 1):
+        raise ValueError(f"chunks: expected 1 <= chunks <= {name} = {steps}, got {how.chunks}")
 
 
 def positive(name: str, value: Any) -> int:
@@ -120,7 +124,6 @@ def run(
 ) -> tuple[list[Any], Info]:
     """Solve for every state, k arrays (B, T, D)."""
     if steps == 0:
-        how.chunks_of(program, backend.device(x0[0]), 0, 0)  # refuses more than one
         rows, channels = x0[0].shape
         empty = [backend.xp.broadcast_to(x[:, None, :], (rows, 0, channels)) for x in x0]
         return empty, Info(0, 1, 0.0, 0.0, True, 0)

@@ -198,6 +198,17 @@ def chunking(problem: Problem) -> None:
             assert float(info.residual) <= level * size, f"{info} for {problem!r}"
 
 
+@_property()
+def stretching(problem: Problem) -> None:
+    """In stretches the answer is the loop's, if features do not look along time."""
+    length = 1 + problem.seed % max(1, problem.steps)
+    tried = problem.backend, None, "float32", problem.steps, length
+    if problem.backend == "jax" or not problem.cell.can_be_cut(*tried):  # JAX would compile each
+        return
+    found = solved(problem, stretch=length, chunks=min(length, problem.chunks))
+    agree(problem, found, looped(problem), _rounded(problem))
+
+
 @_property(batches=SEQUENCES)
 def batch_order(problem: Problem) -> None:
     """Sequences of a batch do not know of each other: in another order they give the same."""

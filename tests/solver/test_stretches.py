@@ -41,9 +41,11 @@ def test_stretches_equal_the_loop(backend, name, kind, stretch):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_chunks_within_stretches(backend):
-    task = oracles.problem("lstm", steps=T)
-    found = oracles.answer(task, backend, stretch=8, chunks=3, gradients=backend in DIFFERENTIABLE)
+    task = oracles.problem("lstm", steps=T)  # which leaves seven for the last stretch
+    found = oracles.answer(task, backend, stretch=8, chunks=8, gradients=backend in DIFFERENTIABLE)
     assert_same(found, oracles.reference(task), 1e-9)
+    with pytest.raises(ValueError, match="chunks: expected 1 <= chunks <= stretch = 8, got 9"):
+        oracles.answer(task, backend, stretch=8, chunks=9)
 
 
 def drawn(cell, backend, steps=40, batch=(2,)):
