@@ -37,6 +37,7 @@ from parnl.inputs import (
     mask_of,
     packed,
     resets_of,
+    time_array,
     time_step,
     times,
     wide_params,
@@ -112,8 +113,8 @@ def solve(
             of `parnl.solver.cost`. `info.sequential` tells.
         stretch: number of steps whose features are in memory at a time: the sequence is solved in
             stretches of so many, one after the other, and a gradient computes the features again.
-            None: on a CPU, as many as stay in its cache; elsewhere, and where `chunks` are given,
-            all. Not for cells whose features look along time, see `parnl.Cell`.
+            None: on a CPU, as many as stay in its cache where all would be large; else all, as with
+            `check`. Not for cells whose features look along time, see `parnl.Cell`.
         check: look at the answer, and raise `parnl.SolveError` that names what is wrong first:
             parameter, input, feature or state that is not finite, a state that is no step from
             the one before; with its sequence, step and channel, and what to try. Costs about one
@@ -191,9 +192,7 @@ def solve(
     if check and steps:
         given = [("inputs", inputs)]
         if dt is not None:
-            given.append(
-                ("dt", xp.asarray(dt)[..., None] if number is None else xp.full((1, 1), dt))
-            )
+            given.append(("dt", time_array(xp, dt, inputs, dtype)[..., None]))
         given += [(f"feature {n}", v) for n, v in vars(found.features).items() if n != "_kind"]
         first = [xp.reshape(x, (*several, cell.hidden_size)) for x in initial]
         whole = [xp.reshape(s, (*batch, steps, cell.hidden_size)) for s in states]
@@ -215,9 +214,11 @@ def _stretch(
     """Return how many steps are solved at a time; like: an initial state (B, D)."""
     if asked is not None:
         length = positive("stretch", asked)
-    elif fixed_chunks or check or not backend.streams(like):
+    if check:  # which looks at everything
         return steps
-    else:
+    if asked is None:
+        if fixed_chunks or not backend.streams(like):
+            return steps
         channels = math.prod(like.shape)
         length = stretch_length(cell.program, backend.device(like), channels, steps)
     if length >= steps:

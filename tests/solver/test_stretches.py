@@ -216,6 +216,14 @@ def test_what_is_no_number_of_steps(stretch):
         parnl.solve(cell, cell.init(0), np.zeros((5, 3)), stretch=stretch)
 
 
+def test_check_looks_at_all_steps():
+    cell = parnl.get_cell("gru", input_size=3, hidden_size=4)
+    inputs = np.ones((20, 3))
+    inputs[13] = np.nan
+    with pytest.raises(parnl.SolveError, match="inputs: nan at step 13"):
+        parnl.solve(cell, cell.init(0), inputs, stretch=5, check=True)
+
+
 def test_info_is_of_the_stretch_that_took_most():
     cell = parnl.get_cell("gru", input_size=3, hidden_size=4)
     inputs = np.random.default_rng(0).standard_normal((2, 40, 3)).astype(np.float32)
