@@ -74,16 +74,14 @@ def settings(
         chunks = None
     if chunks is not None:
         chunks = int(checked("chunks", chunks, "an integer or 'auto'", *_INTEGER))
-        if chunks < 1:
-            raise ValueError(f"chunks: expected 1 <= chunks <= T, got {chunks}")
         if method == "sequential" and chunks > 1:
             raise ValueError(f"chunks: method='sequential' has one chunk, got {chunks}")
     return Settings(reverse, method, chunks, tolerance, max_iterations)
 
 
 def check_chunks(how: Settings, steps: int, name: str) -> None:
-    """Raise ValueError if there are more chunks than steps; name: of that number of steps."""
-    if how.chunks is not None and how.chunks > max(steps, 1):
+    """Raise ValueError unless there are 1 to `steps` chunks; name: of that number of steps."""
+    if how.chunks is not None and not 1 <= how.chunks <= max(steps, 1):
         raise ValueError(f"chunks: expected 1 <= chunks <= {name} = {steps}, got {how.chunks}")
 
 
