@@ -1,7 +1,7 @@
 """Whether the features of a cell can be computed for a part of the time steps at a time.
 
-They can if those of a step depend on that step's inputs alone. A convolution, a difference, a
-normalisation over time does not, nor does what is drawn at random.
+They can if those of a step depend on that step's inputs alone. Those of a convolution, a difference
+or a normalisation over time do not, and neither do random numbers.
 """
 
 from __future__ import annotations
@@ -80,17 +80,18 @@ def _agree(
             features["the output"] = cell.output(p, *s, Values("feature", features))
         return {n: backend.to_numpy(v) for n, v in features.items()}
 
+    def same(whole: dict[str, np.ndarray], cut: slice) -> bool:
+        of_part = found(cut)
+        for name, a in whole.items():
+            there = a if a.ndim < 2 or a.shape[-2] == 1 else a[..., cut, :]
+            b, allowed = of_part[name], _SAME * np.max(np.abs(a), initial=0.0)
+            if b.shape != there.shape or not np.max(np.abs(b - there), initial=0.0) <= allowed:
+                return False  # as where there is a NaN
+        return True
+
     try:
         with backend.values(), np.errstate(all="ignore"):
             whole = found(slice(0, steps))
-            parts = [(cut, found(cut)) for cut in cuts(steps, length, False)]
+            return all(same(whole, cut) for cut in cuts(steps, length, False))
     except Exception:  # whatever a cell does that needs its caller's own arrays
         return False
-    for name, a in whole.items():
-        size = np.max(np.abs(a), initial=0.0)
-        for cut, of_part in parts:
-            there = a if a.ndim < 2 or a.shape[-2] == 1 else a[..., cut, :]
-            b = of_part[name]
-            if b.shape != there.shape or not np.max(np.abs(b - there), initial=0.0) <= _SAME * size:
-                return False  # as where there is a NaN
-    return True

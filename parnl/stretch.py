@@ -1,10 +1,10 @@
 """Stretches of time: a solve is one of them, or many, one after the other.
 
 The features of a stretch are computed, its states solved for from the state before it, its outputs
-given back. Where the features of all steps would not fit the processor's cache, a solve is streamed
-through it: in stretches, each as long as the cache likes. The answer is the same to rounding, and
-neither cells nor kernels nor the solver know. For a gradient the features are computed once more,
-stretch by stretch, so that no feature is ever in memory at full length.
+given back. Where the features of all steps would be large, a solve is streamed: in stretches whose
+features fit the processor's cache. The answer is the same to rounding; cells, kernels and solver do
+not know. For a gradient the features are computed once more, stretch by stretch, so that no feature
+is ever in memory at full length.
 
 That needs features which do not look along time: a convolution would see the edges of a stretch.
 `parnl.locality` finds out.

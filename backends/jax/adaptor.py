@@ -154,8 +154,8 @@ class JaxBackend:
         return implicit_solve(self, program, plan, operands, x0)
 
     def streams(self, array: Any) -> bool:
-        """Whether a solve may be cut into stretches: always."""
-        return True
+        """Whether they are traced, as in `jit`: elsewhere each call would compile a scan anew."""
+        return isinstance(array, Tracer)
 
     def in_stretches(
         self, task: Any, fixed: Any, carry: Any, along: Any, length: int

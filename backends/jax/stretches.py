@@ -1,7 +1,7 @@
 """Streamed solves: a `lax.scan` over stretches, whose features are computed again for a gradient.
 
 What the scan keeps of a stretch for the gradient are its states, so the recurrence is not run
-again.
+again. Nothing is compiled here: what features close over may be another thing at the next call.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from parnl.backends.jax.private import vary
 from parnl.stretch import advance, part
 
 
-@partial(jax.jit, static_argnums=(0, 1, 5))
 def in_stretches(
     backend: Any,
     task: Any,
@@ -27,7 +26,7 @@ def in_stretches(
     along: dict[str, Any],
     length: int,
 ) -> tuple[Any, Any]:
-    """See `parnl.frameworks.Backend`; compiled as one, for a scan alone would be at each call."""
+    """See `parnl.frameworks.Backend`."""
     steps, reverse = along["inputs"].shape[-2], task.how.reverse
     count, rest = divmod(steps, length)
     still = {n: a for n, a in along.items() if a.shape[-2] == 1}

@@ -72,12 +72,12 @@ class Whole:
 
     def write(self, cut: slice, parts: Sequence[Tensor]) -> None:
         """Put the steps `cut` of every array where they belong."""
-        for part_ in parts if not self.arrays else ():
-            shape = list(part_.shape)
+        for part in parts if not self.arrays else ():
+            shape = list(part.shape)
             shape[self._axis] = self._steps
-            self.arrays.append(self._backend.empty(tuple(shape), part_))
-        for whole, part_ in zip(self.arrays, parts, strict=True):
-            whole.narrow(self._axis, cut.start, cut.stop - cut.start).copy_(part_)
+            self.arrays.append(self._backend.empty(tuple(shape), part))
+        for there, part in zip(self.read(cut), parts, strict=True):
+            there.copy_(part)
 
     def read(self, cut: slice) -> list[Tensor]:
         """Return the steps `cut`."""
