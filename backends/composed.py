@@ -15,6 +15,7 @@ from typing import Any
 
 from parnl.graph.program import Program
 from parnl.solver import blocks
+from parnl.solver.devices import ALONE
 from parnl.solver.newton import Plan
 
 # What asking for an operation costs, in operations of a step as `Program.cost` counts them: a step
@@ -28,42 +29,37 @@ class ComposedKernels(ABC):
     name: str
     xp: Any
     functions: dict[str, Any]
+    line = ALONE
 
     def advance(
         self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
-        """Run the first C - 1 chunks: their ends, and the products of the step Jacobians."""
-        step = program.function("step_jacobian", self)
-        k, count = len(starts), plan.chunks - 1
-        shape = starts[0].shape
-        states, product = self._ordered(plan, starts), blocks.identity(k)
+        """Run the chunks that have a start: their ends, and the products of the step Jacobians."""
+        step, k = program.function("step_jacobian", self), len(starts)
+        running = _Running(self, plan, starts, blocks.identity(k))
         for i in range(plan.length):
-            results = step(*states, *(_due(a, plan, i, count) for a in operands))
-            states = [self._full(x, shape, starts[0]) for x in results[:k]]
-            product = blocks.matmul(results[k:], product, k)
-        product = [self._full(p, shape, starts[0]) for p in product]
-        return self._ordered(plan, states), self._ordered(plan, product)
+            count = running.due(i)
+            results = step(*running.arrays[:k], *(_due(a, plan, i, count) for a in operands))
+            products = blocks.matmul(results[k:], running.arrays[k:], k)
+            running.arrays = [*running.full(results[:k]), *products]
+        found = running.ends()
+        return found[:k], found[k:]
 
     def trajectory(
         self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
-        """Run all chunks and write every state; also return the ends of the first C - 1."""
-        step = program.function("step", self)
-        batch, _, channels = starts[0].shape
-        like, whole = starts[0], (batch, plan.steps, channels)
+        """Run all chunks and write every state; also return the ends of all."""
+        step, like = program.function("step", self), starts[0]
+        whole = (like.shape[0], plan.steps, like.shape[2])
         written = [self.xp.empty(whole, dtype=like.dtype, device=like.device) for _ in starts]
-        states = self._ordered(plan, starts)
+        running = _Running(self, plan, starts)
         for i in range(plan.length):
-            count = -(-(plan.steps - i) // plan.length)
-            if count < plan.chunks:  # the short chunk, the last one run, is over
-                states = [x[:, -count:] if plan.reverse else x[:, :count] for x in states]
-            results = step(*states, *(_due(a, plan, i, count) for a in operands))
-            shape = (batch, count, channels)
-            states = [self._full(x, shape, like) for x in results]
-            for array, x in zip(written, states, strict=True):
+            count = running.due(i)
+            results = step(*running.arrays, *(_due(a, plan, i, count) for a in operands))
+            running.arrays = running.full(results)
+            for array, x in zip(written, running.arrays, strict=True):
                 array[:, _times(plan, i, count)] = x
-        states = self._ordered(plan, states)
-        return written, [x[:, : plan.chunks - 1] for x in states]
+        return written, running.ends()
 
     def step(self, program: Program) -> Callable[..., tuple[Any, ...]]:
         """Return the program's step over arrays of this framework."""
@@ -89,15 +85,62 @@ class ComposedKernels(ABC):
         """Return then() if `condition` holds, else otherwise()."""
         return then() if bool(condition) else otherwise()
 
-    def _ordered(self, plan: Plan, arrays: Sequence[Any]) -> list[Any]:
-        """Turn the order of running into the order of time, or back."""
-        return [self.xp.flip(x, axis=1) for x in arrays] if plan.reverse else list(arrays)
 
-    def _full(self, x: Any, shape: tuple[int, ...], like: Any) -> Any:
+class _Running:
+    """What chunks carry from step to step, arrays (B, n, D) in the order of time.
+
+    `others` may be numbers, or have yet to be broadcast.
+    """
+
+    def __init__(
+        self,
+        kernels: ComposedKernels,
+        plan: Plan,
+        starts: Sequence[Any],
+        others: Sequence[Any] = (),
+    ) -> None:
+        self.xp, self.plan, self.like = kernels.xp, plan, starts[0]
+        self.count = starts[0].shape[1]
+        self.arrays = [*self._ordered(starts), *others]
+        self.over: list[Any] = []
+
+    def due(self, i: int) -> int:
+        """Return how many chunks have a step i; what the short one, the last run, ends in is kept.
+
+        The chunks that have one are the first in the order of running.
+        """
+        plan, count = self.plan, min(self.count, -(-(self.plan.steps - i) // self.plan.length))
+        if count < self.count:
+            arrays = self.full(self.arrays)
+            last, rest = slice(count, None), slice(count)
+            if plan.reverse:
+                last, rest = slice(-count), slice(-count, None)
+            self.over = [x[:, last] for x in arrays]
+            self.arrays, self.count = [x[:, rest] for x in arrays], count
+        return count
+
+    def full(self, results: Sequence[Any]) -> list[Any]:
         """A step may return a number, or an array that has yet to be broadcast."""
-        if isinstance(x, float):
-            return self.xp.full_like(like[:, : shape[1]], x)
-        return x if x.shape == shape else self.xp.broadcast_to(x, shape)
+        like = self.like[:, : self.count]
+        return [
+            self.xp.full_like(like, x)
+            if isinstance(x, float)
+            else x
+            if x.shape == like.shape
+            else self.xp.broadcast_to(x, like.shape)
+            for x in results
+        ]
+
+    def ends(self) -> list[Any]:
+        """Return what all chunks ended in, in the order of running."""
+        found = self._ordered(self.full(self.arrays))
+        if not self.over:
+            return found
+        return [self.xp.concat([x, o], axis=1) for x, o in zip(found, self.over, strict=True)]
+
+    def _ordered(self, arrays: Sequence[Any]) -> list[Any]:
+        """Turn the order of running into the order of time, or back."""
+        return [self.xp.flip(x, axis=1) for x in arrays] if self.plan.reverse else list(arrays)
 
 
 def _times(plan: Plan, i: int, count: int) -> slice:

@@ -108,6 +108,18 @@ class NumpyBackend(CompiledKernels):
         """Return an array to be written to."""
         return np.empty(shape, like.dtype)
 
+    def line_of(self, time_axis: Any, inputs: Any, alike: str) -> Any:
+        """Raise ValueError: NumPy knows one device."""
+        raise ValueError(
+            "time_axis: expected None, since NumPy knows one device; JAX and PyTorch know several"
+        )
+
+    def solve_along(
+        self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any], line: Any
+    ) -> Any:
+        """Raise NotImplementedError: there is no line."""
+        raise NotImplementedError
+
     def streams(self, array: Any) -> bool:
         """Whether a solve may be cut into stretches: always."""
         return True

@@ -17,9 +17,11 @@ from typing import Any, Protocol, TypeVar, cast
 import array_api_compat
 
 from parnl.graph.program import Program
+from parnl.solver.devices import Line
 from parnl.solver.newton import Kernels, Plan, Stats
 
 F = TypeVar("F", bound=Callable[..., Any])
+Found = TypeVar("Found")
 NAMES = ("numpy", "jax", "torch")
 
 
@@ -67,6 +69,20 @@ class Backend(Kernels, Protocol):
         """Solve as `parnl.solver.newton.newton` does, differentiable where the framework can.
 
         Operands may be of other dtypes than x0, whose dtype is the one to solve in.
+        """
+
+    def line_of(self, time_axis: Any, inputs: Any, alike: str) -> Line:
+        """Return the devices that share the axis of time, of which this one has `inputs`.
+
+        alike: what has to be the same on all of them. Raises TypeError or ValueError.
+        """
+
+    def solve_along(
+        self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any], line: Any
+    ) -> tuple[list[Any], list[Any], list[Any], Stats]:
+        """Solve along a line of devices: (states of the own steps, before, after all, statistics).
+
+        States before the own steps need no gradient.
         """
 
     def streams(self, array: Any) -> bool:
@@ -179,6 +195,17 @@ def lenient(position: int, name: str) -> Callable[[F], F]:
         return cast(F, run)
 
     return decorate
+
+
+def telling(time_axis: Any, check: Callable[[], Found]) -> Found:
+    """Return check(); if it fails, tell the devices that share the axis of time and wait for it."""
+    try:
+        return check()
+    except Exception:
+        if "torch" in sys.modules:  # JAX's devices run one program: it fails on all
+            torch: Any = get_backend("torch")
+            torch.refuse(time_axis)
+        raise
 
 
 # From one framework to another, as code.

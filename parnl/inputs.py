@@ -12,6 +12,7 @@ from parnl.cell import Cell
 from parnl.dtypes import is_floating, is_half, promoted, widened
 from parnl.frameworks import backend_of, get_backend, name_of
 from parnl.params import Values
+from parnl.solver.devices import Line
 
 
 def check_params(
@@ -87,20 +88,26 @@ def _told(backend: Any, name: str, given: Any, kind: str, inputs: Any) -> Any:
     return given.to(inputs.device) if backend.name == "torch" else given
 
 
-def mask_of(backend: Any, lengths: Any, inputs: Any) -> Any:
-    """Return the mask (..., T) of valid steps."""
-    *batch, steps, _ = inputs.shape
+def lengths_of(backend: Any, lengths: Any, inputs: Any) -> Any:
+    """Return the argument `lengths` as integers of the batch's shape."""
+    batch = tuple(inputs.shape[:-2])
     lengths = _told(backend, "lengths", lengths, "integral", inputs)
-    if tuple(lengths.shape) != tuple(batch):
+    if tuple(lengths.shape) != batch:
         raise ValueError(
-            f"lengths: expected shape {tuple(batch)}, that of the batch, got {tuple(lengths.shape)}"
+            f"lengths: expected shape {batch}, that of the batch, got {tuple(lengths.shape)}"
         )
+    return lengths
+
+
+def mask_of(backend: Any, lengths: Any, inputs: Any, line: Line | None = None) -> Any:
+    """Return the mask (..., T) of valid steps; of a line of devices, that of the own ones."""
+    first, steps = (0, inputs.shape[-2]) if line is None else (line.begins(), line.total())
     known = backend.concrete(lengths)
     if known is not None and known.size and (known.min() < 0 or known.max() > steps):
         raise ValueError(
             f"lengths: expected 0 <= length <= T = {steps}, got {known.min()} to {known.max()}"
         )
-    return times(backend, inputs) < lengths[..., None]
+    return first + times(backend, inputs) < lengths[..., None]
 
 
 def times(backend: Any, inputs: Any) -> Any:

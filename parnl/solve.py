@@ -24,7 +24,7 @@ from parnl.check import (
     states_before,
 )
 from parnl.dtypes import dtype_name
-from parnl.frameworks import lenient
+from parnl.frameworks import lenient, telling
 from parnl.inputs import (
     Packed,
     batched,
@@ -34,6 +34,7 @@ from parnl.inputs import (
     given_time_step,
     initial_states,
     last_states,
+    lengths_of,
     mask_of,
     packed,
     resets_of,
@@ -42,9 +43,11 @@ from parnl.inputs import (
     times,
     wide_params,
 )
+from parnl.params import Values
 from parnl.solver.cost import stretch_length
-from parnl.solver.run import Info, check_chunks, positive, settings
-from parnl.stretch import Task, ends_of, outputs_of, solve_stretch, streamed
+from parnl.solver.devices import Line
+from parnl.solver.run import Info, Settings, check_chunks, positive, settings
+from parnl.stretch import Stretch, Task, outputs_of, solve_stretch, streamed
 
 
 class Solution(NamedTuple):
@@ -77,6 +80,7 @@ def solve(
     max_iterations: int | None = None,
     check: bool = False,
     stretch: int | None = None,
+    time_axis: Any = None,
 ) -> Solution:
     """Run `cell` over whole sequences, in parallel over time, with the sequential answer.
 
@@ -115,6 +119,9 @@ def solve(
             stretches of so many, one after the other, and a gradient computes the features again.
             None: on a CPU, as many as stay in its cache where all would be large; else all, as with
             `check`. Not for cells whose features look along time, see `parnl.Cell`.
+        time_axis: devices that share the axis of time, each with one part of it: in JAX the name of
+            an axis of the mesh, within `jax.shard_map`; in PyTorch a `ProcessGroup`, or a
+            `DeviceMesh` of one dimension. See below.
         check: look at the answer, and raise `parnl.SolveError` that names what is wrong first:
             parameter, input, feature or state that is not finite, a state that is no step from
             the one before; with its sequence, step and channel, and what to try. Costs about one
@@ -129,6 +136,14 @@ def solve(
     may be cut and continued without loss; only in PyTorch are products of matrices taken in the
     half type, as in `torch.autocast`, and accumulated in float32.
 
+    Several devices: `inputs`, `dt`, `resets` and `outputs` are the device's own part, in the order
+    of the axis, for features that do not look along time; in PyTorch parts may differ in length, or
+    be empty. `initial_state`, `lengths` (of the whole) and `final_state` are the same on all, T is
+    that of the whole, and so are `chunks`, as many on each device. The loss is the sum of what the
+    devices compute: gradients of parameters and of `initial_state` are to be summed over them, as
+    JAX does by itself; a loss of `final_state` is to be taken on one of them, or divided by their
+    number. In PyTorch all devices go backward, or none.
+
     Time steps: with dt = 0 the state of a cell that discretises an ODE stays as it is. A negative
     dt is put into the cell's formula as it is, as a step back in time; one that is NaN or infinite
     makes NaN of that step's state and of those after it, and of none before.
@@ -141,43 +156,47 @@ def solve(
     >>> out.outputs.shape, out.final_state[0].shape
     ((2, 100, 8), (2, 8))
     """
-    how = settings(reverse, method, chunks, tolerance, max_iterations)
-    backend, params, inputs = check_params(cell, params, inputs)
+    checked = partial(
+        _checked, cell, params, inputs, initial_state, dt, lengths, resets, cu_seqlens,
+        settings(reverse, method, chunks, tolerance, max_iterations), check,
+    )  # fmt: skip
+    given = checked() if time_axis is None else telling(time_axis, checked)
+    backend, how, inputs, initial, pack = given[:5]
     xp = backend.xp
     *batch, steps, _ = inputs.shape
-    if check:
-        require_values(backend, [("inputs", inputs), *params.items()])
-        check_parameters(backend, params)
-    mask = None if lengths is None else mask_of(backend, lengths, inputs)
-    pack = None if cu_seqlens is None else packed(backend, cu_seqlens, inputs)
-    if pack is not None and lengths is not None:
-        raise ValueError("lengths: expected None where there is cu_seqlens, which tells lengths")
-    dt = given_time_step(backend, cell, dt, inputs)
     several = tuple(batch) if pack is None else (pack.offsets.shape[0] - 1,)
-    p, dtype, result = wide_params(backend, params, inputs)
-    initial = [
-        xp.reshape(x, (math.prod(several), cell.hidden_size))
-        for x in initial_states(backend, cell, initial_state, inputs, dtype, several)
-    ]
     x0 = initial if pack is None else [xp.zeros_like(x[:1]) for x in initial]
+    line, total = None, steps
+    if time_axis is not None:
+        line = backend.line_of(time_axis, inputs, _alike(cell, given, initial_state, check))
+        total = line.total()
+        if stretch is not None or pack is not None:
+            name = "stretch" if pack is None else "cu_seqlens"
+            raise ValueError(f"{name}: expected None where devices share the axis of time")
 
+    dt, resets = given.dt, given.resets
     number = dt if isinstance(dt, float) else None
-    task = Task(cell, how, number, dtype, result, initial_state is None)
-    fixed = {"params": {n: v for n, v in vars(p).items() if n != "_kind"}, "initial": initial}
+    task = Task(cell, how, number, given.dtype, given.result, initial_state is None, line)
+    p = {n: v for n, v in vars(given.params).items() if n != "_kind"}
+    fixed: dict[str, Any] = {"params": p, "initial": initial}
     along = {"inputs": inputs}
+    mask = None if given.lengths is None else mask_of(backend, given.lengths, inputs, line)
     if dt is not None and number is None:
         along["dt"] = dt[..., None]
     if mask is not None:
         along["mask"] = mask[..., None]
     if resets is not None or pack is not None:
-        along["begins"] = _beginnings(backend, resets, pack, mask, inputs, how.reverse)
+        along["begins"] = _beginnings(backend, resets, pack, mask, inputs, how.reverse, line)
     if pack is not None:
         fixed["offsets"] = pack.offsets
         along |= {"index": pack.index[:, None], "time": times(backend, inputs)[:, None]}
 
-    length = _stretch(backend, cell, x0[0], steps, stretch, how.chunks is not None, check)
-    check_chunks(how, length, "T" if length == steps else "stretch")
-    if length < steps:
+    length, name = total, "T"
+    if line is None:
+        length = _stretch(backend, cell, x0[0], steps, stretch, how.chunks is not None, check)
+        name = "T" if length == steps else "stretch"
+    check_chunks(how, length, name)
+    if length < total:
         outputs, x, ends, info = streamed(backend, task, fixed, x0, along, length)
         shaped = [
             xp.reshape(a, (*several, cell.hidden_size)) for a in (x if ends is None else ends)
@@ -185,27 +204,103 @@ def solve(
         return Solution(outputs, tuple(shaped), info)
 
     found = solve_stretch(backend, task, fixed, x0, along)
-    states, info = found.states, found.info
-    if check:  # the initial state, dt or lengths may have been traced
-        named = zip(cell.states, states, strict=True)
-        require_values(backend, [(f"state {n}", s) for n, s in named])
-    if check and steps:
-        given = [("inputs", inputs)]
-        if dt is not None:
-            given.append(("dt", time_array(xp, dt, inputs, dtype)[..., None]))
-        given += [(f"feature {n}", v) for n, v in vars(found.features).items() if n != "_kind"]
-        first = [xp.reshape(x, (*several, cell.hidden_size)) for x in initial]
-        whole = [xp.reshape(s, (*batch, steps, cell.hidden_size)) for s in states]
-        problem = backend, found.program, found.operands, found.x0, states
-        before = partial(states_before, *problem, how.reverse)
-        check_finite(backend, given, cell.states, first, whole, mask, how.reverse, before)
-        check_residuals(*problem, batch, how.reverse, info, how.tolerance, how.max_iterations)
-    ends = ends_of(xp, found, how.reverse)
+    if check:
+        look = partial(_check_answer, cell, given, found, mask)
+        look() if line is None else line.together(look)
+    ends = found.ends
     if pack is not None:
-        pairs = zip(states, initial, strict=True)
+        pairs = zip(found.states, initial, strict=True)
         ends = [last_states(xp, pack.offsets, 0, s[0], x, how.reverse) for s, x in pairs]
     ends = [xp.reshape(x, (*several, cell.hidden_size)) for x in ends]
-    return Solution(found.outputs, tuple(ends), info)
+    return Solution(found.outputs, tuple(ends), found.info)
+
+
+class _Given(NamedTuple):
+    """The arguments of `solve`, checked.
+
+    initial: k arrays (B, D), or (S, D) of packed sequences; params, dtype, result: as
+    `inputs.wide_params` has them; dt: a number or an array; lengths and resets: as they came.
+    """
+
+    backend: Any
+    how: Settings
+    inputs: Any
+    initial: list[Any]
+    pack: Packed | None
+    params: Values
+    dtype: Any
+    result: Any
+    dt: Any
+    lengths: Any
+    resets: Any
+
+
+def _checked(
+    cell: Cell,
+    params: Mapping[str, Any],
+    inputs: Any,
+    initial_state: Any,
+    dt: Any,
+    lengths: Any,
+    resets: Any,
+    cu_seqlens: Any,
+    how: Settings,
+    check: bool,
+) -> _Given:
+    backend, params, inputs = check_params(cell, params, inputs)
+    *batch, steps, _ = inputs.shape
+    if check:
+        require_values(backend, [("inputs", inputs), *params.items()])
+        check_parameters(backend, params)
+    if lengths is not None:
+        lengths = lengths_of(backend, lengths, inputs)
+    pack = None if cu_seqlens is None else packed(backend, cu_seqlens, inputs)
+    if pack is not None and lengths is not None:
+        raise ValueError("lengths: expected None where there is cu_seqlens, which tells lengths")
+    dt = given_time_step(backend, cell, dt, inputs)
+    if resets is not None:
+        resets = resets_of(backend, "resets", resets, inputs, (*batch, steps))
+    several = tuple(batch) if pack is None else (pack.offsets.shape[0] - 1,)
+    p, dtype, result = wide_params(backend, params, inputs)
+    shape = (math.prod(several), cell.hidden_size)
+    initial = initial_states(backend, cell, initial_state, inputs, dtype, several)
+    initial = [backend.xp.reshape(x, shape) for x in initial]
+    return _Given(backend, how, inputs, initial, pack, p, dtype, result, dt, lengths, resets)
+
+
+def _check_answer(cell: Cell, given: _Given, found: Stretch, mask: Any) -> None:
+    """Raise SolveError unless the answer is finite, converged and consistent; see `parnl.check`."""
+    backend, states, how = given.backend, found.states, given.how
+    # the initial state, dt or lengths may have been traced
+    pairs = zip(cell.states, states, strict=True)
+    require_values(backend, [(f"state {n}", s) for n, s in pairs])
+    *batch, steps, _ = given.inputs.shape
+    if not steps:
+        return
+    xp, width = backend.xp, cell.hidden_size
+    named = [("inputs", given.inputs)]
+    if given.dt is not None:
+        dt = time_array(xp, given.dt, given.inputs, given.dtype)
+        named.append(("dt", dt[..., None]))
+    named += [(f"feature {n}", v) for n, v in vars(found.features).items() if n != "_kind"]
+    first = given.initial if given.pack is not None else found.x0
+    lead = tuple(batch) if given.pack is None else first[0].shape[:1]
+    first = [xp.reshape(x, (*lead, width)) for x in first]
+    whole = [xp.reshape(s, (*batch, steps, width)) for s in states]
+    problem = backend, found.program, found.operands, found.x0, states
+    before = partial(states_before, *problem, how.reverse)
+    check_finite(backend, named, cell.states, first, whole, mask, how.reverse, before)
+    tolerance, most = how.tolerance, how.max_iterations
+    check_residuals(*problem, batch, how.reverse, found.info, tolerance, most)
+
+
+def _alike(cell: Cell, given: _Given, initial_state: Any, check: bool) -> str:
+    """Return what must be the same on devices that share the axis of time, but for arrays."""
+    absent = [x is None for x in (initial_state, given.lengths, given.resets)]
+    dt = given.dt if isinstance(given.dt, float) else ""
+    batch = given.inputs.shape[:-2]
+    names = type(cell).__name__, cell.program.key, cell.hidden_size
+    return repr((*names, *batch, str(given.dtype), given.how, absent, dt, check))
 
 
 def _stretch(
@@ -286,17 +381,20 @@ def _beginnings(
     mask: Any,
     inputs: Any,
     reverse: bool,
+    line: Line | None,
 ) -> Any:
     """Return at which steps the run begins anew, the operand `reset` (B, T, 1)."""
     xp = backend.xp
     *batch, steps, _ = inputs.shape
     begins: Any = None if pack is None else pack.begins
     if resets is not None:
-        told = resets_of(backend, "resets", resets, inputs, (*batch, steps))
-        told = xp.broadcast_to(told, (*told.shape[:-1], steps))
+        told = xp.broadcast_to(resets, (*resets.shape[:-1], steps))
         begins = told if begins is None else told | begins
     if reverse:  # what begins in time at a step ends the run before it, and the run begins itself
-        begins = xp.concat([begins[..., 1:], xp.ones_like(begins[..., :1])], axis=-1)
+        last = xp.ones_like(begins[..., :1])
+        if line is not None:
+            last = line.following(begins[..., :1], last)
+        begins = xp.concat([begins[..., 1:], last], axis=-1)
     if mask is not None:  # nothing happens in the padding
         begins = begins & mask
     return batched(xp, begins[..., None], tuple(batch))

@@ -21,8 +21,9 @@ from parnl.graph.program import Program
 from parnl.inputs import batched, feature_operands, features_of, last_states, time_array
 from parnl.locality import cuts
 from parnl.params import Values
+from parnl.solver.devices import Line
 from parnl.solver.newton import Stats
-from parnl.solver.run import Info, Settings, planned, run
+from parnl.solver.run import Info, Settings, planned, run, run_along
 
 # What a stretch is made from and what it leaves behind, see `solve_stretch` and `advance`.
 Along = Mapping[str, Any]
@@ -33,7 +34,8 @@ class Task(NamedTuple):
     """What is fixed in a solve, beside arrays.
 
     dt: the time step where it is a number, else None; dtype, result: as `inputs.wide_params` has
-    them; at_zero: whether the initial states are zeros.
+    them; at_zero: whether the initial states are zeros; line: the devices that share the axis of
+    time, if several do.
     """
 
     cell: Cell
@@ -42,17 +44,19 @@ class Task(NamedTuple):
     dtype: Any
     result: Any
     at_zero: bool
+    line: Line | None = None
 
 
 class Stretch(NamedTuple):
     """What is found of a stretch of T steps.
 
-    outputs: (..., T, hidden); states: k arrays (B, T, D); features: by name; program, operands, x0:
-    what was solved.
+    outputs: (..., T, hidden); states: k arrays (B, T, D); ends: the last ones, k arrays (B, D);
+    features: by name; program, operands, x0: what was solved; of several devices, the own part.
     """
 
     outputs: Any
     states: list[Any]
+    ends: list[Any]
     info: Info
     features: Values
     program: Program
@@ -101,13 +105,17 @@ def solve_stretch(
     if mask is not None:
         program = program.masked
         operands.append(batched(xp, mask, tuple(batch)))
-    states, info = run(backend, program, operands, x0, steps, task.how)
+    if task.line is None:
+        states, info = run(backend, program, operands, x0, steps, task.how)
+        ends = [s[:, 0 if task.how.reverse else -1] for s in states] if steps else x0
+    else:
+        states, x0, ends, info = run_along(backend, program, operands, x0, task.line, task.how)
     whole = [xp.reshape(s, (*batch, steps, cell.hidden_size)) for s in states]
     result = task.result if is_half(task.result) else dtype
     outputs = outputs_of(backend, cell, p, whole, features, result)
     if mask is not None:
         outputs = xp.where(mask, outputs, xp.zeros_like(outputs))
-    return Stretch(outputs, states, info, features, program, operands, x0)
+    return Stretch(outputs, states, ends, info, features, program, operands, x0)
 
 
 def outputs_of(
@@ -119,13 +127,6 @@ def outputs_of(
         with backend.products(dtype, last):
             last = cell.output(p, *states, features)
     return backend.xp.astype(last, dtype, copy=False)
-
-
-def ends_of(xp: Any, found: Stretch, reverse: bool) -> list[Any]:
-    """Return the states after the last step that is run, k arrays (B, D)."""
-    if not found.states[0].shape[1]:
-        return found.x0
-    return [s[:, 0 if reverse else -1] for s in found.states]
 
 
 def advance(
@@ -146,7 +147,7 @@ def advance(
             for s, e in zip(found.states, ends, strict=True)
         ]
     # copies, so that they do not keep the states of all steps in memory
-    x = [xp.astype(a, a.dtype) for a in ends_of(xp, found, reverse)]
+    x = [xp.astype(a, a.dtype) for a in found.ends]
     info = found.info
     stats = Stats(*(getattr(info, n) for n in Stats._fields))
     return (x, ends, largest(xp, most, stats)), found.outputs

@@ -23,6 +23,7 @@ from parnl.backends.c.text import source
 from parnl.backends.composed import ComposedKernels
 from parnl.graph.program import Program, adjoint_program
 from parnl.solver.cost import Device
+from parnl.solver.devices import Along, Line
 from parnl.solver.newton import Kernels, Plan, Stats, newton
 
 Found = TypeVar("Found")
@@ -77,9 +78,17 @@ class CompiledKernels(ComposedKernels):
         )
 
     def newton(
-        self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
+        self,
+        program: Program,
+        plan: Plan,
+        operands: Sequence[Any],
+        x0: Sequence[Any],
+        line: Line | None = None,
     ) -> tuple[list[Any], Stats]:
-        """Return what `solver.newton.newton` does, by C where it serves, else composed."""
+        """Return what `solver.newton.newton` does, by C where it serves, else composed.
+
+        line: the devices that share the axis of time, if several do.
+        """
 
         def advance(
             program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
@@ -89,21 +98,27 @@ class CompiledKernels(ComposedKernels):
         def trajectory(
             program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
         ) -> tuple[list[Any], list[Any]]:
-            states, ends = _Call(self, program, plan, "trajectory", operands, starts).run()
-            return states, [x[:, : plan.chunks - 1] for x in ends]
+            return _Call(self, program, plan, "trajectory", operands, starts).run()
 
-        kernels = _Runs(self, advance, trajectory)
-        found = self._in_c(x0[0], lambda: newton(kernels, program, plan, operands, x0))
-        return newton(self, program, plan, operands, x0) if found is None else found
+        def solve(kernels: Any) -> tuple[list[Any], Stats]:
+            kernels = kernels if line is None else Along(kernels, line)
+            return newton(kernels, program, plan, operands, x0)
 
-    def _in_c(self, like: Any, solve: Callable[[], Found]) -> Found | None:
-        """Return solve(), None where C cannot be had: decided here, once for a whole solve."""
+        compiled = _Runs(self, advance, trajectory)
+        found = self._in_c(x0[0], lambda: solve(compiled), line)
+        return solve(self) if found is None else found
+
+    def _in_c(self, like: Any, solve: Callable[[], Found], line: Line | None) -> Found | None:
+        """Return solve(), None where C cannot be had: decided here, once for a whole solve.
+
+        Of several devices none can begin anew by itself.
+        """
         if not self.compiles(like):
             return None
         try:
             return solve()
         except build.BuildError:  # which has been said
-            if build.choice() == "c":
+            if build.choice() == "c" or line is not None:
                 raise
             return None
 
@@ -116,6 +131,8 @@ class CompiledKernels(ComposedKernels):
         states: Sequence[Any],
         grads: Sequence[Any],
         wanted: Sequence[int],
+        line: Line | None = None,
+        last: Sequence[Any] | None = None,
     ) -> tuple[list[Any], list[Any]] | None:
         """Return the gradients of x0, and of the operands `wanted`, before they are summed.
 
@@ -123,7 +140,8 @@ class CompiledKernels(ComposedKernels):
 
         `plan` is the backward run's, from the last step of the forward run to its first. The step's
         Jacobian is computed again on the way, which costs less than to store and read it. The one
-        of an operand is (B, T, D), or (B, C, D) where the operand does not depend on time.
+        of an operand is (B, T, D), or (B, C, D) where the operand does not depend on time. line,
+        last: see `backward`.
         """
 
         def solve() -> tuple[list[Any], list[Any]]:
@@ -139,9 +157,9 @@ class CompiledKernels(ComposedKernels):
                 call.backward(fixed)
                 return call.run()
 
-            return backward(self, run, plan, x0, program.resets(operands))
+            return backward(self, run, plan, x0, program.resets(operands), line, last)
 
-        return self._in_c(x0[0], solve)
+        return self._in_c(x0[0], solve, line)
 
 
 # A run backward over chunks, from the adjoint at their starts (B, C, D). "adjoint", of the first
@@ -150,14 +168,23 @@ Run = Callable[[str, Plan, Sequence[Any]], tuple[list[Any], list[Any]]]
 
 
 def backward(
-    kernels: Kernels, run: Run, plan: Plan, x0: Sequence[Any], resets: Any = None
+    kernels: Kernels,
+    run: Run,
+    plan: Plan,
+    x0: Sequence[Any],
+    resets: Any = None,
+    line: Line | None = None,
+    last: Sequence[Any] | None = None,
 ) -> tuple[list[Any], list[Any]]:
     """Solve the adjoint recurrence: (gradients of x0, gradients of operands as `run` gives them).
 
     It is the same algorithm as forward; its last run writes gradients in place of states. resets:
-    (B, T, 1), where sequences begin anew, if they do.
+    (B, T, 1), where sequences begin anew, if they do. line: the devices that share the axis of
+    time, if several do; x0 is then what comes before the own steps, of which these are the
+    gradients. last: the gradients of the last states besides, (B, D).
     """
-    k, zeros = len(x0), [kernels.xp.zeros_like(x) for x in x0]
+    k = len(x0)
+    begin = [kernels.xp.zeros_like(x) for x in x0] if last is None else last
     adjoint = adjoint_program(k, resets is not None)
     given = [resets if o.kind == "reset" else None for o in adjoint.operands]  # `run` has the rest
 
@@ -170,9 +197,12 @@ def backward(
         program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
         ends, found = run("backward", plan, starts)
-        return [*(e[:, -1:] for e in ends), *found], [x[:, : plan.chunks - 1] for x in ends]
+        return [*(e[:, -1:] for e in ends), *found], ends
 
-    found, _ = newton(_Runs(kernels, advance, trajectory), adjoint, plan, given, zeros)
+    runs: Any = _Runs(kernels, advance, trajectory)
+    if line is not None:
+        runs = Along(runs, line)
+    found, _ = newton(runs, adjoint, plan, given, begin)
     return [x[:, 0] for x in found[:k]], found[k:]
 
 
@@ -183,6 +213,7 @@ class _Runs:
         self.name, self.functions, self.xp = kernels.name, kernels.functions, kernels.xp
         self.running_max, self.unwritten = kernels.running_max, kernels.unwritten
         self.while_loop, self.cond, self.device = kernels.while_loop, kernels.cond, kernels.device
+        self.line = kernels.line
         self.advance, self.trajectory = advance, trajectory
 
 

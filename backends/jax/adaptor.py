@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from parnl.backends.c.calls import compiled_device, processors
-from parnl.backends.jax import ffi, keys, product, stretches, triton
+from parnl.backends.jax import devices, ffi, keys, product, stretches, triton
 from parnl.backends.jax.implicit import implicit_solve
 from parnl.backends.jax.kernels import by_chunks
 from parnl.backends.jax.private import Tracer
@@ -21,6 +21,7 @@ from parnl.graph.flatcode import array_functions
 from parnl.graph.program import Program
 from parnl.solver import blocks
 from parnl.solver.cost import Device
+from parnl.solver.devices import ALONE
 from parnl.solver.newton import Plan, Stats
 
 # What the forms of `parnl.graph.operations` name.
@@ -32,6 +33,7 @@ class JaxBackend:
 
     name = "jax"
     xp = jnp
+    line = ALONE
     functions: dict[str, Any] = {**array_functions("jax", _SCOPE), "number": _SCOPE["number"]}
 
     seed_of_key = staticmethod(keys.seed_of_key)
@@ -125,7 +127,7 @@ class JaxBackend:
     def advance(
         self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
-        """Run the first C - 1 chunks: their ends, and the products of the step Jacobians."""
+        """Run the chunks that have a start: their ends, and the products of the step Jacobians."""
 
         def kernel(operands: list, starts: list) -> tuple[list, list]:
             found = ffi.call(program, plan, "advance", operands, starts)
@@ -137,11 +139,11 @@ class JaxBackend:
     def trajectory(
         self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
-        """Run all chunks and write every state; also return the ends of the first C - 1."""
+        """Run all chunks and write every state; also return the ends of all."""
 
         def kernel(operands: list, starts: list) -> tuple[list, list]:
             found = ffi.call(program, plan, "trajectory", operands, starts)
-            return found[: len(starts)], [x[:, :-1] for x in found[len(starts) :]]
+            return found[: len(starts)], found[len(starts) :]
 
         composed, arrays = partial(_trajectory, program, plan), (list(operands), list(starts))
         return by_chunks(kernel, composed, starts[0].dtype, *arrays)
@@ -152,6 +154,24 @@ class JaxBackend:
         """Solve, differentiable forward and backward, to any order."""
         operands = [a.astype(x0[0].dtype) for a in operands]
         return implicit_solve(self, program, plan, operands, x0)
+
+    def line_of(self, time_axis: Any, inputs: Any, alike: str) -> devices.MeshLine:
+        """See `devices.line_of`."""
+        return devices.line_of(time_axis, inputs.shape[-2])
+
+    def solve_along(
+        self,
+        program: Program,
+        plan: Plan,
+        operands: Sequence[Any],
+        x0: Sequence[Any],
+        line: devices.MeshLine,
+    ) -> tuple[list[Any], list[Any], list[Any], Stats]:
+        """Solve along a line of devices, differentiable likewise."""
+        operands = [a.astype(x0[0].dtype) for a in operands]
+        states, stats = implicit_solve(self, program, plan, operands, x0, line)
+        before, _ = line.edges(states, x0, plan.reverse)
+        return states, before, line.last(states, x0, plan.reverse), line.alike(stats)
 
     def streams(self, array: Any) -> bool:
         """Whether they are traced, as in `jit`: elsewhere each call would compile a scan anew."""
@@ -190,14 +210,15 @@ backend = JaxBackend()
 def _advance(program: Program, plan: Plan, operands: list, starts: list) -> tuple[list, list]:
     function = program.function("step_jacobian", backend)
     k, shape, dtype = len(starts), starts[0].shape, starts[0].dtype
-    cut = [_chunked(a, plan, plan.chunks - 1) for a in operands]
+    cut = [_chunked(a, plan, shape[1]) for a in operands]
 
     def run(carry: tuple, i: Any) -> tuple:
         states, product = carry
         results = [
             backend.full(x, shape, dtype) for x in function(*states, *(_due(a, i) for a in cut))
         ]
-        return (results[:k], blocks.matmul(results[k:], product, k)), None
+        after = results[:k], blocks.matmul(results[k:], product, k)
+        return _unless_over(plan, shape[1], i, after, carry), None
 
     ones = [backend.full(p, shape, dtype) for p in blocks.identity(k)]
     (states, product), _ = lax.scan(run, (list(starts), ones), jnp.arange(plan.length))
@@ -211,15 +232,23 @@ def _trajectory(program: Program, plan: Plan, operands: list, starts: list) -> t
     cut = [_chunked(a, plan, chunks) for a in operands]
 
     def run(states: list, i: Any) -> tuple[list, list]:
-        states = [
+        after = [
             backend.full(x, shape, dtype) for x in function(*states, *(_due(a, i) for a in cut))
         ]
-        return states, states
+        return _unless_over(plan, chunks, i, after, states), after
 
     ends, written = lax.scan(run, list(starts), jnp.arange(plan.length))
     whole = [jnp.moveaxis(w, 0, 2) for w in written]  # (L, B, C, D) -> (B, C, L, D)
     whole = [w.reshape(batch, chunks * plan.length, channels)[:, : plan.steps] for w in whole]
-    return _in_time(whole, plan), [x[:, : chunks - 1] for x in ends]
+    return _in_time(whole, plan), ends
+
+
+def _unless_over(plan: Plan, chunks: int, i: Any, after: Any, before: Any) -> Any:
+    """Return what chunks carry after step i: `before` where the last one run has no step i."""
+    if chunks * plan.length <= plan.steps:
+        return after
+    going = i + jnp.arange(chunks)[None, :, None] * plan.length < plan.steps
+    return jax.tree.map(lambda a, b: jnp.where(going, a, b), after, before)
 
 
 def _in_time(arrays: Sequence[Any], plan: Plan) -> list[Any]:

@@ -5,9 +5,12 @@ so by three primitives:
 
     derivative of `solve_p`:    `tangent_p`(operands, x0, states; d operands, d x0) -> d states
     transpose of `tangent_p`:   `gradients_p`, the generated backward kernel where there is one
-    derivatives of these two:   those of the composed formula, `_tangent`, which JAX can follow
+    derivatives of these two:   those of the composed formulas, `_tangent` and `_pullback`, which
+                                are linear solves between operations that JAX can follow
 
-So a solve that is differentiated once, in reverse, runs nothing but compiled kernels.
+So a solve that is differentiated once, in reverse, runs nothing but compiled kernels. In a
+`shard_map` whose devices share the axis of time, each has its own part of all this; operands,
+states and gradients are of its own steps, x0 is what comes before all of them.
 """
 
 from __future__ import annotations
@@ -18,29 +21,36 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from parnl.backends.c.calls import backward
 from parnl.backends.jax import ffi, triton
+from parnl.backends.jax.devices import MeshLine
 from parnl.backends.jax.kernels import at_once, by_chunks
 from parnl.backends.jax.primitive import primitive
 from parnl.backends.jax.private import ShapedArray, ad
 from parnl.graph.nodes import is_affine
 from parnl.graph.program import Program, adjoint_program, affine_program
-from parnl.solver import blocks
+from parnl.solver.devices import Along
 from parnl.solver.newton import Plan, Stats, newton
 
 
 class Problem(NamedTuple):
     """What is fixed when a solve is traced; `backend` is JAX's, `moves` what has a tangent.
 
-    moves: for each operand, then for each array of x0.
+    line: the devices that share the axis of time, if several do; moves: for each operand, then for
+    each array of x0.
     """
 
     backend: Any
     program: Program
     plan: Plan
+    line: MeshLine | None = None
     moves: tuple[bool, ...] = ()
+
+    @property
+    def kernels(self) -> Any:
+        """What `newton` calls."""
+        return self.backend if self.line is None else Along(self.backend, self.line)
 
     @property
     def wanted(self) -> tuple[int, ...]:
@@ -55,23 +65,39 @@ class Problem(NamedTuple):
 
 
 def implicit_solve(
-    backend: Any, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
+    backend: Any,
+    program: Program,
+    plan: Plan,
+    operands: Sequence[Any],
+    x0: Sequence[Any],
+    line: MeshLine | None = None,
 ) -> tuple[list[Any], Stats]:
     """Return states and statistics as `solver.newton.newton` does, differentiable in all arrays."""
-    found = solve_p.bind(*operands, *x0, problem=Problem(backend, program, plan))
+    found = solve_p.bind(*operands, *x0, problem=Problem(backend, program, plan, line))
     return found[: len(x0)], Stats(*found[len(x0) :])
 
 
 def _solve(*arrays: Any, problem: Problem) -> list:
-    backend, program, plan, _ = problem
+    program, plan = problem.program, problem.plan
     operands, x0, *_ = problem.split(arrays)
 
     def by_newton(operands: list, x0: list) -> list:
-        states, stats = newton(backend, program, plan, operands, x0)
+        states, stats = newton(problem.kernels, program, plan, operands, x0)
         return [*states, *stats]
 
+    if problem.line is not None:
+        return by_newton(operands, x0)
     launched = partial(triton.solve, program, plan)
     return at_once(launched, by_newton, program, plan, x0[0], operands, x0)
+
+
+def _solve_shapes(*arrays: Any, problem: Problem) -> list:
+    _, x0, *_ = problem.split(arrays)
+    (batch, channels), dtype = x0[0].shape, x0[0].dtype
+    steps = problem.plan.steps if problem.line is None else problem.line.steps
+    states = [jax.ShapeDtypeStruct((batch, steps, channels), dtype) for _ in x0]
+    types = Stats(jnp.int32, dtype, dtype, jnp.bool, jnp.int32)
+    return [*states, *(jax.ShapeDtypeStruct((), t) for t in types)]
 
 
 def _solve_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, problem: Problem) -> tuple:
@@ -117,84 +143,85 @@ def _solve_transpose(cotangents: Sequence[Any], *arrays: Any, problem: Problem) 
     return [next(found) if u else None for u in asked]
 
 
-# -- the tangent, composed of JAX's operations ----------------------------------------------------
+# -- the tangent and its transpose, composed of JAX's operations -----------------------------------
 
 
 def _tangent(*arrays: Any, problem: Problem) -> list:
     """dx_t = J_t dx_{t-1} + (df/d operands) d operands: one linear solve."""
-    backend, program, plan, moves = problem
-    operands, x0, states, moving = problem.split(arrays)
-    wanted, shape, dtype = problem.wanted, states[0].shape, states[0].dtype
-    step, zeros = program.function("step", backend), jnp.zeros_like(states[0])
-    before = [_previous(s, x, plan.reverse) for s, x in zip(states, x0, strict=True)]
+    _, _, states, moving = problem.split(arrays)
+    wanted = problem.wanted
+    jacobian, of_operands, given, resets = _linearised(problem, arrays)
+    forcing = [jnp.zeros_like(s) for s in states]
+    if wanted:
+        _, forcing = jax.jvp(of_operands, tuple(given), tuple(moving[: len(wanted)]))
+    rest, k = iter(moving[len(wanted) :]), len(states)
+    pairs = zip(problem.moves[-k:], problem.split(arrays)[1], strict=True)
+    x0_dot = [next(rest) if moves else jnp.zeros_like(x) for moves, x in pairs]
+    program, plan = affine_program(k, bool(resets)), problem.plan._replace(max_iterations=None)
+    operands = [*jacobian, *forcing, *resets]
+    return implicit_solve(problem.backend, program, plan, operands, x0_dot, problem.line)[0]
+
+
+def _pullback(problem: Problem, arrays: list, grads: list) -> list:
+    """Return the gradients of what moves; `arrays` are operands, x0 and states.
+
+    lambda_t = g_t + J_{t+1}^T lambda_{t+1}, then the pullback of each step.
+    """
+    _, x0, _, _ = problem.split(arrays)
+    back, k = problem.plan.backward(), len(x0)
+    jacobian, of_operands, given, resets = _linearised(problem, arrays)
+    program, zeros = adjoint_program(k, bool(resets)), [jnp.zeros_like(x) for x in x0]
+    operands = [*jacobian, *grads, *resets]
+    pulled, _ = implicit_solve(problem.backend, program, back, operands, zeros, problem.line)
+    found: list = []
+    if problem.wanted:
+        later = _before(problem, pulled, zeros, back.reverse)
+        adjoint = [g + m for g, m in zip(grads, later, strict=True)]
+        found = list(jax.vjp(of_operands, *given)[1](adjoint))
+    of_x0 = [m[:, -1 if problem.plan.reverse else 0] for m in pulled]
+    of_x0 = _of_the_first(problem, of_x0)
+    return [*found, *(g for g, m in zip(of_x0, problem.moves[-k:], strict=True) if m)]
+
+
+def _linearised(problem: Problem, arrays: Sequence[Any]) -> tuple[list, Callable, list, list]:
+    """Return (Jacobian at every step, the steps as a function of what moves, that, resets)."""
+    backend, program, wanted = problem.backend, problem.program, problem.wanted
+    operands, x0, states, _ = problem.split(arrays)
+    shape, dtype = states[0].shape, states[0].dtype
+    before = _before(problem, states, x0, problem.plan.reverse)
     entries = program.function("jacobian", backend)(*before, *operands)
-    jacobian = [backend.full(j, shape, dtype) for j in entries]
+    step = program.function("step", backend)
 
     def of_operands(*values: Any) -> list:
         changed = dict(zip(wanted, values, strict=True))
         given = [changed.get(i, a) for i, a in enumerate(operands)]
         return [backend.full(x, shape, dtype) for x in step(*before, *given)]
 
-    forcing = [zeros for _ in states]
-    if wanted:
-        given, dots = [operands[i] for i in wanted], moving[: len(wanted)]
-        _, forcing = jax.jvp(of_operands, tuple(given), tuple(dots))
-    rest = iter(moving[len(wanted) :])
-    x0_dot = [
-        next(rest) if m else jnp.zeros_like(x) for m, x in zip(moves[-len(x0) :], x0, strict=True)
-    ]
-    entering = [_previous(zeros, x, plan.reverse) for x in x0_dot]  # dx_0, at the first step
-    forcing = [b + e for b, e in zip(forcing, blocks.matvec(jacobian, entering), strict=True)]
-    return _solve_bidiagonal(backend, plan, jacobian, forcing, program.resets(operands))
+    resets = program.resets(operands)
+    jacobian = [backend.full(j, shape, dtype) for j in entries]
+    given = [operands[i] for i in wanted]
+    return jacobian, of_operands, given, [] if resets is None else [resets]
 
 
-def _previous(states: Any, first: Any, reverse: bool) -> Any:
-    """Return x_{t-1} for every t (x_{t+1} if reverse); `first` (B, D) stands before them."""
+def _before(problem: Problem, states: list, first: list, reverse: bool) -> list:
+    """Return x_{t-1} for every t (x_{t+1} if reverse); `first` (B, D) stands before them all."""
+    if problem.line is not None:
+        first, _ = problem.line.edges(states, first, reverse)
+    pairs = zip(states, first, strict=True)
     if reverse:
-        return jnp.concatenate([states[:, 1:], first[:, None]], axis=1)
-    return jnp.concatenate([first[:, None], states[:, :-1]], axis=1)
+        return [jnp.concatenate([s[:, 1:], x[:, None]], axis=1) for s, x in pairs]
+    return [jnp.concatenate([x[:, None], s[:, :-1]], axis=1) for s, x in pairs]
 
 
-def _solve_bidiagonal(backend: Any, plan: Plan, jacobian: list, forcing: list, resets: Any) -> list:
-    """Return x with x_t - J_t x_{t-1} = forcing_t, transposable and differentiable again.
-
-    resets: (B, T, 1), where sequences begin anew, or None; J_t is 0 there.
-    """
-    k, zero = len(forcing), jnp.zeros_like(forcing[0][:, 0])
-    plan = plan._replace(max_iterations=None)
-    anew = [] if resets is None else [resets]
-
-    def linear(program_of: Callable, plan: Plan, b: Any) -> list:
-        program = program_of(k, bool(anew))
-        return implicit_solve(backend, program, plan, [*jacobian, *b, *anew], [zero] * k)[0]
-
-    # All states are one array here: JAX transposes a linear solve only if every array of its right
-    # side is linear, and a state that no differentiated input drives would have one of zeros.
-
-    def matvec(x: Any) -> Any:
-        before = [_previous(s, zero, plan.reverse) for s in x]
-        return x - jnp.stack(blocks.matvec(jacobian, before))
-
-    def solve(_: Any, b: Any) -> Any:
-        return jnp.stack(linear(affine_program, plan, b))
-
-    def solve_transposed(_: Any, g: Any) -> Any:
-        back = plan.backward()
-        pulled = linear(adjoint_program, back, g)
-        return g + jnp.stack([_previous(m, zero, back.reverse) for m in pulled])
-
-    return list(lax.custom_linear_solve(matvec, jnp.stack(forcing), solve, solve_transposed))
+def _of_the_first(problem: Problem, of_x0: Sequence[Any]) -> list:
+    """Return the gradients of x0, which are summed over a line of devices: one has them."""
+    if problem.line is None:
+        return list(of_x0)
+    first = problem.line.turn(problem.plan.reverse) == 0
+    return [jnp.where(first, g, 0.0) for g in of_x0]
 
 
-# -- its transpose --------------------------------------------------------------------------------
-
-
-def _pullback(problem: Problem, arrays: list, grads: list) -> list:
-    """Return the gradients of what moves; `arrays` are operands, x0 and states."""
-    operands, x0, _, _ = problem.split(arrays)
-    moving = [a for a, m in zip([*operands, *x0], problem.moves, strict=True) if m]
-    tangent = partial(_tangent, *arrays, problem=problem)
-    return list(jax.linear_transpose(tangent, *moving)(grads))
+# -- the transpose, by kernels --------------------------------------------------------------------
 
 
 def _gradients(*arrays: Any, problem: Problem) -> list:
@@ -206,6 +233,8 @@ def _gradients(*arrays: Any, problem: Problem) -> list:
     def elsewhere(given: list, grads: list) -> list:
         return by_chunks(in_c, composed, like.dtype, given, grads)
 
+    if problem.line is not None:
+        return elsewhere(*_halves(arrays, problem))
     return at_once(launched, elsewhere, program, plan, like, *_halves(arrays, problem))
 
 
@@ -229,16 +258,19 @@ def _fused(problem: Problem, find: Callable, arrays: list, grads: list) -> list:
     program, plan, wanted = problem.program, problem.plan, problem.wanted
     operands, x0, states, _ = problem.split(arrays)
     k = len(x0)
+    if problem.line is not None:
+        x0, _ = problem.line.edges(states, x0, plan.reverse)
 
     def run(operands: list, rest: list) -> list:
         of_x0, found = find(problem, operands, rest[:k], rest[k : 2 * k], rest[2 * k :])
         return [*of_x0, *found]
 
-    key = ("gradients", plan, wanted, find)
+    key = ("gradients", plan, problem.line, wanted, find)
     over_rows = program.cached(key, lambda: merging(run))
     found = over_rows(operands, [*x0, *states, *grads])
     summed = [_reduced(g, operands[i]) for i, g in zip(wanted, found[k:], strict=True)]
-    return [*summed, *(g for g, m in zip(found[:k], problem.moves[-k:], strict=True) if m)]
+    of_x0 = _of_the_first(problem, found[:k])
+    return [*summed, *(g for g, m in zip(of_x0, problem.moves[-k:], strict=True) if m)]
 
 
 def _at_once(
@@ -251,7 +283,7 @@ def _at_once(
 def _over_chunks(
     problem: Problem, operands: list, x0: list, states: list, grads: list
 ) -> tuple[list, list]:
-    backend, program, k = problem.backend, problem.program, len(x0)
+    program, k = problem.program, len(x0)
     fixed = {"x0": x0, "state": states, "g": grads}
 
     def over_chunks(kind: str, plan: Plan, starts: Sequence[Any]) -> tuple[list, list]:
@@ -260,7 +292,8 @@ def _over_chunks(
         return found[:k], found[k:]
 
     resets = problem.program.resets(operands)
-    return backward(backend, over_chunks, problem.plan.backward(), x0, resets)
+    back = problem.plan.backward()
+    return backward(problem.backend, over_chunks, back, x0, resets, problem.line)
 
 
 def _reduced(x: Any, operand: Any) -> Any:
@@ -314,9 +347,18 @@ def _leading(arrays: Sequence[Any], axes: Sequence[Any]) -> tuple[int, list, lis
     return size, moved, [axis is not None for axis in axes]
 
 
-solve_p = primitive("parnl_solve", _solve, _solve_jvp, _solve_batch)
-tangent_p = primitive("parnl_tangent", _tangent, _tangent_jvp, _tangent_batch)
-gradients_p = primitive("parnl_gradients", _gradients, _gradients_jvp)
+def _tangent_shapes(*arrays: Any, problem: Problem) -> list:
+    return problem.split(arrays)[2]
+
+
+def _gradients_shapes(*arrays: Any, problem: Problem) -> list:
+    given = arrays[: len(problem.moves)]
+    return [a for a, m in zip(given, problem.moves, strict=True) if m]
+
+
+solve_p = primitive("parnl_solve", _solve, _solve_shapes, _solve_jvp, _solve_batch)
+tangent_p = primitive("parnl_tangent", _tangent, _tangent_shapes, _tangent_jvp, _tangent_batch)
+gradients_p = primitive("parnl_gradients", _gradients, _gradients_shapes, _gradients_jvp)
 ad.primitive_transposes[solve_p] = _solve_transpose
 ad.primitive_transposes[tangent_p] = _tangent_transpose
 

@@ -19,15 +19,17 @@ from parnl.backends.jax.private import (
     local_type,
     mlir,
     result_type,
+    unchecked,
     vary,
 )
 
 
 def primitive(
-    name: str, function: Callable, jvp: Callable, batch: Callable | None = None
+    name: str, function: Callable, shapes: Callable, jvp: Callable, batch: Callable | None = None
 ) -> Primitive:
     """Return a primitive that computes function(*arrays, problem=...), a list of arrays.
 
+    shapes(*arrays, problem=...) returns a `jax.ShapeDtypeStruct` for each of them.
     jvp(primals, tangents, *, problem) returns (results, tangents); a tangent may be an `ad.Zero`.
     batch(arrays, axes, *, problem) returns (results, axes); without it, `function` is vmapped.
     `problem` is hashable.
@@ -44,13 +46,14 @@ def primitive(
 
     def abstract(*arrays: Any, problem: Any) -> list:
         whole = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
-        return [result_type(arrays[0], x) for x in compiled.eval_shape(*whole, problem=problem)]
+        return [result_type(arrays[0], x) for x in _shapes(shapes, whole, problem)]
 
     lowered = mlir.lower_fun(compiled, multiple_results=True)
 
     def lower(context: Any, *arrays: Any, problem: Any) -> Any:
         there = context.replace(avals_in=[local_type(a) for a in context.avals_in])
-        return lowered(there, *arrays, problem=problem)
+        with unchecked():
+            return lowered(there, *arrays, problem=problem)
 
     def derivative(primals: Sequence[Any], tangents: Sequence[Any], *, problem: Any) -> tuple:
         if not isinstance(problem, _Mapped):
@@ -73,6 +76,20 @@ def primitive(
     ad.primitive_jvps[made] = derivative
     batching.primitive_batchers[made] = batch or by_vmap
     return made
+
+
+def _shapes(shapes: Callable, arrays: Sequence[Any], problem: Any) -> list:
+    if not isinstance(problem, _Mapped):
+        return shapes(*arrays, problem=problem)
+    struct, each, size = jax.ShapeDtypeStruct, [], 0
+    for a, axis in zip(arrays, problem.axes, strict=True):
+        if axis is None:
+            each.append(a)
+        else:
+            size = a.shape[axis]
+            each.append(struct((*a.shape[:axis], *a.shape[axis + 1 :]), a.dtype))
+    found = _shapes(shapes, each, problem.each)
+    return [struct((size, *x.shape), x.dtype) for x in found]
 
 
 class _Mapped(NamedTuple):

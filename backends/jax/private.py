@@ -7,20 +7,23 @@ All of it stands here, so that a new JAX can break one file. A test names what h
     ShapedArray                      the type of what such a function returns
     Tracer                           whether an array's values are known
     axes of a mesh                   in a `shard_map`, arrays of one call must differ over the same
+    unchecked                        within such a function, their types are not told of the mesh
     gpu_triton                       launches Triton kernels, with JAX's CUDA plugin
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 from jax import lax
+from jax._src import config
 from jax.core import ShapedArray, Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jax.sharding import PartitionSpec
+from jax.sharding import PartitionSpec, get_abstract_mesh
 
 try:
     from jaxlib import gpu_triton
@@ -46,13 +49,25 @@ __all__ = [
     "create_array_parameter",
     "create_scalar_parameter",
     "local_type",
+    "manual_axes",
     "mlir",
     "result_type",
+    "unchecked",
     "vary",
 ]
 
 # A type tells the axes of the mesh over which an array differs: "vma" in JAX 0.9.
 _AXES = "manual_axis_type" if hasattr(ShapedArray, "manual_axis_type") else "vma"
+
+
+def unchecked() -> AbstractContextManager[Any]:
+    """Return a context in which JAX does not ask over which axes of a mesh arrays differ."""
+    return config._check_vma(False)
+
+
+def manual_axes() -> frozenset:
+    """Return the axes of the mesh of the `shard_map` that is being traced."""
+    return frozenset(get_abstract_mesh().manual_axes)
 
 
 def axes(aval: Any) -> frozenset:

@@ -50,7 +50,11 @@ def _derivative(primals: Sequence[Any], tangents: Sequence[Any], *, problem: Non
     return short_p.bind(rows, matrix, problem=None), [sum(parts[1:], parts[0])]
 
 
-short_p = primitive("parnl_short_product", _short, _derivative)
+def _shapes(rows: Any, matrix: Any, *, problem: None) -> list:
+    return [jax.ShapeDtypeStruct((rows.shape[0], matrix.shape[1]), rows.dtype)]
+
+
+short_p = primitive("parnl_short_product", _short, _shapes, _derivative)
 
 
 def _composed(rows: Any, matrix: Any) -> Any:

@@ -22,6 +22,7 @@ from parnl.dtypes import is_half
 from parnl.graph.flatcode import array_functions
 from parnl.graph.program import Program
 from parnl.solver.cost import Device
+from parnl.solver.devices import Line
 from parnl.solver.newton import Plan, Stats
 
 
@@ -60,6 +61,13 @@ def _made(key: str) -> bool:
     """Make the step of a program, which Dynamo cannot follow: it may be traced from then on."""
     Program.of_key(key).function("step", backend)
     return True
+
+
+def _devices() -> Any:
+    """Return the module that needs torch.distributed, which takes a while to import."""
+    from parnl.backends.torch import devices
+
+    return devices
 
 
 # The terms of a sum are computed together up to so many numbers, for the price of an operation on
@@ -156,14 +164,41 @@ class TorchBackend(CompiledKernels):
             return operator_solve(program, plan, operands, x0)
         return implicit_solve(self, program, plan, operands, x0)
 
+    def line_of(self, time_axis: Any, inputs: torch.Tensor, alike: str) -> Line:
+        """See `devices.line_of`."""
+        return _devices().line_of(time_axis, inputs, alike)
+
+    def refuse(self, time_axis: Any) -> None:
+        """See `devices.refuse`."""
+        if torch.distributed.is_available():
+            _devices().refuse(time_axis)
+
+    def solve_along(
+        self,
+        program: Program,
+        plan: Plan,
+        operands: Sequence[Any],
+        x0: Sequence[Any],
+        line: Any,
+    ) -> tuple[list[Any], list[Any], list[Any], Stats]:
+        """Solve along a line of processes, differentiable once; see `devices`."""
+        return _devices().solve_along(self, program, plan, operands, x0, line)
+
     def run(
-        self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
+        self,
+        program: Program,
+        plan: Plan,
+        operands: Sequence[Any],
+        x0: Sequence[Any],
+        line: Line | None = None,
     ) -> tuple[list[Any], Stats]:
-        """Solve, without gradients."""
-        if triton_calls.serves(x0[0], plan.chunks):  # it reads operands of any dtype
+        """Solve, without gradients; line: the processes that share the axis of time."""
+        if line is None and triton_calls.serves(
+            x0[0], plan.chunks
+        ):  # it reads operands of any dtype
             operands, x0 = ([arrays.readable(a) for a in group] for group in (operands, x0))
             return triton_calls.solve(program, plan, operands, x0)
-        return self.newton(program, plan, [cast(a, x0[0].dtype) for a in operands], x0)
+        return self.newton(program, plan, [cast(a, x0[0].dtype) for a in operands], x0, line)
 
     def gradients(
         self,
@@ -174,18 +209,20 @@ class TorchBackend(CompiledKernels):
         states: Sequence[Any],
         grads: Sequence[Any],
         wanted: Sequence[int],
+        line: Line | None = None,
+        last: Sequence[Any] | None = None,
     ) -> tuple[list[Any], list[Any]] | None:
         """Return the gradients of x0, and of the operands `wanted`, before they are summed.
 
         None where no kernel serves.
         """
-        if triton_calls.serves(states[0], plan.chunks):
+        if line is None and triton_calls.serves(states[0], plan.chunks):
             operands, x0, states, grads = (
                 [arrays.readable(a) for a in xs] for xs in (operands, x0, states, grads)
             )
             return triton_calls.gradients(program, plan, operands, x0, states, grads, wanted)
         operands = [cast(a, x0[0].dtype) for a in operands]
-        return super().gradients(program, plan, operands, x0, states, grads, wanted)
+        return super().gradients(program, plan, operands, x0, states, grads, wanted, line, last)
 
     def streams(self, array: Any) -> bool:
         """Whether nothing looks on that would see many small solves in place of one."""

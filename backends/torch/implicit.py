@@ -19,6 +19,7 @@ from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
 from parnl.graph.program import Program, adjoint_program, affine_program
+from parnl.solver.devices import Line
 from parnl.solver.newton import Plan, Stats
 
 if TYPE_CHECKING:
@@ -49,10 +50,10 @@ def followed(arrays: Sequence[Tensor]) -> bool:
 
     If not, there is no need of an autograd function: measured, 0.08 ms of a call's 0.4.
     """
-    return _transformed() or (torch.is_grad_enabled() and any(a.requires_grad for a in arrays))
+    return transformed() or (torch.is_grad_enabled() and any(a.requires_grad for a in arrays))
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Whether there is forward mode, or a transform of `torch.func`."""
     level = torch._C._functorch.maybe_current_level()
     return level is not None or forward_ad._current_level >= 0
@@ -76,7 +77,7 @@ class _Solve(torch.autograd.Function):
         ctx.save_for_backward(*arrays, *output[:k])
         # Only then: what is saved here outlives an error in saving, and a checkpoint makes one on
         # purpose, to stop when it has computed again what is wanted.
-        if _transformed():
+        if transformed():
             ctx.save_for_forward(*arrays, *output[:k])
 
     @staticmethod
@@ -151,12 +152,19 @@ def implicit_gradients(
     states: Sequence[Tensor],
     grads: Sequence[Tensor],
     wanted: Sequence[int],
+    line: Line | None = None,
+    last: Sequence[Tensor] | None = None,
 ) -> tuple[list[Tensor], dict[int, Tensor]]:
-    """Return the gradients of x0 and of the operands `wanted`, in their shapes and dtypes."""
+    """Return the gradients of x0 and of the operands `wanted`, in their shapes and dtypes.
+
+    line: the processes that share the axis of time, if several do; x0 are then the states before
+    the own steps. last: the gradients of the last states (B, D) besides.
+    """
     back = plan.backward()
     written = None
     if not torch.is_grad_enabled():
-        written = kernels.gradients(program, back, operands, x0, states, grads, wanted)
+        given = operands, x0, states, grads, wanted, line, last
+        written = kernels.gradients(program, back, *given)
     if written is not None:
         of_x0, parts = written
         found = {i: _reduced(g, operands[i]) for i, g in zip(wanted, parts, strict=True)}
@@ -164,13 +172,20 @@ def implicit_gradients(
         worked = [cast(a, states[0].dtype) for a in operands]
         run = _Passes(kernels, program, plan, x0, worked, states, torch.is_grad_enabled())
         jacobian = run.jacobian()
-        start = [torch.zeros_like(x) for x in x0]
+        after = [torch.zeros_like(x) for x in x0] if last is None else last
         resets = run.resets()
-        adjoint = adjoint_program(len(x0), bool(resets))
-        pulled, _ = implicit_solve(kernels, adjoint, back, [*jacobian, *grads, *resets], start)
-        del jacobian
-        found = run.vjp(grads, pulled, wanted)
-        of_x0 = [m[:, -1 if plan.reverse else 0] for m in pulled]
+        adjoint, given = adjoint_program(len(x0), bool(resets)), [*jacobian, *grads, *resets]
+        if line is None:
+            pulled, _ = implicit_solve(kernels, adjoint, back, given, after)
+        else:
+            pulled, _ = kernels.run(adjoint, back, given, after, line)
+            after, _ = line.edges(pulled, after, back.reverse)
+        del jacobian, given
+        found = run.vjp(grads, pulled, after, wanted)
+        of_x0 = [
+            m[:, -1 if plan.reverse else 0] if m.shape[1] else a
+            for m, a in zip(pulled, after, strict=True)
+        ]
     return of_x0, {i: cast(g, operands[i].dtype) for i, g in found.items()}
 
 
@@ -223,7 +238,7 @@ class _Passes:
     ) -> None:
         self.kernels, self.program, self.reverse = kernels, program, plan.reverse
         self.x0, self.operands, self.states = x0, operands, states
-        self.steps = plan.steps
+        self.steps = states[0].shape[1]
         batch, channels = x0[0].shape
         self.block = self.steps if whole else max(1, _BLOCK // max(1, batch * channels))
 
@@ -260,18 +275,24 @@ class _Passes:
         return results
 
     def vjp(
-        self, grads: Sequence[Tensor], pulled: Sequence[Tensor], wanted: Sequence[int]
+        self,
+        grads: Sequence[Tensor],
+        pulled: Sequence[Tensor],
+        after: Sequence[Tensor],
+        wanted: Sequence[int],
     ) -> dict[int, Tensor]:
-        """Cotangents of the operands `wanted`, where lambda_t = g_t + J_{t+1}^T lambda_{t+1}."""
+        """Cotangents of the operands `wanted`, where lambda_t = g_t + J_{t+1}^T lambda_{t+1}.
+
+        after: what of that comes from after the last step.
+        """
         if not wanted:
             return {}
         function = self.program.function("vjp", self.kernels, tuple(wanted))
-        nothing = [torch.zeros_like(x) for x in self.x0]
         results: dict[int, Tensor] = {}
         for start, stop in self.spans():
             later = [
                 _shifted(z, m, start, stop, not self.reverse)
-                for z, m in zip(nothing, pulled, strict=True)
+                for z, m in zip(after, pulled, strict=True)
             ]
             adjoint = [g[:, start:stop] + m for g, m in zip(grads, later, strict=True)]
             parts = function(*self.arguments(start, stop), *adjoint)

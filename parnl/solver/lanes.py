@@ -21,17 +21,26 @@ def largest(xp: Any, parts: Sequence[Any]) -> Any:
     return total
 
 
-def by_chunks(xp: Any, plan: Any, operand: Any) -> Any:
-    """Return the steps of the first C - 1 chunks of (B, T, D), in the order of time, by chunks.
+def by_chunks(xp: Any, plan: Any, operand: Any, count: int) -> Any:
+    """Return the steps of the first `count` chunks of (B, T, D), in the order of time, by chunks.
 
-    (B, C - 1, L, D), chunks in the order they are run.
+    (B, count, L, D), chunks in the order they are run, all of them full.
     """
     rows, _, width = operand.shape
-    count = plan.chunks - 1
     due = count * plan.length
     due = operand[:, plan.steps - due :] if plan.reverse else operand[:, :due]
     chunked = xp.reshape(due, (rows, count, plan.length, width))
     return xp.flip(chunked, axis=1) if plan.reverse else chunked
+
+
+def last_steps(xp: Any, plan: Any, operand: Any, count: int, steps: int) -> Any:
+    """Return the last `steps` of each of the first `count` chunks of (B, T, D), likewise."""
+    last = slice(steps) if plan.reverse else slice(-steps, None)
+    full = min(count, plan.steps // plan.length)
+    found = by_chunks(xp, plan, operand, full)[:, :, last]
+    if full == count:
+        return found
+    return xp.concat([found, operand[:, None, last]], axis=1)  # the short one ends where all do
 
 
 class Lane:
@@ -95,8 +104,17 @@ class Beginnings(Lane):
 
     def __init__(self, kernels: Any, plan: Any, resets: Any, dtype: Any) -> None:
         super().__init__(kernels)
-        xp = self.xp
-        self.new = xp.any(by_chunks(xp, plan, xp.astype(resets, xp.bool)), axis=2)
+        xp, line = self.xp, kernels.line
+        here, count = line.part(plan), line.followed(plan)
+        resets = xp.astype(resets, xp.bool)
+        missing = count * here.length - here.steps
+        if missing > 0:
+            nothing = xp.broadcast_to(resets[:, :1] & False, (resets.shape[0], missing, 1))
+            resets = xp.concat([nothing, resets] if plan.reverse else [resets, nothing], axis=1)
+            here = here._replace(steps=resets.shape[1], chunks=count)
+        new = xp.any(by_chunks(xp, here, resets, count), axis=2)
+        (new,) = line.whole(plan, [xp.astype(new, dtype)])
+        self.new = new[:, : plan.chunks - 1] > 0
         self.old = xp.astype(~self.new, dtype)
 
     def kept(self, parts: list[Any]) -> list[Any]:

@@ -51,7 +51,8 @@ from typing import Any, NamedTuple, Protocol
 from parnl.graph.program import Functions, Program
 from parnl.solver import blocks
 from parnl.solver.cost import GUESSED_FROM, Device, guesses, updates_worth
-from parnl.solver.lanes import Beginnings, Lane, by_chunks, largest
+from parnl.solver.devices import Alone
+from parnl.solver.lanes import Beginnings, Lane, largest, last_steps
 
 # A lane whose products of Jacobians grow by more than this over some stretch amplifies what is
 # left at a chunk start: there, only exact chunk starts count as settled.
@@ -130,7 +131,10 @@ class Kernels(Functions, Protocol):
     """What the algorithm asks of a backend.
 
     States are lists of k arrays; chunk starts are (B, C, D), chunks in the order they are run.
+    `line` tells which chunks are this device's: what has an axis of time is of those only.
     """
+
+    line: Alone
 
     @property
     def xp(self) -> Any:
@@ -142,12 +146,12 @@ class Kernels(Functions, Protocol):
     def advance(
         self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
-        """Run the first C - 1 chunks from `starts` (B, C - 1, D): (ends, products), k and k * k."""
+        """Run the first n chunks from `starts` (B, n, D): (ends, products), k and k * k."""
 
     def trajectory(
         self, program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
-        """Run all chunks: (states (B, T, D) in the order of time, ends of the first C - 1)."""
+        """Run all chunks: (states (B, T, D) in the order of time, ends (B, C, D))."""
 
     def unwritten(self, write: Callable[[], Any]) -> Any:
         """Return what stands for the result of `write` before it was called; it is never read."""
@@ -191,8 +195,12 @@ def newton(
         device = kernels.device(x0[0])
         most = updates_worth(program, device, batch * channels, plan.steps, chunks)
     gives_up = plan.max_iterations is None and most < chunks
-    guessed = guesses(program, plan.length)
+    guessed = guesses(program, plan.length) and kernels.line.shortest(plan) >= GUESSED_FROM
     lane = Lane(kernels) if resets is None else Beginnings(kernels, plan, resets, x0[0].dtype)
+
+    def run(starts: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        states, ends = kernels.trajectory(program, plan, operands, starts)
+        return states, [x[:, :-1] for x in ends]
 
     def body(carry: tuple) -> tuple:
         iteration, starts, _, ends, settled, lost, *_ = carry
@@ -215,7 +223,7 @@ def newton(
         grown = _growth(lane, raw, None if program.linear else sizes, limit)
         tame = grown < GROWTH
         all_tame = lane.all(tame)
-        states, ends = kernels.trajectory(program, plan, operands, starts)
+        states, ends = run(starts)
         gaps = [xp.abs(_gap(xp, e, a)) for e, a in zip(ends, after, strict=True)]
         gap = largest(xp, gaps)
         if program.linear:
@@ -240,14 +248,11 @@ def newton(
     if guessed:
         starts, forgotten = _guess(kernels, program, plan, operands, x0)
 
-    def run() -> tuple:
-        return kernels.trajectory(program, plan, operands, starts)
-
     def nothing() -> tuple:
-        return kernels.unwritten(lambda: run()[0]), flat > 0
+        return kernels.unwritten(lambda: run(starts)[0]), flat > 0
 
     def verify() -> tuple:
-        states, ends = run()
+        states, ends = run(starts)
         gaps = [_gap(xp, e, s[:, 1:]) for e, s in zip(ends, starts, strict=True)]
         met = forgotten & (largest(xp, gaps) == 0)
         return states, lane.all_so_far(met)
@@ -276,7 +281,7 @@ def newton(
         # The framework may round differently over one chunk: so a lane that amplifies what differs
         # is taken from the loop from its first step on.
         kept = settled & (done | tame)
-        return _spliced(xp, plan, kept, finished, states, loop), x0, finished == finished
+        return _spliced(kernels, plan, kept, finished, states, loop), x0, finished == finished
 
     finished = xp.all(done, axis=1, keepdims=True)
     states, *_ = kernels.while_loop(
@@ -296,19 +301,20 @@ def _guess(
     runs side by side as sequences of their own. forgotten: (B, C - 1, D), whether both end in the
     same bits: from there on they would be the same for ever.
     """
-    xp, count = kernels.xp, plan.chunks - 1
+    xp, line = kernels.xp, kernels.line
+    here = line.part(plan)
+    count = line.followed(plan)
     batch, channels = x0[0].shape
     several = (2, batch, count)
 
-    def last_steps(operand: Any) -> Any:
+    def due(operand: Any) -> Any:
         rows, steps, _ = operand.shape
+        if rows == steps == 1:
+            return operand
         if steps == 1:
             chunked = operand[:, None]
-            if rows == 1:
-                return operand
         else:
-            last = slice(GUESSED_FROM) if plan.reverse else slice(-GUESSED_FROM, None)
-            chunked = by_chunks(xp, plan, operand)[:, :, last]
+            chunked = last_steps(xp, here, operand, count, GUESSED_FROM)
         wide = xp.broadcast_to(chunked[None], (*several, *chunked.shape[2:]))
         return xp.reshape(wide, (2 * batch * count, *chunked.shape[2:]))
 
@@ -316,26 +322,28 @@ def _guess(
     begin = [xp.broadcast_to(x[:, :, None], (*several, channels)) for x in begin]
     begin = [xp.reshape(x, (2 * batch * count, 1, channels)) for x in begin]
     short = plan._replace(steps=GUESSED_FROM, chunks=1)
-    states, _ = kernels.trajectory(program, short, [last_steps(a) for a in operands], begin)
+    states, _ = line.kernels(kernels).trajectory(program, short, [due(a) for a in operands], begin)
     ends = [xp.reshape(x[:, 0 if plan.reverse else -1], (*several, channels)) for x in states]
     forgotten = largest(xp, [_gap(xp, e[0], e[1]) for e in ends]) == 0
     guesses = [xp.where(xp.isfinite(e[0]), e[0], x[:, None]) for e, x in zip(ends, x0, strict=True)]
+    *guesses, forgotten = line.whole(plan, [*guesses, xp.astype(forgotten, x0[0].dtype)])
     starts = [xp.concat([x[:, None], g], axis=1) for x, g in zip(x0, guesses, strict=True)]
-    return starts, forgotten
+    return [s[:, : plan.chunks] for s in starts], forgotten[:, : plan.chunks - 1] > 0
 
 
 def _spliced(
-    xp: Any, plan: Plan, kept: Any, done: Any, chunked: Sequence[Any], loop: Sequence[Any]
+    kernels: Kernels, plan: Plan, kept: Any, done: Any, chunked: Sequence[Any], loop: Sequence[Any]
 ) -> list[Any]:
     """Return the results of the chunks to be kept, and of the loop after them.
 
     kept: (B, C - 1, D), whether the chunk's start is; done: (B, 1, D), whether all are.
     """
+    xp, here = kernels.xp, kernels.line.part(plan)
+    kept = kernels.line.own(plan, xp.concat([done | kept[:, :1], kept], axis=1))
     batch, count, channels = kept.shape
-    shape = (batch, count + 1, plan.length, channels)
-    kept = xp.concat([done | kept[:, :1], kept], axis=1)
-    kept = xp.reshape(xp.broadcast_to(kept[:, :, None, :], shape), (batch, -1, channels))
-    kept = kept[:, : plan.steps]
+    shape = (batch, count, here.length, channels)
+    whole = (batch, count * here.length, channels)
+    kept = xp.reshape(xp.broadcast_to(kept[:, :, None, :], shape), whole)[:, : here.steps]
     kept = xp.flip(kept, axis=1) if plan.reverse else kept
     results = []
     for a, b in zip(chunked, loop, strict=True):

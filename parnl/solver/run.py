@@ -9,6 +9,7 @@ import numpy as np
 
 from parnl.graph.program import Program
 from parnl.solver.cost import Device, auto_chunks, backward_chunks
+from parnl.solver.devices import Along, Line
 from parnl.solver.newton import Plan
 
 METHODS = ("auto", "newton", "sequential")
@@ -110,6 +111,29 @@ def planned(backend: Any, program: Program, like: Any, steps: int, how: Settings
     epsilon = float(backend.xp.finfo(like.dtype).eps)
     count = count if rows else 1
     return Plan.make(steps, count, epsilon, how.tolerance, how.max_iterations, how.reverse, back)
+
+
+def planned_along(backend: Any, program: Program, like: Any, line: Line, how: Settings) -> Plan:
+    """Return how the steps of a line of devices are solved: in as many chunks on each."""
+    plan = planned(Along(backend, line), program, like, line.total(), how)
+    each, back = (-(-c // line.size) for c in (plan.chunks, plan.backward_chunks or 1))
+    chunks = 1 if plan.chunks == 1 else each * line.size
+    backward = 1 if plan.backward_chunks == 1 else back * line.size
+    return plan._replace(chunks=chunks, backward_chunks=backward)
+
+
+def run_along(
+    backend: Any,
+    program: Program,
+    operands: Sequence[Any],
+    x0: Sequence[Any],
+    line: Line,
+    how: Settings,
+) -> tuple[list[Any], list[Any], list[Any], Info]:
+    """Solve for the states (B, T_p, D) of the own steps, and (B, D) before them and after all."""
+    plan = planned_along(backend, program, x0[0], line, how)
+    states, before, ends, stats = backend.solve_along(program, plan, operands, x0, line)
+    return states, before, ends, Info(chunks=plan.chunks, **stats._asdict())
 
 
 def run(
