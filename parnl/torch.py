@@ -81,16 +81,18 @@ class RNN(nn.Module):
         layer, backward = divmod(run, self.directions)
         return f"_l{layer}{'_reverse' if backward else ''}"
 
-    def forward(self, inputs: Any, h_0: Any = None) -> tuple[Any, Any]:
-        """Return (output, h_n)."""
+    def forward(self, inputs: Any, h_0: Any = None, *, time_axis: Any = None) -> tuple[Any, Any]:
+        """Return (output, h_n); time_axis: processes that share the time axis, see `parnl.solve`."""
         if isinstance(inputs, PackedSequence):
+            if time_axis is not None:
+                raise ValueError("time_axis: expected None for a PackedSequence")
             return self._packed(inputs, h_0)
         backend_of([("inputs", inputs)])
         if inputs.ndim not in (2, 3):
             raise ValueError(f"inputs: expected 2 or 3 dimensions, got {tuple(inputs.shape)}")
         time_first = inputs.ndim == 3 and not self.batch_first
         x = inputs.transpose(0, 1) if time_first else inputs
-        output, h_n = self._layers(x, h_0, x.shape[:-2])
+        output, h_n = self._layers(x, h_0, x.shape[:-2], time_axis=time_axis)
         return (output.transpose(0, 1) if time_first else output), h_n
 
     def _packed(self, inputs: PackedSequence, h_0: Any) -> tuple[PackedSequence, Any]:

@@ -45,8 +45,8 @@ FAULTS = [
     Fault(
         "composed: the product of Jacobians holds its last factor only",
         "backends/composed.py",
-        "product = blocks.matmul(results[k:], product, k)",
-        "product = list(results[k:])",
+        "products = blocks.matmul(results[k:], running.arrays[k:], k)",
+        "products = list(results[k:])",
     ),
     Fault(
         "the change of a chunk start is carried to the wrong chunk, off by one",
@@ -80,22 +80,22 @@ FAULTS = [
     ),
     Fault(
         "a chunk start is settled only where it is so in all sequences",
-        "parnl/solver/newton.py",
-        "return kernels.running_max(xp.astype(~ok, xp.float32)) == 0",
-        "return kernels.running_max(xp.astype(~(ok & xp.all(ok, axis=0)), xp.float32)) == 0",
+        "parnl/solver/lanes.py",
+        "return self.running_max(self.xp.astype(~ok, self.xp.float32)) == 0",
+        "ok = ok & self.xp.all(ok, axis=0)\n"
+        "        return self.running_max(self.xp.astype(~ok, self.xp.float32)) == 0",
     ),
     Fault(
         "features of masked steps are computed from the padding",
-        "parnl/solve.py",
-        "inputs = xp.where(mask[..., None], inputs, xp.zeros_like(inputs))",
+        "parnl/stretch.py",
+        "inputs = xp.where(mask, inputs, xp.zeros_like(inputs))",
         "inputs = inputs",
     ),
     Fault(
         "composed: chunks of a reversed run start in the wrong order",
         "backends/composed.py",
-        "states = self._ordered(plan, starts)\n        for i in range(plan.length):\n"
-        "            count",
-        "states = list(starts)\n        for i in range(plan.length):\n            count",
+        "self.arrays = [*self._ordered(starts), *others]",
+        "self.arrays = [*starts, *others]",
     ),
     Fault(
         "C: chunks of a reversed run are taken in the wrong order",
@@ -154,7 +154,7 @@ FAULTS = [
     Fault(
         "reversed runs begin anew one step too late",
         "parnl/solve.py",
-        "begins = xp.concat([begins[..., 1:], xp.ones_like(begins[..., :1])], axis=-1)",
+        "begins = xp.concat([begins[..., 1:], last], axis=-1)",
         "begins = begins | False",
     ),
 ]
@@ -169,10 +169,13 @@ def copied(folder: Path, fault: Fault | None) -> None:
         return
     inside = fault.file if fault.file.startswith("parnl/") else f"parnl/{fault.file}"
     path = folder / inside
-    text = path.read_text()
-    if text.count(fault.text) != 1:
-        sys.exit(f"{fault.what}: its text is {text.count(fault.text)} times in {fault.file}")
-    path.write_text(text.replace(fault.text, fault.instead))
+    path.write_text(path.read_text().replace(fault.text, fault.instead))
+
+
+def misfits() -> list[str]:
+    """Return the faults whose text is not once in its file."""
+    counts = {f: (ROOT / f.file).read_text().count(f.text) for f in FAULTS}
+    return [f"{f.what}: its text is {n} times in {f.file}" for f, n in counts.items() if n != 1]
 
 
 def tried(fault: Fault | None, cache: str) -> tuple[str, str, float]:
@@ -231,6 +234,8 @@ def check(folder: str) -> None:
 
 
 def main() -> None:
+    if misfits():
+        sys.exit("\n".join(misfits()))
     chosen = FAULTS if len(sys.argv) == 1 else [FAULTS[int(sys.argv[1]) - 1]]
     missed = 0
     with (

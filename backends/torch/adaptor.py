@@ -164,6 +164,7 @@ class TorchBackend(CompiledKernels):
             return operator_solve(program, plan, operands, x0)
         return implicit_solve(self, program, plan, operands, x0)
 
+    @torch.compiler.disable
     def line_of(self, time_axis: Any, inputs: torch.Tensor, alike: str) -> Line:
         """See `devices.line_of`."""
         return _devices().line_of(time_axis, inputs, alike)
@@ -173,6 +174,7 @@ class TorchBackend(CompiledKernels):
         if torch.distributed.is_available():
             _devices().refuse(time_axis)
 
+    @torch.compiler.disable
     def solve_along(
         self,
         program: Program,

@@ -103,8 +103,7 @@ def line_of(time_axis: Any, inputs: Tensor, alike: str) -> ProcessLine:
         )
     if recorded([inputs]):
         raise NotImplementedError(
-            "time_axis: a solve along several processes cannot be compiled or exported; leave it "
-            "out of the compiled part, by torch.compiler.disable"
+            "time_axis: a solve along several processes cannot be exported or recorded"
         )
     if transformed():
         raise NotImplementedError(
@@ -190,6 +189,7 @@ class _SolveAlong(torch.autograd.Function):
         )
         if line.turn(plan.reverse):  # they are summed over processes: the first has them
             of_x0 = [torch.zeros_like(x) for x in of_x0]
+        of_x0 = [x.contiguous() for x in of_x0]  # as collectives want them
         return (
             None, None, None, None, *of_x0, *(found.get(i) for i in range(len(operands))),
         )  # fmt: skip

@@ -262,6 +262,8 @@ class _Passes:
         """The k * k entries of the step Jacobian at every step, each (B, T, D)."""
         function = self.program.function("jacobian", self.kernels)
         like = self.states[0]
+        if not self.steps:
+            return [like] * len(self.program.jacobian)
         results: list[Tensor] = []
         for start, stop in self.spans():
             parts = [
@@ -285,6 +287,8 @@ class _Passes:
 
         after: what of that comes from after the last step.
         """
+        if not self.steps:
+            return {i: torch.zeros_like(self.operands[i]) for i in wanted}
         if not wanted:
             return {}
         function = self.program.function("vjp", self.kernels, tuple(wanted))

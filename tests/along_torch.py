@@ -1,0 +1,283 @@
+"""Solves along processes that share the axis of time, against one process and float64 loops.
+
+python tests/along_torch.py CASE 5,0,7      three processes of so many steps each
+"""
+
+import os
+import sys
+import tempfile
+from contextlib import contextmanager
+
+import numpy as np
+import oracles
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch.distributed.device_mesh import init_device_mesh
+
+import parnl
+from parnl.torch import RNN
+
+# What each task asks for, beside a cell: every argument that has an axis of time, or none of it.
+TASKS = (
+    ("gru", {}),
+    ("gru", {"reverse": True, "lengths": [17, 40]}),
+    ("lstm", {"reverse": True, "resets": 0.1}),
+    ("lrc", {"times": "own", "resets": 0.1, "lengths": [40, 5]}),
+    ("lru", {"resets": 0.1}),
+    ("s6", {"reverse": True}),
+)
+
+
+class Chaos(parnl.Cell):
+    """The logistic map, which Newton makes nothing of."""
+
+    def features(self, p, u):
+        return dict(f=0.01 * u[..., :1])
+
+    def step(self, p, x, f):
+        return 3.9 * (x + 0.2) * (0.8 - x) - 0.2 + f.f**2
+
+
+class Part:
+    """What a process knows: its group, and which steps are its own."""
+
+    def __init__(self, parts):
+        self.group, self.rank, self.parts = dist.group.WORLD, dist.get_rank(), parts
+        self.size, self.steps = len(parts), sum(parts)
+        first = sum(parts[: self.rank])
+        self.own = slice(first, first + parts[self.rank])
+
+    def close(self, found, expected, tolerance, what):
+        oracles.assert_close(found.detach().numpy(), expected, tolerance, f"{what} of {self.rank}")
+
+
+def drawn(part, name, resets=None, **asked):
+    """Return the task, of all steps."""
+    if resets is not None:
+        rng = np.random.default_rng(1)
+        resets = rng.random((2, part.steps)) < resets
+    return oracles.problem(name, steps=part.steps, batch=(2,), hidden=3, resets=resets, **asked)
+
+
+def arguments(task, own=slice(None)):
+    """Return what `solve` is given, float64 leaves, and those leaves; of the steps `own`."""
+
+    def leaf(array):
+        return torch.from_numpy(np.array(array)).requires_grad_()
+
+    params = {n: leaf(p) for n, p in task.params.items()}
+    inputs, state = leaf(task.inputs[:, own]), [leaf(s) for s in task.initial_state]
+    given = {"reverse": task.reverse}
+    leaves = {f"params.{n}": p for n, p in params.items()} | {"inputs": inputs}
+    leaves |= {f"state.{i}": s for i, s in enumerate(state)}
+    if task.dt is not None:
+        given["dt"] = leaves["dt"] = leaf(task.dt[:, own])
+    if task.lengths is not None:
+        given["lengths"] = torch.from_numpy(task.lengths)
+    if task.resets is not None:
+        given["resets"] = torch.from_numpy(task.resets[:, own])
+    return (task.cell, params, inputs, state), given, leaves
+
+
+def gradients(part, task, out, leaves):
+    """Return the gradients of the loss that is the sum of what the processes compute."""
+    own = torch.from_numpy(task.weights[0][:, part.own])
+    loss = (out.outputs * own).sum()
+    for x, w in zip(out.final_state, task.weights[1:], strict=True):
+        loss = loss + (x * torch.from_numpy(w)).sum() / part.size
+    found = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+    for name, g in found.items():
+        if name not in ("inputs", "dt"):  # of what all have
+            dist.all_reduce(g)
+    return found
+
+
+def solves(part):
+    """Outputs, states and gradients are those of the loop over all steps."""
+    for name, asked in TASKS:
+        task = drawn(part, name, **asked)
+        expected = oracles.reference(task)
+        for chunks in (1, 2 * part.size, part.steps, None):
+            given, told, leaves = arguments(task, part.own)
+            out = parnl.solve(*given, **told, chunks=chunks, check=True, time_axis=part.group)
+            what = f"{name} {asked} in {chunks} chunks,"
+            part.close(out.outputs, expected.outputs[:, part.own], 1e-12, f"{what} outputs")
+            for found, x in zip(out.final_state, expected.final_state, strict=True):
+                part.close(found, x, 1e-12, f"{what} final state")
+            for leaf, found in gradients(part, task, out, leaves).items():
+                wanted = expected.gradients[leaf]
+                wanted = wanted[:, part.own] if leaf in ("inputs", "dt") else wanted
+                part.close(found, wanted, 1e-9, f"{what} gradient of {leaf}")
+            alike(out.info)
+
+
+def alike(info):
+    """All processes have found out the same."""
+    mine = [float(x) for x in info]
+    others = [None] * dist.get_world_size()
+    dist.all_gather_object(others, mine)
+    assert all(other == mine for other in others), others
+
+
+def bits(part):
+    """Where chunks fall alike, the bits are those of one process."""
+    for name, asked in TASKS:
+        task = drawn(part, name, **asked)
+        for chunks in (1, part.size, 4 * part.size):
+            given, told, _ = arguments(task, part.own)
+            found = parnl.solve(*given, **told, chunks=chunks, time_axis=part.group)
+            given, told, _ = arguments(task)
+            whole = parnl.solve(*given, **told, chunks=chunks)
+            what = f"{name} {asked} in {chunks} chunks"
+            oracles.assert_bits(found.outputs.detach(), whole.outputs.detach()[:, part.own], what)
+            for x, y in zip(found.final_state, whole.final_state, strict=True):
+                oracles.assert_bits(x.detach(), y.detach(), what)
+            assert found.info == whole.info, (what, found.info, whole.info)
+
+
+def hostile(part):
+    """The guess, giving up, a NaN, and a cell that has not converged."""
+    rng = np.random.default_rng(0)
+    cell = parnl.get_cell("gru", 2, 3)
+    steps = 4096 * part.size
+    inputs = torch.from_numpy(rng.normal(size=(2, steps, 2)))
+    own = slice(4096 * part.rank, 4096 * (part.rank + 1))
+
+    def both(params, inputs, **how):
+        found = parnl.solve(cell, params, inputs[:, own], **how, time_axis=part.group)
+        return found, parnl.solve(cell, params, inputs, **how)
+
+    params = cell.init(0, "torch", "float64")
+    for reverse in (False, True):
+        found, whole = both(params, inputs, chunks=2 * part.size, reverse=reverse)
+        oracles.assert_bits(found.outputs, whole.outputs[:, own], "guessed")
+        assert int(found.info.iterations) == int(whole.info.iterations) == 0  # so they were
+
+    cell = Chaos(2, 3)
+    for reverse in (False, True):
+        how = {"chunks": 16 * part.size, "reverse": reverse}
+        found, whole = both({}, inputs, **how)
+        loop = parnl.solve(cell, {}, inputs, method="sequential", reverse=reverse)
+        assert int(found.info.sequential) == int(whole.info.sequential) == 6, found.info
+        oracles.assert_bits(found.outputs, loop.outputs[:, own], "given up")
+        found, whole = both({}, inputs, **how, max_iterations=2, tolerance=1e-3)
+        assert not bool(found.info.converged)
+        assert found.info == whole.info
+
+    cell = parnl.get_cell("gru", 2, 3)
+    spoilt = inputs.clone()
+    spoilt[1, steps // 2] = torch.nan
+    for reverse in (False, True):
+        how = {"chunks": 16 * part.size, "reverse": reverse}
+        found, whole = both(params, spoilt, **how)
+        clean, _ = both(params, inputs, **how)
+        oracles.assert_bits(found.outputs[0], clean.outputs[0], "beside a NaN")
+        oracles.assert_bits(found.outputs, whole.outputs[:, own], "of a NaN")
+
+
+def modules(part):
+    """`RNN` in both directions, a mesh, half precision, and a step of training."""
+    mesh = init_device_mesh("cpu", (part.size,))
+    torch.manual_seed(0)
+    whole_inputs = torch.randn(part.steps, 2, 3)
+    own_inputs = whole_inputs[part.own]
+    for dtype in (torch.float32, torch.bfloat16):
+        rnn = RNN("lstm", 3, 5, 2, bidirectional=True, seed=0, dtype=dtype)
+        output, (h, c) = rnn(own_inputs.to(dtype), time_axis=mesh)
+        expected, (h_n, c_n) = rnn(whole_inputs.to(dtype))
+        for found, wanted in ((output, expected[part.own]), (h, h_n), (c, c_n)):
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+    def trained(inputs, own, **along):
+        rnn = RNN("lrc", 3, 8, 2, seed=0, dtype=torch.float64)
+        optimiser = torch.optim.Adam(rnn.parameters(), 0.01)
+        for _ in range(3):
+            optimiser.zero_grad()
+            output, _ = rnn(inputs, **along)
+            ((output[:, :, 0] - whole_inputs[own, :, 0].sin()) ** 2).sum().backward()
+            for p in rnn.parameters() if along else ():
+                dist.all_reduce(p.grad)
+            optimiser.step()
+        return rnn.state_dict()
+
+    found = trained(own_inputs.double(), part.own, time_axis=part.group)
+    for name, expected in trained(whole_inputs.double(), slice(None)).items():
+        part.close(found[name], expected.numpy(), 1e-9, name)
+
+
+@contextmanager
+def raises(kind, text):
+    try:
+        yield
+    except kind as error:
+        assert text in str(error), error
+    else:
+        raise AssertionError(f"expected {kind.__name__}: {text}")
+
+
+def errors(part):
+    """What one process refuses ends the others too, and all are asked for the same."""
+    cell = parnl.get_cell("gru", 3, 4)
+    params = cell.init(0, "torch")
+    inputs = torch.ones(2, part.parts[part.rank], 3)
+    last = part.rank == part.size - 1
+
+    def solve(inputs=inputs, axis=part.group, **how):
+        return parnl.solve(cell, params, inputs, time_axis=axis, **how)
+
+    with raises(
+        ValueError if last else RuntimeError, "inputs" if last else f"rank {part.size - 1}"
+    ):
+        solve(inputs[..., : 2 if last else 3])
+    with raises(ValueError, "same cell, batch, dtype and arguments"):
+        solve(inputs[: 1 if last else 2])
+    with raises(ValueError, "same cell, batch, dtype and arguments"):
+        solve(chunks=2 if last else 3)
+    with raises(ValueError, "same cell, batch, dtype and arguments"), torch.set_grad_enabled(last):
+        solve()
+    with raises(ValueError, f"chunks <= T = {part.steps}"):
+        solve(chunks=part.steps + 1)
+    with raises(ValueError, "stretch"):
+        solve(stretch=2)
+    with raises(ValueError, f"length <= T = {part.steps}"):
+        solve(lengths=torch.tensor([part.steps + 1, 1]))
+    with raises(TypeError, "DeviceMesh of one dimension, got str"):
+        solve(axis="time")
+    with raises(TypeError, "of 2 dimensions"):
+        solve(axis=init_device_mesh("cpu", (part.size, 1)))
+    oracles.assert_bits(torch.compile(solve, backend="eager")().outputs, solve().outputs)
+    with raises(NotImplementedError, "torch.func"):
+        torch.func.vmap(solve)(inputs[None])
+    spoilt = inputs.clone()
+    if last and inputs.shape[1]:
+        spoilt[1, 0] = torch.inf
+    with raises(parnl.SolveError, "inputs: inf at sequence 1, step 0, channel 0"):
+        solve(spoilt, check=True)
+    if part.rank:
+        with raises(TypeError, "that this process is in"):
+            solve(axis=dist.new_group([0]))
+    else:
+        dist.new_group([0])
+    solve()  # nobody is out of step
+
+
+CASES = {f.__name__: f for f in (solves, bits, hostile, modules, errors)}
+
+
+def process(rank, case, parts, store):
+    torch.set_num_threads(1)
+    address = f"file://{store}/store"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=len(parts))
+    CASES[case](Part(parts))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sizes = [int(n) for n in sys.argv[2].split(",")]
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.start_processes(
+            process, (sys.argv[1], sizes, folder), nprocs=len(sizes), start_method="spawn"
+        )

@@ -1,0 +1,29 @@
+"""Processes that share the axis of time: see `along_torch.py`, which they run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "along_torch.py"
+
+
+@pytest.mark.parametrize(
+    ("case", "parts", "kernels"),
+    [
+        ("solves", "20,20", ""),
+        ("solves", "17,0,23", ""),
+        ("solves", "0,3,37", "off"),
+        ("bits", "16,16,16", ""),
+        ("hostile", "8,8", ""),
+        ("modules", "20,20,11", ""),
+        ("errors", "6,5,6", ""),
+    ],
+)
+def test_along_processes(case, parts, kernels):
+    there = {**os.environ, "PARNL_KERNELS": kernels}
+    run = [sys.executable, str(SCRIPT), case, parts]
+    done = subprocess.run(run, env=there, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-4000:]
