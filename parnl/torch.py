@@ -82,7 +82,7 @@ class RNN(nn.Module):
         return f"_l{layer}{'_reverse' if backward else ''}"
 
     def forward(self, inputs: Any, h_0: Any = None, *, time_axis: Any = None) -> tuple[Any, Any]:
-        """Return (output, h_n); time_axis: processes that share the time axis, see `parnl.solve`."""
+        """Return (output, h_n); time_axis: processes that share it, see `parnl.solve`."""
         if isinstance(inputs, PackedSequence):
             if time_axis is not None:
                 raise ValueError("time_axis: expected None for a PackedSequence")

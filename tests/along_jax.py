@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
-from jax.sharding import AxisType, PartitionSpec as P
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import parnl
 
@@ -48,10 +50,12 @@ def drawn(name, steps=STEPS, batch=2, hidden=3, resets=None, **asked):
     return task, params, along, still
 
 
-def divided(function, mesh, time=TIME, still=P(), out=(TIME, P(), P())):
+def divided(function, mesh, **how):
     """Return function(params, along, still), the axis of time divided over the mesh."""
-    specs = (P(), time, still)
-    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out)
+    one = P()
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=(one, TIME, one), out_specs=(TIME, one, one), **how
+    )
 
 
 def solving(task, time_axis=None, **how):
@@ -139,10 +143,7 @@ def twice():
                 jax.tree.map(lambda f, e: oracles.assert_close(f, e, 1e-9), found, expected)
         eager = divided(solving(task, "time", chunks=8), mesh)(params, along, still)
         oracles.assert_close(eager[0], here(params, along, still)[0], 1e-12)
-        unchecked = jax.shard_map(
-            solving(task, "time", chunks=8), mesh=mesh, check_vma=False,
-            in_specs=(P(), TIME, P()), out_specs=(TIME, P(), P()),
-        )  # fmt: skip
+        unchecked = divided(solving(task, "time", chunks=8), mesh, check_vma=False)
         for leaf, found in gradients(task, unchecked, params, along, still).items():
             expected = gradients(task, here, params, along, still)[leaf]
             oracles.assert_close(found, expected, 1e-9, leaf)
@@ -186,11 +187,12 @@ def meshes():
     mesh, sent = mesh_of(DEVICES), []
     for steps in (1024, 4096):
         task, params, along, still = drawn("lstm", steps=steps, resets=0.01)
-        run = divided(solving(task, "time", chunks=16), mesh)
-        training = jax.jit(jax.value_and_grad(loss_of(task, run)))
+        along_mesh = divided(solving(task, "time", chunks=16), mesh)
+        training = jax.jit(jax.value_and_grad(loss_of(task, along_mesh)))
         text = training.lower(params, along, still).compile().as_text()
         sent.append(collectives(text))
-    assert sent[0] and sent[0] == sent[1], sent  # of nothing that grows with T
+    assert sent[0]
+    assert sent[0] == sent[1]  # nothing that grows with T
 
 
 def collectives(text):
@@ -220,7 +222,8 @@ def hostile():
             expected, _, told = jax.jit(solved_by(own, **how))(*arrays)
             what = f"{kind}, reverse={reverse}"
             oracles.assert_bits(outputs, expected, what)
-            jax.tree.map(lambda f, e: oracles.assert_bits(f, e, what), info, told)
+            for one, other in zip(info, told, strict=True):
+                oracles.assert_bits(one, other, what)
             if kind == "guessed":
                 assert int(info.iterations) == 0, info
             elif kind == "chaos":
@@ -258,12 +261,8 @@ def errors():
 
     def refused(text, axis="time", function=None, **how):
         run = divided(solving(task, axis, **how), mesh_of(DEVICES))
-        try:
+        with pytest.raises((TypeError, ValueError), match=text):
             (function or run)(params, along, still)
-        except (TypeError, ValueError) as error:
-            assert text in str(error), error
-        else:
-            raise AssertionError(text)
 
     refused("time_axis: expected an axis of the mesh", "model")
     refused("a string, got Mesh", mesh_of(DEVICES))

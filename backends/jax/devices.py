@@ -30,7 +30,7 @@ class MeshLine(_Line, Line):
         return (self.steps,) * self.size
 
     @property
-    def place(self) -> Any:  # type: ignore[override]
+    def place(self) -> Any:
         """See `Line`."""
         return lax.axis_index(self.axis)
 

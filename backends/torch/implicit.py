@@ -163,8 +163,7 @@ def implicit_gradients(
     back = plan.backward()
     written = None
     if not torch.is_grad_enabled():
-        given = operands, x0, states, grads, wanted, line, last
-        written = kernels.gradients(program, back, *given)
+        written = kernels.gradients(program, back, operands, x0, states, grads, wanted, line, last)
     if written is not None:
         of_x0, parts = written
         found = {i: _reduced(g, operands[i]) for i, g in zip(wanted, parts, strict=True)}
