@@ -9,6 +9,7 @@ This composed path is where a compiled rollout plugs in: whatever offers the sam
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -65,6 +66,10 @@ class ComposedKernels(ABC):
         """Return the program's step over arrays of this framework."""
         return program.function("step", self)
 
+    def step_of(self, states: Any, step: int) -> Any:
+        """Return states[:, step]."""
+        return states[:, step]
+
     def unwritten(self, write: Callable[[], Any]) -> Any:
         """Return None: an eager loop may carry whatever it likes."""
         return None
@@ -84,6 +89,12 @@ class ComposedKernels(ABC):
     def cond(self, condition: Any, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
         """Return then() if `condition` holds, else otherwise()."""
         return then() if bool(condition) else otherwise()
+
+
+def in_rows(product: Callable[[Any, Any], Any], inputs: Any, matrix: Any) -> Any:
+    """Return product(inputs, matrix) of inputs (..., n) as rows (N, n)."""
+    rows = inputs.reshape(math.prod(inputs.shape[:-1]), inputs.shape[-1])
+    return product(rows, matrix).reshape(*inputs.shape[:-1], matrix.shape[-1])
 
 
 class _Running:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,7 +11,7 @@ import array_api_compat.numpy as xp
 import numpy as np
 
 from parnl.backends.c.calls import CompiledKernels, compiled_device
-from parnl.backends.composed import COMPOSED
+from parnl.backends.composed import COMPOSED, in_rows
 from parnl.dtypes import is_half
 from parnl.graph.operations import OPERATIONS
 from parnl.graph.program import Program
@@ -144,10 +145,10 @@ class NumpyBackend(CompiledKernels):
         found.real, found.imag = re, im
         return found
 
-    def matmul(self, rows: Any, matrix: Any) -> Any:
-        """Return rows @ matrix; NumPy itself would give float32 for two of bfloat16."""
-        found = rows @ matrix
-        return found.astype(rows.dtype) if is_half(rows.dtype) else found
+    def matmul(self, inputs: Any, matrix: Any) -> Any:
+        """Return inputs @ matrix; NumPy itself would give float32 for two of bfloat16."""
+        found = in_rows(operator.matmul, inputs, matrix)
+        return found.astype(inputs.dtype) if is_half(inputs.dtype) else found
 
     def input_sum(self, term: Callable[..., Any], inputs: Any, matrices: Sequence[Any]) -> Any:
         """Sum `term` over the input channels, one at a time."""

@@ -71,6 +71,9 @@ class Backend(Kernels, Protocol):
         Operands may be of other dtypes than x0, whose dtype is the one to solve in.
         """
 
+    def step_of(self, states: Any, step: int) -> Any:
+        """Return states[:, step] of states (B, T, D)."""
+
     def line_of(self, time_axis: Any, inputs: Any, alike: str) -> Line:
         """Return the devices that share the axis of time, of which this one has `inputs`.
 
@@ -106,8 +109,8 @@ class Backend(Kernels, Protocol):
     def complex_numbers(self, re: Any, im: Any) -> Any:
         """Return the complex array re + i im; unlike that sum, for inf and NaN too."""
 
-    def matmul(self, rows: Any, matrix: Any) -> Any:
-        """Return rows (N, n) @ matrix (n, hidden); see `parnl.ops.matmul`."""
+    def matmul(self, inputs: Any, matrix: Any) -> Any:
+        """Return inputs (..., n) @ matrix (n, hidden); see `parnl.ops.matmul`."""
 
     def input_sum(self, term: Any, inputs: Any, matrices: Sequence[Any]) -> Any:
         """Sum `term` over the input channels; see `parnl.ops.input_sum`."""

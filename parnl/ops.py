@@ -11,7 +11,6 @@ function but `where`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -188,9 +187,7 @@ def matmul(inputs: Any, matrix: Any) -> Any:
     if inputs.dtype != matrix.dtype and is_half(inputs.dtype) | is_half(matrix.dtype):
         dtype = promoted(backend.xp, [inputs.dtype, matrix.dtype])
         inputs, matrix = (widened(backend.xp, x, dtype) for x in (inputs, matrix))
-    reshape, rows = backend.xp.reshape, math.prod(inputs.shape[:-1])
-    product = backend.matmul(reshape(inputs, (rows, inputs.shape[-1])), matrix)
-    return reshape(product, (*inputs.shape[:-1], matrix.shape[-1]))
+    return backend.matmul(inputs, matrix)
 
 
 def input_sum(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import parnl
@@ -195,10 +195,64 @@ def meshes():
     assert sent[0] == sent[1]  # nothing that grows with T
 
 
-def collectives(text):
+def collectives(text, names="all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all"):
     """Return the shapes of all that a compiled program sends, in order."""
-    names = "all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all"
     return sorted(re.findall(rf"= (.*?) (?:{names})(?:-start)?\(", text))
+
+
+# Along which axes inputs, parameters (h,) and initial states are divided.
+DIVIDED = {
+    "sequences": (P("x"), P(), P("x")),
+    "channels": (P(), P("x"), P(None, "x")),
+    "time": (P(None, "x"), P(), P()),
+}
+
+
+def jit():
+    """Arrays divided under jit: the answer of one device, divided, and nothing is gathered."""
+    tasks = (TASKS[0], *TASKS[2:5])
+    for i, (name, asked) in enumerate(tasks if EVERY else tasks[KERNELS == "off" :: 2]):
+        asked = {n: a for n, a in asked.items() if n != "lengths"}
+        task, params, along, still = drawn(name, batch=8, hidden=16, n_in=4, **asked)
+        run = solving(task, chunks=8)
+        expected = jax.jit(run)(params, along, still)
+        wanted = gradients(task, run, params, along, still)
+        kinds = ("Auto", "Explicit")
+        for kind in kinds if EVERY else [kinds[(i + (KERNELS == "off")) % 2]]:
+            mesh = jax.make_mesh((DEVICES,), ("x",), axis_types=(getattr(AxisType, kind),))
+            for axis, (of_inputs, of_channels, of_states) in DIVIDED.items():
+                if kind == "Explicit" and axis == "time" and "resets" in asked:
+                    continue  # JAX itself refuses to shift what is divided
+
+                def put(array, spec, mesh=mesh):
+                    spec = P(*spec[: array.ndim], *[None] * (array.ndim - len(spec)))
+                    return jax.device_put(array, NamedSharding(mesh, spec))
+
+                def parameter(array, spec=of_channels, put=put):
+                    spec = spec if array.shape[-1] == 16 else P()
+                    return put(array, P(*[None] * (array.ndim - 1), *spec))
+
+                there = (
+                    jax.tree.map(parameter, params),
+                    {n: put(a, of_inputs) for n, a in along.items()},
+                    jax.tree.map(lambda x, put=put, spec=of_states: put(x, spec), still),
+                )
+                what = f"{name} {asked} {kind} {axis}"
+                outputs, final, info = jax.jit(run)(*there)
+                oracles.assert_close(outputs, expected[0], 1e-12, what)
+                oracles.assert_close(final[0], expected[1][0], 1e-12, what)
+                assert int(info.sequential) == int(expected[2].sequential), what
+                assert bool(info.converged), what
+                spec = (*outputs.sharding.spec, None, None)[:3]
+                place = ("sequences", "time", "channels").index(axis)
+                assert spec == tuple("x" if j == place else None for j in range(3)), (what, spec)
+                for leaf, found in gradients(task, run, *there).items():
+                    oracles.assert_close(found, wanted[leaf], 1e-9, f"{what}: {leaf}")
+                mixes = axis == "channels" and hasattr(task.cell, "output")
+                if axis != "time" and not mixes:
+                    training = jax.jit(jax.value_and_grad(loss_of(task, run)))
+                    text = training.lower(*there).compile().as_text()
+                    assert not collectives(text, "all-gather|all-to-all"), what
 
 
 def hostile():
@@ -276,4 +330,4 @@ def errors():
 
 
 if __name__ == "__main__":
-    {f.__name__: f for f in (solves, twice, meshes, hostile, errors)}[sys.argv[1]]()
+    {f.__name__: f for f in (solves, twice, meshes, hostile, jit, errors)}[sys.argv[1]]()

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from parnl.backends.c.calls import compiled_device, processors
-from parnl.backends.jax import devices, ffi, keys, product, stretches, triton
+from parnl.backends.jax import devices, divided, ffi, keys, product, stretches, triton
 from parnl.backends.jax.implicit import implicit_solve
 from parnl.backends.jax.kernels import by_chunks
 from parnl.backends.jax.private import Tracer
@@ -155,6 +155,10 @@ class JaxBackend:
         operands = [a.astype(x0[0].dtype) for a in operands]
         return implicit_solve(self, program, plan, operands, x0)
 
+    def step_of(self, states: Any, step: int) -> Any:
+        """Return states[:, step]."""
+        return divided.step_of(states, step)
+
     def line_of(self, time_axis: Any, inputs: Any, alike: str) -> devices.MeshLine:
         """See `devices.line_of`."""
         return devices.line_of(time_axis, inputs.shape[-2])
@@ -195,9 +199,9 @@ class JaxBackend:
         """Return re + i im."""
         return lax.complex(re, im)
 
-    def matmul(self, rows: Any, matrix: Any) -> Any:
-        """Return rows @ matrix."""
-        return product.matmul(rows, matrix)
+    def matmul(self, inputs: Any, matrix: Any) -> Any:
+        """Return inputs @ matrix."""
+        return product.matmul(inputs, matrix)
 
     def input_sum(self, term: Callable, inputs: Any, matrices: Sequence[Any]) -> Any:
         """Sum `term` over the input channels; each is computed again for its gradient."""

@@ -14,7 +14,7 @@ from parnl.solver.newton import Stats
 
 
 class _Line(NamedTuple):
-    axis: str
+    axis: str | tuple[str, ...]
     size: int
     steps: int
 

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 
+from parnl.backends.jax import divided
 from parnl.backends.jax.private import (
     Primitive,
     ad,
+    asks_for_devices,
     batching,
     local_type,
     mlir,
@@ -25,11 +27,17 @@ from parnl.backends.jax.private import (
 
 
 def primitive(
-    name: str, function: Callable, shapes: Callable, jvp: Callable, batch: Callable | None = None
+    name: str,
+    function: Callable,
+    shapes: Callable,
+    rule: Callable,
+    jvp: Callable,
+    batch: Callable | None = None,
 ) -> Primitive:
     """Return a primitive that computes function(*arrays, problem=...), a list of arrays.
 
-    shapes(*arrays, problem=...) returns a `jax.ShapeDtypeStruct` for each of them.
+    shapes(*arrays, problem=...) returns a `jax.ShapeDtypeStruct` for each of them, rule(*arrays,
+    problem=...) how it may be divided among devices: see `divided`.
     jvp(primals, tangents, *, problem) returns (results, tangents); a tangent may be an `ad.Zero`.
     batch(arrays, axes, *, problem) returns (results, axes); without it, `function` is vmapped.
     `problem` is hashable.
@@ -48,12 +56,12 @@ def primitive(
         whole = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
         return [result_type(arrays[0], x) for x in _shapes(shapes, whole, problem)]
 
-    lowered = mlir.lower_fun(compiled, multiple_results=True)
-
     def lower(context: Any, *arrays: Any, problem: Any) -> Any:
-        there = context.replace(avals_in=[local_type(a) for a in context.avals_in])
+        types = [local_type(a) for a in context.avals_in]
+        known = None if isinstance(problem, _Mapped) else rule(*types, problem=problem)
+        run = partial(compiled, problem=problem)
         with unchecked():
-            return lowered(there, *arrays, problem=problem)
+            return divided.lowered(context.replace(avals_in=types), arrays, run, known)
 
     def derivative(primals: Sequence[Any], tangents: Sequence[Any], *, problem: Any) -> tuple:
         if not isinstance(problem, _Mapped):
@@ -73,6 +81,7 @@ def primitive(
     made.def_impl(compiled)
     made.def_abstract_eval(abstract)
     mlir.register_lowering(made, lower)
+    asks_for_devices(made)
     ad.primitive_jvps[made] = derivative
     batching.primitive_batchers[made] = batch or by_vmap
     return made

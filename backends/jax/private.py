@@ -8,6 +8,7 @@ All of it stands here, so that a new JAX can break one file. A test names what h
     Tracer                           whether an array's values are known
     axes of a mesh                   in a `shard_map`, arrays of one call must differ over the same
     unchecked                        within such a function, their types are not told of the mesh
+    device_count, dispatch           among how many devices what is lowered is to be divided
     gpu_triton                       launches Triton kernels, with JAX's CUDA plugin
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax._src import config
+from jax._src import config, dispatch
 from jax.core import ShapedArray, Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -44,10 +45,12 @@ __all__ = [
     "TritonKernel",
     "TritonKernelCall",
     "ad",
+    "asks_for_devices",
     "axes",
     "batching",
     "create_array_parameter",
     "create_scalar_parameter",
+    "device_count",
     "local_type",
     "manual_axes",
     "mlir",
@@ -63,6 +66,17 @@ _AXES = "manual_axis_type" if hasattr(ShapedArray, "manual_axis_type") else "vma
 def unchecked() -> AbstractContextManager[Any]:
     """Return a context in which JAX does not ask over which axes of a mesh arrays differ."""
     return config._check_vma(False)
+
+
+def asks_for_devices(made: Primitive) -> None:
+    """Make `device_count` known where the primitive is lowered."""
+    dispatch.prim_requires_devices_during_lowering.add(made)
+
+
+def device_count(context: Any) -> int:
+    """Return among how many devices XLA is to divide what is being lowered."""
+    devices = getattr(context.module_context.axis_context, "device_assignment", None)
+    return len(devices or (None,))
 
 
 def manual_axes() -> frozenset:

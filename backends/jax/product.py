@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Sequence
-from functools import cache, reduce
+from collections.abc import Callable, Sequence
+from functools import cache, partial, reduce
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jax import lax
 from parnl.backends.c import build
 from parnl.backends.c.calls import processors
 from parnl.backends.jax import ffi
+from parnl.backends.jax.divided import Letters, Over, Rule, explicitly, summed
 from parnl.backends.jax.implicit import merging
 from parnl.backends.jax.primitive import primitive
 from parnl.backends.jax.private import ad
@@ -28,33 +30,133 @@ SHORT = 16
 _ROWS = 1024
 
 
-def matmul(rows: Any, matrix: Any) -> Any:
-    """Return rows (N, n) @ matrix (n, hidden), as elementwise code where n is small."""
-    full = rows.dtype == matrix.dtype and rows.dtype in (jnp.float32, jnp.float64)
-    if full and 0 < rows.shape[1] <= SHORT and rows.shape[0]:
-        return short_p.bind(rows, matrix, problem=None)[0]
-    return rows @ matrix
+def matmul(inputs: Any, matrix: Any) -> Any:
+    """Return inputs (..., n) @ matrix (n, hidden), as elementwise code where n is small."""
+    dtype = jnp.promote_types(inputs.dtype, matrix.dtype)
+    arrays = [inputs.astype(dtype), matrix.astype(dtype)]
+    found = explicitly(arrays, _product_rule(*arrays))
+    return (found or product_p.bind(*arrays, problem=None))[0]
 
 
-def _short(rows: Any, matrix: Any, *, problem: None) -> list:
-    if not ffi.usable(rows.dtype):
-        return [_composed(rows, matrix)]
-    return [lax.platform_dependent(rows, matrix, cpu=_compiled, default=_composed)]
+# The product, and its pullback to the matrix: the transpose of either is one of the two.
 
 
-def _derivative(primals: Sequence[Any], tangents: Sequence[Any], *, problem: None) -> tuple:
-    """Derivatives are products of XLA's: their transpose sums over N, where packing pays."""
-    (rows, matrix), (d_rows, d_matrix) = primals, tangents
-    parts = [] if isinstance(d_rows, ad.Zero) else [d_rows @ matrix]
-    parts += [] if isinstance(d_matrix, ad.Zero) else [rows @ d_matrix]
-    return short_p.bind(rows, matrix, problem=None), [sum(parts[1:], parts[0])]
+def _product(inputs: Any, matrix: Any, *, problem: None = None) -> list:
+    """As a product of two axes: XLA's CPU compiler copies what has three."""
+    n, hidden = matrix.shape
+    rows = _rows(inputs)
+    short = 0 < n <= SHORT and rows.shape[0] and ffi.usable(rows.dtype)
+    if not short:
+        found = rows @ matrix
+    else:
+        found = lax.platform_dependent(rows, matrix, cpu=_compiled, default=_composed)
+    return [found.reshape(*inputs.shape[:-1], hidden)]
 
 
-def _shapes(rows: Any, matrix: Any, *, problem: None) -> list:
-    return [jax.ShapeDtypeStruct((rows.shape[0], matrix.shape[1]), rows.dtype)]
+def _sums(inputs: Any, grads: Any, *, problem: None = None) -> list:
+    """Return the sum over all rows of inputs (..., n) times grads (..., h)."""
+    return [_rows(inputs).T @ _rows(grads)]
 
 
-short_p = primitive("parnl_short_product", _short, _shapes, _derivative)
+def _rows(x: Any) -> Any:
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def _product_shapes(inputs: Any, matrix: Any, *, problem: None) -> list:
+    return [jax.ShapeDtypeStruct((*inputs.shape[:-1], matrix.shape[1]), inputs.dtype)]
+
+
+def _sums_shapes(inputs: Any, grads: Any, *, problem: None) -> list:
+    return [jax.ShapeDtypeStruct((inputs.shape[-1], grads.shape[-1]), inputs.dtype)]
+
+
+def _product_rule(inputs: Any, matrix: Any, *, problem: None = None) -> Rule:
+    lead = _lead(inputs)
+    return _bilinear([(*lead, "n"), ("n", "h")], (*lead, "h"), product_p)
+
+
+def _sums_rule(inputs: Any, grads: Any, *, problem: None = None) -> Rule:
+    lead = _lead(inputs)
+    return _bilinear([(*lead, "n"), (*lead, "h")], ("n", "h"), sums_p)
+
+
+def _lead(inputs: Any) -> Letters:
+    return tuple(f"r{i}" for i in range(inputs.ndim - 1))
+
+
+def _bilinear(given: list[Letters], found: Letters, made: Any) -> Rule:
+    def local(over: Over, sizes: dict[str, int], arrays: Sequence[Any]) -> list:
+        return summed(made.bind(*arrays, problem=None), [found], over)
+
+    return Rule(given, [found], local)
+
+
+def _derivative(made: Callable, arrays: Sequence[Any], dots: Sequence[Any], **fixed: Any) -> tuple:
+    (a, b), (da, db) = arrays, dots
+    parts = [] if isinstance(da, ad.Zero) else made(da, b)
+    parts = parts if isinstance(db, ad.Zero) else [*parts, *made(a, db)]
+    return made(a, b), [sum(parts[1:], parts[0])]
+
+
+def _of_product(given: Sequence[Any], inputs: Any, matrix: Any, *, problem: None) -> list:
+    (g,) = given
+    if isinstance(g, ad.Zero):
+        return [None, None]
+    if ad.is_undefined_primal(matrix):
+        return [None, *sums_p.bind(inputs, g, problem=None)]
+    return [*product_p.bind(g, matrix.T, problem=None), None]
+
+
+def _of_sums(given: Sequence[Any], inputs: Any, grads: Any, *, problem: None) -> list:
+    (g,) = given
+    if isinstance(g, ad.Zero):
+        return [None, None]
+    if ad.is_undefined_primal(grads):
+        return [None, *product_p.bind(inputs, g, problem=None)]
+    return [*product_p.bind(grads, g.T, problem=None), None]
+
+
+def _product_batch(arrays: Sequence[Any], axes: Sequence[Any], *, problem: None) -> tuple:
+    inputs, matrix = _in_front(arrays, axes)
+    if axes[1] is None:
+        return product_p.bind(inputs, matrix, problem=None), [0]
+    shared = "" if axes[0] is None else "z"
+    return [jnp.einsum(f"{shared}...n,znh->z...h", inputs, matrix)], [0]
+
+
+def _sums_batch(arrays: Sequence[Any], axes: Sequence[Any], *, problem: None) -> tuple:
+    of = ["" if axis is None else "z" for axis in axes]
+    flat = [
+        x.reshape(*x.shape[: len(z)], math.prod(x.shape[len(z) : -1]), x.shape[-1])
+        for x, z in zip(_in_front(arrays, axes), of, strict=True)
+    ]
+    return [jnp.einsum(f"{of[0]}rn,{of[1]}rh->znh", *flat)], [0]
+
+
+def _in_front(arrays: Sequence[Any], axes: Sequence[Any]) -> list:
+    pairs = zip(arrays, axes, strict=True)
+    return [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in pairs]
+
+
+def _linear_in_each(name: str, function: Callable, *others: Callable) -> Any:
+    shapes, rule, batch = others
+
+    def run(*arrays: Any) -> list:
+        return made.bind(*arrays, problem=None)
+
+    made = primitive(name, function, shapes, rule, partial(_derivative, run), batch)
+    return made
+
+
+product_p = _linear_in_each(
+    "parnl_product", _product, _product_shapes, _product_rule, _product_batch
+)
+sums_p = _linear_in_each("parnl_sums", _sums, _sums_shapes, _sums_rule, _sums_batch)
+ad.primitive_transposes[product_p] = _of_product
+ad.primitive_transposes[sums_p] = _of_sums
+
+
+# -- few inputs ------------------------------------------------------------------------------------
 
 
 def _composed(rows: Any, matrix: Any) -> Any:

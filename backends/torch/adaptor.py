@@ -12,7 +12,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from parnl.backends.c.calls import CompiledKernels, compiled_device
-from parnl.backends.composed import COMPOSED
+from parnl.backends.composed import COMPOSED, in_rows
 from parnl.backends.torch import arrays, memory, stretches
 from parnl.backends.torch.implicit import cast, implicit_solve
 from parnl.backends.torch.operators import operator_solve, recorded
@@ -252,9 +252,9 @@ class TorchBackend(CompiledKernels):
         """Return re + i im."""
         return torch.complex(re, im)
 
-    def matmul(self, rows: Any, matrix: Any) -> Any:
-        """Return rows @ matrix."""
-        return memory.matmul(rows, matrix)
+    def matmul(self, inputs: Any, matrix: Any) -> Any:
+        """Return inputs @ matrix."""
+        return in_rows(memory.matmul, inputs, matrix)
 
     def input_sum(self, term: Callable[..., Any], inputs: Any, matrices: Sequence[Any]) -> Any:
         """Sum `term` over the input channels, a few at a time; computed again for the gradient."""

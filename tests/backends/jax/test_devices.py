@@ -18,6 +18,8 @@ SCRIPT = Path(__file__).parents[2] / "along_jax.py"
         ("twice", "c"),
         ("meshes", "c"),
         ("hostile", "c"),
+        ("jit", "c"),
+        ("jit", "off"),
         ("errors", "c"),
     ],
 )
