@@ -9,7 +9,7 @@ core; here is the one place where the core names them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import wraps
 from typing import Any, Protocol, TypeVar, cast
@@ -183,21 +183,36 @@ def backend_of(arrays: Iterable[tuple[str, Any]]) -> Backend:
 
 
 def lenient(position: int, name: str) -> Callable[[F], F]:
-    """Make a function run free of JAX's strict modes, where its argument `name` is of JAX."""
+    """Make a function run free of a framework's strict modes, where its argument `name` has some.
+
+    They forbid how cells are written: in JAX by choice, and beside DTensors of PyTorch.
+    """
 
     def decorate(function: F) -> F:
         @wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
             array = args[position] if len(args) > position else kwargs.get(name)
-            if name_of(array) != "jax":
+            params = args[position - 1] if len(args) >= position else kwargs.get("params")
+            framework = _strict(array, params)
+            if framework is None:
                 return function(*args, **kwargs)
-            jax: Any = get_backend("jax")
-            with jax.lenient():
+            backend: Any = get_backend(framework)
+            with backend.lenient():
                 return function(*args, **kwargs)
 
         return cast(F, run)
 
     return decorate
+
+
+def _strict(array: Any, params: Any) -> str | None:
+    """Return the framework whose strict modes are in the way, None if none is."""
+    if name_of(array) == "jax":
+        return "jax"
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    if kind is None or not isinstance(params, Mapping):
+        return None
+    return "torch" if any(isinstance(a, kind) for a in (array, *params.values())) else None
 
 
 def telling(time_axis: Any, check: Callable[[], Found]) -> Found:

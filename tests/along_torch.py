@@ -13,7 +13,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
 
 import parnl
 from parnl.torch import RNN
@@ -206,6 +210,106 @@ def modules(part):
         part.close(found[name], expected.numpy(), 1e-9, name)
 
 
+def dtensors(part):
+    """Inputs and parameters divided: the answer of one process, divided, and nothing gathered."""
+    mesh = init_device_mesh("cpu", (part.size,))
+    whole = [Replicate()]
+    for name, asked in (TASKS[0], TASKS[1], ("lstm", {"resets": 0.1}), TASKS[3], ("lru", {})):
+        task = oracles.problem(
+            name, steps=8 * part.size, batch=(2 * part.size,), hidden=4 * part.size,
+            **{n: v for n, v in asked.items() if n not in ("resets", "lengths")},
+        )  # fmt: skip
+        task = task._replace(resets=None)
+        if "resets" in asked:
+            rng = np.random.default_rng(1)
+            task = task._replace(resets=rng.random(task.inputs.shape[:2]) < 0.1)
+        given, told, leaves = arguments(task)
+        expected = parnl.solve(*given, **told, chunks=4)
+        wanted = torch.autograd.grad(loss_of(task, expected), list(leaves.values()))
+        for axis, dim in (("sequences", 0), ("time", 1), ("channels", -1)):
+            if axis == "time" and told["reverse"] and task.resets is not None:
+                continue
+            (cell, params, inputs, state), told, leaves = arguments(task)
+            places = {}
+            for n, x in leaves.items():
+                own = {"sequences": n in ("inputs", "dt"), "time": n in ("inputs", "dt")}
+                own["channels"] = (
+                    n.startswith("params") and x.shape[-1] == task.weights[0].shape[-1]
+                )
+                places[n] = [Shard(dim % x.ndim)] if own[axis] else whole
+            there = {
+                n: distribute_tensor(x.detach(), mesh, places[n]).requires_grad_()
+                for n, x in leaves.items()
+            }
+            params = {n: there[f"params.{n}"] for n in params}
+            told |= {n: there[n] for n in told if n in there}
+            state = [there[f"state.{i}"] for i in range(len(state))]
+            with CommDebugMode() as sent:
+                out = parnl.solve(cell, params, there["inputs"], state, **told, chunks=4)
+            what = f"{name} {asked} {axis}"
+            part.close(out.outputs.full_tensor(), expected.outputs.detach().numpy(), 1e-12, what)
+            found, known = out.final_state[0].full_tensor(), expected.final_state[0]
+            part.close(found, known.detach().numpy(), 1e-12, what)
+            for one, other in zip(out.info, expected.info, strict=True):
+                assert one == other or axis == "time", (what, out.info, expected.info)
+            if not (axis == "channels" and hasattr(cell, "output")):
+                assert out.outputs.placements == (Shard(dim % 3),), (what, out.outputs.placements)
+                gathers = sum(
+                    n for op, n in sent.get_comm_counts().items() if "all_gather" in str(op)
+                )
+                assert not gathers, (what, sent.get_comm_counts())
+            found = torch.autograd.grad(loss_of(task, out), list(there.values()))
+            for n, g, e in zip(leaves, found, wanted, strict=True):
+                part.close(g.full_tensor(), e.numpy(), 1e-9, f"{what}: {n}")
+
+
+def parallel(part):
+    """Training by FSDP2, and with the columns of the projections divided, as in one process."""
+    mesh = init_device_mesh("cpu", (part.size,))
+    torch.manual_seed(0)
+    inputs, target = torch.randn(11, 2 * part.size, 3), torch.randn(11, 2 * part.size, 4)
+    own = slice(2 * part.rank, 2 * part.rank + 2)
+
+    def trained(kind):
+        rnn, head = RNN("gru", 3, 4 * part.size, 2, seed=0), torch.nn.Linear(4 * part.size, 4)
+        torch.manual_seed(1)
+        torch.nn.init.normal_(head.weight)
+        torch.nn.init.zeros_(head.bias)
+        x, y, size = inputs, target, 1
+        if kind == "fsdp":
+            fully_shard(rnn, mesh=mesh)
+            x, y, size = inputs[:, own], target[:, own], part.size
+        elif kind == "columns":
+            for n, p in list(rnn.named_parameters()):
+                rnn.register_parameter(n, nn.Parameter(distribute_tensor(p, mesh, [Shard(-1)])))
+        optimiser = torch.optim.SGD(rnn.parameters(), 0.1)
+        for _ in range(2):
+            optimiser.zero_grad()
+            output, h_n = rnn(x)
+            if kind == "columns":
+                assert output.placements == (Shard(2),)
+                output, h_n = output.full_tensor(), h_n.full_tensor()
+            loss = ((head(output) - y) ** 2).sum() + (h_n**2).sum()
+            (size * loss).backward()  # FSDP takes the mean over processes
+            optimiser.step()
+        return {n: p.full_tensor() if hasattr(p, "full_tensor") else p
+                for n, p in rnn.named_parameters()}  # fmt: skip
+
+    expected = trained("alone")
+    for kind in ("columns", "fsdp"):
+        for name, found in trained(kind).items():
+            part.close(found, expected[name].detach().numpy(), 1e-5, f"{kind} {name}")
+
+
+def loss_of(task, out):
+    pairs = zip((out.outputs, *out.final_state), task.weights, strict=True)
+    total = sum(
+        (x.full_tensor() if hasattr(x, "full_tensor") else x).mul(torch.from_numpy(w)).sum()
+        for x, w in pairs
+    )
+    return total
+
+
 def errors(part):
     """What one process refuses ends the others too, and all are asked for the same."""
     cell = parnl.get_cell("gru", 3, 4)
@@ -254,7 +358,7 @@ def errors(part):
     solve()  # nobody is out of step
 
 
-CASES = {f.__name__: f for f in (solves, bits, hostile, modules, errors)}
+CASES = {f.__name__: f for f in (solves, bits, hostile, modules, dtensors, parallel, errors)}
 
 
 def process(rank, case, parts, store):

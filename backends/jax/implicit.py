@@ -120,25 +120,21 @@ def _letters(problem: Problem, arrays: Sequence[Any]) -> list[Letters]:
     return [*map(axes, operands), *(("b", "d") for _ in x0), *of_states, *of_moving]
 
 
-def _local(problem: Problem, over: Over, sizes: dict[str, int], array: Any) -> Problem:
-    """Return what one device has of the problem; array: (B, t, D) of it, t its own steps."""
+def _local(problem: Problem, over: Over, sizes: dict[str, int]) -> Problem:
+    """Return what one device has of the problem."""
     names = over.get("t")
     if names is None:
         return problem
     size = math.prod(sizes[n] for n in names)
     line = MeshLine(names if len(names) > 1 else names[0], size, problem.plan.steps // size)
-    counts = [problem.plan.chunks, problem.plan.backward_chunks]
-    each = [c if c is None or c == 1 else -(-c // size) * size for c in counts]
-    return problem._replace(
-        line=line, plan=problem.plan._replace(chunks=each[0], backward_chunks=each[1])
-    )
+    return problem._replace(line=line, plan=line.rounded(problem.plan))
 
 
 def _solve_rule(*arrays: Any, problem: Problem) -> Rule:
     given, k = _letters(problem, arrays), len(problem.program.states)
 
     def local(over: Over, sizes: dict[str, int], arrays: Sequence[Any]) -> list:
-        found = solve_p.bind(*arrays, problem=_local(problem, over, sizes, None))
+        found = solve_p.bind(*arrays, problem=_local(problem, over, sizes))
         apart = tuple(n for letter in "bd" for n in over.get(letter, ()))
         return [*found[:k], *_together(Stats(*found[k:]), apart, over.get("t", ()))]
 
@@ -414,7 +410,7 @@ def _leading(arrays: Sequence[Any], axes: Sequence[Any]) -> tuple[int, list, lis
 
 def _tangent_rule(*arrays: Any, problem: Problem) -> Rule:
     def local(over: Over, sizes: dict[str, int], arrays: Sequence[Any]) -> list:
-        return tangent_p.bind(*arrays, problem=_local(problem, over, sizes, None))
+        return tangent_p.bind(*arrays, problem=_local(problem, over, sizes))
 
     return Rule(_letters(problem, arrays), [("b", "t", "d")] * len(problem.program.states), local)
 
@@ -424,7 +420,7 @@ def _gradients_rule(*arrays: Any, problem: Problem) -> Rule:
     found = [a for a, m in zip(letters, problem.moves, strict=False) if m]
 
     def local(over: Over, sizes: dict[str, int], arrays: Sequence[Any]) -> list:
-        parts = gradients_p.bind(*arrays, problem=_local(problem, over, sizes, None))
+        parts = gradients_p.bind(*arrays, problem=_local(problem, over, sizes))
         return summed(parts, found, over)
 
     return Rule([*letters, *[("b", "t", "d")] * len(problem.program.states)], found, local)

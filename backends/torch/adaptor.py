@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from parnl.backends.c.calls import CompiledKernels, compiled_device
 from parnl.backends.composed import COMPOSED, in_rows
-from parnl.backends.torch import arrays, memory, stretches
+from parnl.backends.torch import arrays, divided, memory, stretches
 from parnl.backends.torch.implicit import cast, implicit_solve
 from parnl.backends.torch.operators import operator_solve, recorded
 from parnl.backends.torch.threads import openmp
@@ -160,6 +160,8 @@ class TorchBackend(CompiledKernels):
         self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
     ) -> tuple[list[Any], Stats]:
         """Solve, with implicit gradients of every order."""
+        if divided.is_divided([*operands, *x0]):
+            return divided.solve(self, program, plan, operands, x0)
         if recorded([*operands, *x0]):
             return operator_solve(program, plan, operands, x0)
         return implicit_solve(self, program, plan, operands, x0)
@@ -228,6 +230,8 @@ class TorchBackend(CompiledKernels):
 
     def streams(self, array: Any) -> bool:
         """Whether nothing looks on that would see many small solves in place of one."""
+        if divided.is_divided([array]):
+            return False
         return not recorded([array]) and torch._C._functorch.maybe_current_level() is None
 
     def in_stretches(
@@ -254,7 +258,17 @@ class TorchBackend(CompiledKernels):
 
     def matmul(self, inputs: Any, matrix: Any) -> Any:
         """Return inputs @ matrix."""
+        if divided.is_divided([inputs, matrix]):
+            return divided.matmul(inputs, matrix)
         return in_rows(memory.matmul, inputs, matrix)
+
+    def lenient(self) -> AbstractContextManager[Any]:
+        """Return a context in which plain tensors may stand beside DTensors."""
+        return divided.mixed()
+
+    def step_of(self, states: torch.Tensor, step: int) -> torch.Tensor:
+        """Return states[:, step]."""
+        return divided.step_of(states, step) if divided.is_divided([states]) else states[:, step]
 
     def input_sum(self, term: Callable[..., Any], inputs: Any, matrices: Sequence[Any]) -> Any:
         """Sum `term` over the input channels, a few at a time; computed again for the gradient."""

@@ -20,6 +20,7 @@ from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
 from parnl.backends.torch.arrays import PLAIN, readable
+from parnl.backends.torch.divided import is_divided
 from parnl.backends.torch.implicit import implicit_gradients
 from parnl.frameworks import get_backend
 from parnl.graph.program import Program
@@ -48,7 +49,12 @@ def recorded(arrays: Sequence[Tensor] = ()) -> bool:
         if any(level.key() == TransformType.Functionalize for level in levels):
             return True
     return any(
-        a.is_meta or (type(a) not in PLAIN and torch._C._dispatch_keys(a).has("Python"))
+        a.is_meta
+        or (
+            type(a) not in PLAIN
+            and torch._C._dispatch_keys(a).has("Python")
+            and not is_divided([a])
+        )
         for a in arrays
     )
 

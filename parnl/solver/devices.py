@@ -94,6 +94,12 @@ class Line(Alone):
         """Return the number of the first of the own steps."""
         return sum(self.parts[: self.place])
 
+    def rounded(self, plan: Any) -> Any:
+        """Return the plan with as many chunks on each device; one stays one."""
+        counts = [plan.chunks, plan.backward_chunks or plan.chunks]
+        counts = [c if c == 1 else -(-c // self.size) * self.size for c in counts]
+        return plan._replace(steps=self.total(), chunks=counts[0], backward_chunks=counts[1])
+
     def part(self, plan: Any) -> Any:
         """See `Alone`."""
         each = self._each(plan)

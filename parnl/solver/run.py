@@ -115,11 +115,7 @@ def planned(backend: Any, program: Program, like: Any, steps: int, how: Settings
 
 def planned_along(backend: Any, program: Program, like: Any, line: Line, how: Settings) -> Plan:
     """Return how the steps of a line of devices are solved: in as many chunks on each."""
-    plan = planned(Along(backend, line), program, like, line.total(), how)
-    each, back = (-(-c // line.size) for c in (plan.chunks, plan.backward_chunks or 1))
-    chunks = 1 if plan.chunks == 1 else each * line.size
-    backward = 1 if plan.backward_chunks == 1 else back * line.size
-    return plan._replace(chunks=chunks, backward_chunks=backward)
+    return line.rounded(planned(Along(backend, line), program, like, line.total(), how))
 
 
 def run_along(

@@ -19,6 +19,8 @@ SCRIPT = Path(__file__).parents[2] / "along_torch.py"
         ("bits", "16,16,16", ""),
         ("hostile", "8,8", ""),
         ("modules", "20,20,11", ""),
+        ("dtensors", "1,1", ""),
+        ("parallel", "1,1", ""),
         ("errors", "6,5,6", ""),
     ],
 )
