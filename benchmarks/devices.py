@@ -2,17 +2,17 @@
 
     python benchmarks/devices.py [--devices 8] [--cell gru]
 
-Prints for both kinds of mesh, for sequences and for channels divided, forward and with gradient, the
-median time under `jit` over that of the same in a `shard_map`, and what the compiled program sends.
+Prints for both kinds of mesh, for sequences and for channels divided, forward and with gradient:
+the median time under `jit` over that of the same in a `shard_map`, and what the program sends.
 Virtual devices share the processor: their times are compared, and mean nothing by themselves.
 """
 
 import argparse
 import os
 import re
-import statistics
-import time
 from collections import Counter
+
+from measure import timed
 
 
 def main() -> None:
@@ -66,23 +66,15 @@ def main() -> None:
                     own = training(own, lambda x: jax.lax.psum(x, "x"))
                 results = out if what == "forward" else (P(), specs)
                 by_hand = jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=results)
-                runs = [jax.jit(whole).lower(*there).compile(), jax.jit(by_hand)]
-                seconds = alternating([lambda r=r: jax.block_until_ready(r(*there)) for r in runs],
-                                      asked.repeats)  # fmt: skip
+                runs = {"jit": jax.jit(whole).lower(*there).compile(), "hand": jax.jit(by_hand)}
+                calls = {
+                    n: lambda r=r, g=there: jax.block_until_ready(r(*g)) for n, r in runs.items()
+                }
+                found = timed(calls, asked.repeats)
+                ratio = found["jit"] / found["hand"]
                 names = "all-gather|all-reduce|collective-permute|all-to-all"
-                sent = Counter(re.findall(rf" ({names})(?:-start)?\(", runs[0].as_text()))
-                print(f"{kind:9} {axis:10} {what:9} {seconds[0] / seconds[1]:15.2f}  {dict(sent)}")
-
-
-def alternating(runs, repeats):
-    """Return the median seconds of each, run by turns."""
-    found = [[] for _ in runs]
-    for _ in range(repeats + 1):
-        for run, times in zip(runs, found, strict=True):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-    return [statistics.median(times[1:]) for times in found]
+                sent = Counter(re.findall(rf" ({names})(?:-start)?\(", runs["jit"].as_text()))
+                print(f"{kind:9} {axis:10} {what:9} {ratio:15.2f}  {dict(sent)}")
 
 
 if __name__ == "__main__":
