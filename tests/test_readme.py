@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from optional import torch
+from optional import jax, torch  # noqa: F401
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -12,12 +12,13 @@ README = Path(__file__).parent.parent / "README.md"
 @pytest.mark.skipif(not README.is_file(), reason="installed without the repository")
 def test_every_python_block_runs():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     scope = {"inputs": torch.randn(2, 50, 6), "input_t": torch.randn(2, 6), "state": None}
     for block in blocks:
         exec(compile(block, str(README), "exec"), scope)
     assert scope["out"].outputs.shape == (2, 50, 64)
     assert scope["y"].shape == (2, 64)
+    assert scope["h"].shape == (8, 96, 64)
     assert scope["proof"].rho.shape == (64,)
     assert scope["proof"].low.shape == (1, 64)
     assert scope["proof"].stable
