@@ -72,7 +72,7 @@ class Backend(Kernels, Protocol):
         """
 
     def step_of(self, states: Any, step: int) -> Any:
-        """Return states[:, step] of states (B, T, D)."""
+        """Return states[:, step] of states (B, T, D); step: 0 or -1."""
 
     def line_of(self, time_axis: Any, inputs: Any, alike: str) -> Line:
         """Return the devices that share the axis of time, of which this one has `inputs`.

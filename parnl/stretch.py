@@ -107,7 +107,7 @@ def solve_stretch(
         operands.append(batched(xp, mask, tuple(batch)))
     if task.line is None:
         states, info = run(backend, program, operands, x0, steps, task.how)
-        last = 0 if task.how.reverse else steps - 1
+        last = 0 if task.how.reverse else -1
         ends = [backend.step_of(s, last) for s in states] if steps else x0
     else:
         states, x0, ends, info = run_along(backend, program, operands, x0, task.line, task.how)

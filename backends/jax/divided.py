@@ -17,10 +17,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.custom_partitioning import ArrayMapping, SdyShardingRule, custom_partitioning
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from parnl.backends.jax.private import device_count, mlir
+from parnl.backends.jax.private import (
+    ArrayMapping,
+    SdyShardingRule,
+    custom_partitioning,
+    device_count,
+    mlir,
+)
 
 # The axes of an array, by letters; those of length 1 are "".
 Letters = tuple[str, ...]
@@ -140,5 +145,7 @@ def step_of(states: Any, step: int) -> Any:
     """Return states[:, step] of (B, T, D), whatever axis is divided."""
     if jax.typeof(states).sharding.spec[1] is None:
         return states[:, step]
-    here = jnp.arange(states.shape[1]) == step  # JAX cannot slice an axis that is divided
+    here = (
+        jnp.arange(states.shape[1]) == step % states.shape[1]
+    )  # JAX cannot slice an axis that is divided
     return jnp.sum(jnp.where(here[:, None], states, 0), axis=1)

@@ -9,6 +9,7 @@ All of it stands here, so that a new JAX can break one file. A test names what h
     axes of a mesh                   in a `shard_map`, arrays of one call must differ over the same
     unchecked                        within such a function, their types are not told of the mesh
     device_count, dispatch           among how many devices what is lowered is to be divided
+    custom_partitioning              how XLA divides it
     gpu_triton                       launches Triton kernels, with JAX's CUDA plugin
 """
 
@@ -22,6 +23,11 @@ import jax
 from jax import lax
 from jax._src import config, dispatch
 from jax.core import ShapedArray, Tracer
+from jax.experimental.custom_partitioning import (
+    ArrayMapping,
+    SdyShardingRule,
+    custom_partitioning,
+)
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec, get_abstract_mesh
@@ -39,7 +45,9 @@ except (ImportError, AttributeError):
 
 __all__ = [
     "TRITON_ABSENT",
+    "ArrayMapping",
     "Primitive",
+    "SdyShardingRule",
     "ShapedArray",
     "Tracer",
     "TritonKernel",
@@ -50,6 +58,7 @@ __all__ = [
     "batching",
     "create_array_parameter",
     "create_scalar_parameter",
+    "custom_partitioning",
     "device_count",
     "local_type",
     "manual_axes",

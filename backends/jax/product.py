@@ -45,7 +45,8 @@ def _product(inputs: Any, matrix: Any, *, problem: None = None) -> list:
     """As a product of two axes: XLA's CPU compiler copies what has three."""
     n, hidden = matrix.shape
     rows = _rows(inputs)
-    short = 0 < n <= SHORT and rows.shape[0] and ffi.usable(rows.dtype)
+    # wide to narrow, as back to the inputs, is no code for vectors
+    short = 0 < n <= min(SHORT, hidden) and rows.shape[0] and ffi.usable(rows.dtype)
     if not short:
         found = rows @ matrix
     else:

@@ -167,7 +167,7 @@ def step_of(states: Any, step: int) -> Tensor:
     if "t" not in division.over:
         return states[:, step]
     part = division.local(states, ("b", "t", "d"))
-    axis = division.over.index("t")
+    axis, step = division.over.index("t"), step % states.shape[1]
     _, first = _span(states.shape[1], division.mesh.size(axis), division.mesh.get_local_rank(axis))
     here = 0 <= step - first < part.shape[1]
     found = part[:, step - first] if here else part.new_zeros(part.shape[0], part.shape[2])
