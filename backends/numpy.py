@@ -121,9 +121,13 @@ class NumpyBackend(CompiledKernels):
         """Raise NotImplementedError: there is no line."""
         raise NotImplementedError
 
-    def streams(self, array: Any) -> bool:
+    def streams(self, arrays: Sequence[Any]) -> bool:
         """Whether a solve may be cut into stretches: always."""
         return True
+
+    def followed(self, arrays: Sequence[Any]) -> bool:
+        """Return False: NumPy has no gradients."""
+        return False
 
     def in_stretches(
         self, task: Any, fixed: Any, carry: Any, along: Any, length: int

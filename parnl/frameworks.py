@@ -88,8 +88,11 @@ class Backend(Kernels, Protocol):
         States before the own steps need no gradient.
         """
 
-    def streams(self, array: Any) -> bool:
-        """Whether a solve from states like `array` may be cut into stretches unasked."""
+    def streams(self, arrays: Sequence[Any]) -> bool:
+        """Whether a solve of these arrays may be cut into stretches unasked."""
+
+    def followed(self, arrays: Sequence[Any]) -> bool:
+        """Whether a gradient may be asked for of what is computed from these arrays."""
 
     def in_stretches(
         self, task: Any, fixed: Any, carry: Any, along: Any, length: int

@@ -8,7 +8,7 @@ itself is in `parnl.solver.newton`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -193,7 +193,8 @@ def solve(
 
     length, name = total, "T"
     if line is None:
-        length = _stretch(backend, cell, x0[0], steps, stretch, how.chunks is not None, check)
+        arrays = [*p.values(), inputs, *initial]
+        length = _stretch(backend, cell, arrays, x0[0], steps, stretch, how.chunks, check)
         name = "T" if length == steps else "stretch"
     check_chunks(how, length, name)
     if length < total:
@@ -304,7 +305,14 @@ def _alike(cell: Cell, given: _Given, initial_state: Any, check: bool) -> str:
 
 
 def _stretch(
-    backend: Any, cell: Cell, like: Any, steps: int, asked: Any, fixed_chunks: bool, check: bool
+    backend: Any,
+    cell: Cell,
+    arrays: Sequence[Any],
+    like: Any,
+    steps: int,
+    asked: Any,
+    chunks: int | None,
+    check: bool,
 ) -> int:
     """Return how many steps are solved at a time; like: an initial state (B, D)."""
     if asked is not None:
@@ -312,10 +320,10 @@ def _stretch(
     if check:  # which looks at everything
         return steps
     if asked is None:
-        if fixed_chunks or not backend.streams(like):
+        if chunks is not None or not backend.streams(arrays):
             return steps
-        channels = math.prod(like.shape)
-        length = stretch_length(cell.program, backend.device(like), channels, steps)
+        where = cell.program, backend.device(like), math.prod(like.shape), steps
+        length = stretch_length(*where, backend.followed(arrays))
     if length >= steps:
         return steps
     device = str(like.device) if backend.name == "torch" else None

@@ -177,9 +177,13 @@ class JaxBackend:
         before, _ = line.edges(states, x0, plan.reverse)
         return states, before, line.last(states, x0, plan.reverse), line.alike(stats)
 
-    def streams(self, array: Any) -> bool:
+    def streams(self, arrays: Sequence[Any]) -> bool:
         """Whether they are traced, as in `jit`: elsewhere each call would compile a scan anew."""
-        return isinstance(array, Tracer)
+        return any(isinstance(a, Tracer) for a in arrays)
+
+    def followed(self, arrays: Sequence[Any]) -> bool:
+        """Return True: what is traced does not tell."""
+        return True
 
     def in_stretches(
         self, task: Any, fixed: Any, carry: Any, along: Any, length: int

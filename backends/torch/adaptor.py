@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from parnl.backends.c.calls import CompiledKernels, compiled_device
 from parnl.backends.composed import COMPOSED, in_rows
 from parnl.backends.torch import arrays, divided, memory, stretches
-from parnl.backends.torch.implicit import cast, implicit_solve
+from parnl.backends.torch.implicit import cast, followed, implicit_solve
 from parnl.backends.torch.operators import operator_solve, recorded
 from parnl.backends.torch.threads import openmp
 from parnl.backends.triton import calls as triton_calls
@@ -228,17 +228,21 @@ class TorchBackend(CompiledKernels):
         operands = [cast(a, x0[0].dtype) for a in operands]
         return super().gradients(program, plan, operands, x0, states, grads, wanted, line, last)
 
-    def streams(self, array: Any) -> bool:
+    def streams(self, arrays: Sequence[Any]) -> bool:
         """Whether nothing looks on that would see many small solves in place of one."""
-        if divided.is_divided([array]):
+        if divided.is_divided(arrays):
             return False
-        return not recorded([array]) and torch._C._functorch.maybe_current_level() is None
+        return not recorded(arrays) and torch._C._functorch.maybe_current_level() is None
+
+    def followed(self, arrays: Sequence[Any]) -> bool:
+        """See `implicit.followed`: what features close over is not among the arrays."""
+        return followed(arrays)
 
     def in_stretches(
         self, task: Any, fixed: Any, carry: Any, along: Any, length: int
     ) -> tuple[Any, Any]:
         """See `stretches`."""
-        recompute = torch.is_grad_enabled() and self.streams(carry[0][0])
+        recompute = torch.is_grad_enabled() and self.streams(carry[0])
         return stretches.in_stretches(self, task, fixed, carry, along, length, recompute=recompute)
 
     def values(self) -> AbstractContextManager[Any]:

@@ -17,7 +17,7 @@ from parnl.backends.torch.implicit import followed, implicit_solve
 from parnl.graph.program import Program
 from parnl.locality import cuts
 from parnl.solver.newton import Plan, Stats
-from parnl.stretch import advance_in_order, one_by_one
+from parnl.stretch import advance_in_order, one_by_one, part
 
 if TYPE_CHECKING:
     from parnl.backends.torch.adaptor import TorchBackend
@@ -34,16 +34,20 @@ def in_stretches(
     recompute: bool,
 ) -> tuple[Tensor, Any]:
     """See `parnl.frameworks.Backend`; recompute: whether features are, for a gradient."""
+    given = [*fixed["params"].values(), *fixed["initial"], *along.values()]
     if not torch.is_grad_enabled() and not followed([*along.values()]):
         return one_by_one(backend, task, fixed, carry, along, length)
+    if recompute and not followed(given):  # only what features close over may be
+        (x, _, _), piece = advance_in_order(backend, task, fixed, carry, part(along, slice(1)))
+        if not followed([piece, *x]):
+            return one_by_one(backend, task, fixed, carry, along, length)
     steps = along["inputs"].shape[-2]
     in_order = cuts(steps, length, task.how.reverse)
     # one node of the graph for all cuts, whose gradient is made at once
     pieces = {n: a.split(length, -2) for n, a in along.items() if a.shape[-2] != 1}
     still = {n: a for n, a in along.items() if n not in pieces}
     states, outputs, found = Whole(backend, steps, 1), Whole(backend, steps, -2), []
-    given = [*fixed["params"].values(), *fixed["initial"], *along.values()] if recompute else []
-    versions = Versions(given)
+    versions = Versions(given if recompute else [])
     for cut in in_order:
         here = still | {n: p[cut.start // length] for n, p in pieces.items()}
         if not recompute:
@@ -72,12 +76,12 @@ class Whole:
 
     def write(self, cut: slice, parts: Sequence[Tensor]) -> None:
         """Put the steps `cut` of every array where they belong."""
-        for part in parts if not self.arrays else ():
-            shape = list(part.shape)
+        for piece in parts if not self.arrays else ():
+            shape = list(piece.shape)
             shape[self._axis] = self._steps
-            self.arrays.append(self._backend.empty(tuple(shape), part))
-        for there, part in zip(self.read(cut), parts, strict=True):
-            there.copy_(part)
+            self.arrays.append(self._backend.empty(tuple(shape), piece))
+        for there, piece in zip(self.read(cut), parts, strict=True):
+            there.copy_(piece)
 
     def read(self, cut: slice) -> list[Tensor]:
         """Return the steps `cut`."""

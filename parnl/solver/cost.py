@@ -53,11 +53,13 @@ _OPERATIONS = 150
 # Features of so many numbers are made in stretches; fewer take longer so, for there is more to ask
 # for, and a gradient makes them twice. Measured, 2^28 numbers of GRU, LSTM and LRC, forward and
 # with gradient, stretches over whole: PyTorch 0.9 to 1.3 and 1.0 to 1.7, JAX 0.7 to 1.3 and 0.4
-# to 0.7, in a third of the memory.
-_LARGE = 1 << 27
+# to 0.7, in a third of the memory. Where nobody asks for a gradient, they are as fast from 2^22
+# numbers on, and take 0.55 to 0.85 of the time from 2^23 on, in NumPy 0.15 to 0.9.
+_LARGE, _LARGE_ALONE = 1 << 27, 1 << 23
 # A stretch makes so many numbers of a feature, few enough for the cache, or what pays for asking
 # for the operations of a stretch; at least so many steps.
-_CACHED, _ASKED, _LEAST = 1 << 18, 400, 64
+_CACHED, _CACHED_ALONE = 1 << 18, 1 << 19
+_ASKED, _ASKED_ALONE, _LEAST = 400, 200, 64
 
 
 class Device(NamedTuple):
@@ -154,21 +156,28 @@ def updates_worth(program: Program, device: Device, channels: int, steps: int, c
     return min(chunks, max(_FEWEST, int(worth)))
 
 
-def stretch_length(program: Program, device: Device, channels: int, steps: int) -> int:
+def stretch_length(
+    program: Program, device: Device, channels: int, steps: int, followed: bool
+) -> int:
     """Return the number of steps of a stretch, `steps` where all are solved at once.
 
-    channels: B * D.
+    channels: B * D; followed: whether a gradient may be asked for.
 
     >>> import parnl
     >>> program = parnl.get_cell("gru", input_size=1, hidden_size=1).program
     >>> device = Device(lanes=32, price=2500.0, crowd=64)
-    >>> [stretch_length(program, device, 64, 2**n) for n in (14, 20, 24)]
-    [16384, 16384, 16384]
+    >>> [stretch_length(program, device, 64, 2**n, followed=True) for n in (14, 16, 20, 24)]
+    [16384, 65536, 16384, 16384]
+    >>> [stretch_length(program, device, 64, 2**n, followed=False) for n in (14, 16, 20, 24)]
+    [16384, 8192, 8192, 8192]
     """
     features = sum(o.kind == "feature" for o in program.operands)
-    if not device.crowd or features * channels * steps < _LARGE:
+    large, cached, asked = _LARGE, _CACHED, _ASKED
+    if not followed:
+        large, cached, asked = _LARGE_ALONE, _CACHED_ALONE, _ASKED_ALONE
+    if not device.crowd or features * channels * steps < large:
         return steps
-    length = max(_LEAST, int(max(_CACHED, _ASKED * device.price)) // channels)
+    length = max(_LEAST, int(max(cached, asked * device.price)) // channels)
     count = max(1, steps // length)
     # all equally long if that can be: then compilers see one length only
     equal = (c for c in range(count, count // 2, -1) if steps % c == 0)
