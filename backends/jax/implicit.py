@@ -15,56 +15,32 @@ states and gradients are of its own steps, x0 is what comes before all of them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from parnl.backends.c.calls import backward
 from parnl.backends.jax import ffi, triton
 from parnl.backends.jax.devices import MeshLine
-from parnl.backends.jax.divided import Letters, Over, Rule, explicitly, summed
+from parnl.backends.jax.divided import explicitly
 from parnl.backends.jax.kernels import at_once, by_chunks
 from parnl.backends.jax.primitive import primitive
 from parnl.backends.jax.private import ShapedArray, ad
+from parnl.backends.jax.problem import (
+    Problem,
+    gradients_rule,
+    gradients_shapes,
+    solve_rule,
+    solve_shapes,
+    tangent_rule,
+    tangent_shapes,
+)
 from parnl.graph.nodes import is_affine
 from parnl.graph.program import Program, adjoint_program, affine_program
-from parnl.solver.devices import Along
 from parnl.solver.newton import Plan, Stats, newton
-
-
-class Problem(NamedTuple):
-    """What is fixed when a solve is traced; `backend` is JAX's, `moves` what has a tangent.
-
-    line: the devices that share the axis of time, if several do; moves: for each operand, then for
-    each array of x0.
-    """
-
-    backend: Any
-    program: Program
-    plan: Plan
-    line: MeshLine | None = None
-    moves: tuple[bool, ...] = ()
-
-    @property
-    def kernels(self) -> Any:
-        """What `newton` calls."""
-        return self.backend if self.line is None else Along(self.backend, self.line)
-
-    @property
-    def wanted(self) -> tuple[int, ...]:
-        """Operands that have a tangent."""
-        return tuple(i for i in range(len(self.program.operands)) if self.moves[i])
-
-    def split(self, arrays: Sequence[Any]) -> list[list[Any]]:
-        """Return the operands of `tangent` as operands, x0, states, and tangents of what moves."""
-        n, k = len(self.program.operands), len(self.program.states)
-        ends = [n, n + k, n + 2 * k, len(arrays)]
-        return [list(arrays[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
 
 
 def implicit_solve(
@@ -78,7 +54,9 @@ def implicit_solve(
     """Return states and statistics as `solver.newton.newton` does, differentiable in all arrays."""
     problem = Problem(backend, program, plan, line)
     arrays = [*operands, *x0]
-    found = explicitly(arrays, _solve_rule(*arrays, problem=problem)) if line is None else None
+    found = (
+        explicitly(arrays, solve_rule(solve_p, *arrays, problem=problem)) if line is None else None
+    )
     if found is None:
         found = solve_p.bind(*arrays, problem=problem)
     return found[: len(x0)], Stats(*found[len(x0) :])
@@ -96,69 +74,6 @@ def _solve(*arrays: Any, problem: Problem) -> list:
         return by_newton(operands, x0)
     launched = partial(triton.solve, program, plan)
     return at_once(launched, by_newton, program, plan, x0[0], operands, x0)
-
-
-def _solve_shapes(*arrays: Any, problem: Problem) -> list:
-    _, x0, *_ = problem.split(arrays)
-    (batch, channels), dtype = x0[0].shape, x0[0].dtype
-    steps = problem.plan.steps if problem.line is None else problem.line.steps
-    states = [jax.ShapeDtypeStruct((batch, steps, channels), dtype) for _ in x0]
-    types = Stats(jnp.int32, dtype, dtype, jnp.bool, jnp.int32)
-    return [*states, *(jax.ShapeDtypeStruct((), t) for t in types)]
-
-
-def _letters(problem: Problem, arrays: Sequence[Any]) -> list[Letters]:
-    """Return the axes of the arrays of `split`: sequences b, time t, channels d."""
-
-    def axes(array: Any) -> Letters:
-        return tuple(n if size > 1 else "" for n, size in zip("btd", array.shape, strict=True))
-
-    operands, x0, states, moving = problem.split(arrays)
-    moves = [a for a, m in zip([*operands, *x0], problem.moves, strict=False) if m]
-    of_moving = [axes(a) if a.ndim == 3 else ("b", "d") for a in moves[: len(moving)]]
-    of_states = [("b", "t", "d") for _ in states]
-    return [*map(axes, operands), *(("b", "d") for _ in x0), *of_states, *of_moving]
-
-
-def _local(problem: Problem, over: Over, sizes: dict[str, int]) -> Problem:
-    """Return what one device has of the problem."""
-    names = over.get("t")
-    if names is None:
-        return problem
-    size = math.prod(sizes[n] for n in names)
-    line = MeshLine(names if len(names) > 1 else names[0], size, problem.plan.steps // size)
-    return problem._replace(line=line, plan=line.rounded(problem.plan))
-
-
-def _solve_rule(*arrays: Any, problem: Problem) -> Rule:
-    given, k = _letters(problem, arrays), len(problem.program.states)
-
-    def local(over: Over, sizes: dict[str, int], arrays: Sequence[Any]) -> list:
-        found = solve_p.bind(*arrays, problem=_local(problem, over, sizes))
-        apart = tuple(n for letter in "bd" for n in over.get(letter, ()))
-        return [*found[:k], *_together(Stats(*found[k:]), apart, over.get("t", ()))]
-
-    none: Letters = ()
-    return Rule(given, [("b", "t", "d")] * k + [none] * len(Stats._fields), local)
-
-
-def _together(stats: Stats, apart: tuple[str, ...], line: tuple[str, ...]) -> Stats:
-    """Return the statistics of all lanes, from those of each device."""
-    every = (*apart, *line)
-    if not every:
-        return stats
-    stats = Stats(*map(lax.stop_gradient, stats))
-    iterations = lax.pmax(stats.iterations, every)
-    last = jnp.where(stats.iterations == iterations, stats.update, 0)
-    loops = stats.sequential
-    return Stats(
-        iterations,
-        lax.pmax(last, every),
-        lax.pmax(stats.residual, every),
-        lax.pmin(stats.converged.astype(jnp.int32), every) > 0,
-        lax.pmax(lax.psum(loops, apart) if apart else loops, line) if line
-        else lax.psum(loops, apart),
-    )  # fmt: skip
 
 
 def _solve_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, problem: Problem) -> tuple:
@@ -408,39 +323,12 @@ def _leading(arrays: Sequence[Any], axes: Sequence[Any]) -> tuple[int, list, lis
     return size, moved, [axis is not None for axis in axes]
 
 
-def _tangent_rule(*arrays: Any, problem: Problem) -> Rule:
-    def local(over: Over, sizes: dict[str, int], arrays: Sequence[Any]) -> list:
-        return tangent_p.bind(*arrays, problem=_local(problem, over, sizes))
-
-    return Rule(_letters(problem, arrays), [("b", "t", "d")] * len(problem.program.states), local)
-
-
-def _gradients_rule(*arrays: Any, problem: Problem) -> Rule:
-    letters = _letters(problem, arrays[: len(arrays) - len(problem.program.states)])
-    found = [a for a, m in zip(letters, problem.moves, strict=False) if m]
-
-    def local(over: Over, sizes: dict[str, int], arrays: Sequence[Any]) -> list:
-        parts = gradients_p.bind(*arrays, problem=_local(problem, over, sizes))
-        return summed(parts, found, over)
-
-    return Rule([*letters, *[("b", "t", "d")] * len(problem.program.states)], found, local)
-
-
-def _tangent_shapes(*arrays: Any, problem: Problem) -> list:
-    return problem.split(arrays)[2]
-
-
-def _gradients_shapes(*arrays: Any, problem: Problem) -> list:
-    given = arrays[: len(problem.moves)]
-    return [a for a, m in zip(given, problem.moves, strict=True) if m]
-
-
-solve_p = primitive("parnl_solve", _solve, _solve_shapes, _solve_rule, _solve_jvp, _solve_batch)
+solve_p = primitive("parnl_solve", _solve, solve_shapes, solve_rule, _solve_jvp, _solve_batch)
 tangent_p = primitive(
-    "parnl_tangent", _tangent, _tangent_shapes, _tangent_rule, _tangent_jvp, _tangent_batch
+    "parnl_tangent", _tangent, tangent_shapes, tangent_rule, _tangent_jvp, _tangent_batch
 )
 gradients_p = primitive(
-    "parnl_gradients", _gradients, _gradients_shapes, _gradients_rule, _gradients_jvp
+    "parnl_gradients", _gradients, gradients_shapes, gradients_rule, _gradients_jvp
 )
 ad.primitive_transposes[solve_p] = _solve_transpose
 ad.primitive_transposes[tangent_p] = _tangent_transpose

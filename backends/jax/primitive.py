@@ -36,8 +36,8 @@ def primitive(
 ) -> Primitive:
     """Return a primitive that computes function(*arrays, problem=...), a list of arrays.
 
-    shapes(*arrays, problem=...) returns a `jax.ShapeDtypeStruct` for each of them, rule(*arrays,
-    problem=...) how it may be divided among devices: see `divided`.
+    shapes(*arrays, problem=...) returns a `jax.ShapeDtypeStruct` for each of them,
+    rule(primitive, *arrays, problem=...) how it may be divided among devices: see `divided`.
     jvp(primals, tangents, *, problem) returns (results, tangents); a tangent may be an `ad.Zero`.
     batch(arrays, axes, *, problem) returns (results, axes); without it, `function` is vmapped.
     `problem` is hashable.
@@ -58,7 +58,7 @@ def primitive(
 
     def lower(context: Any, *arrays: Any, problem: Any) -> Any:
         types = [local_type(a) for a in context.avals_in]
-        known = None if isinstance(problem, _Mapped) else rule(*types, problem=problem)
+        known = None if isinstance(problem, _Mapped) else rule(made, *types, problem=problem)
         run = partial(compiled, problem=problem)
         with unchecked():
             return divided.lowered(context.replace(avals_in=types), arrays, run, known)

@@ -34,7 +34,7 @@ def matmul(inputs: Any, matrix: Any) -> Any:
     """Return inputs (..., n) @ matrix (n, hidden), as elementwise code where n is small."""
     dtype = jnp.promote_types(inputs.dtype, matrix.dtype)
     arrays = [inputs.astype(dtype), matrix.astype(dtype)]
-    found = explicitly(arrays, _product_rule(*arrays))
+    found = explicitly(arrays, _product_rule(product_p, *arrays))
     return (found or product_p.bind(*arrays, problem=None))[0]
 
 
@@ -71,14 +71,14 @@ def _sums_shapes(inputs: Any, grads: Any, *, problem: None) -> list:
     return [jax.ShapeDtypeStruct((inputs.shape[-1], grads.shape[-1]), inputs.dtype)]
 
 
-def _product_rule(inputs: Any, matrix: Any, *, problem: None = None) -> Rule:
+def _product_rule(made: Any, inputs: Any, matrix: Any, *, problem: None = None) -> Rule:
     lead = _lead(inputs)
-    return _bilinear([(*lead, "n"), ("n", "h")], (*lead, "h"), product_p)
+    return _bilinear([(*lead, "n"), ("n", "h")], (*lead, "h"), made)
 
 
-def _sums_rule(inputs: Any, grads: Any, *, problem: None = None) -> Rule:
+def _sums_rule(made: Any, inputs: Any, grads: Any, *, problem: None = None) -> Rule:
     lead = _lead(inputs)
-    return _bilinear([(*lead, "n"), (*lead, "h")], ("n", "h"), sums_p)
+    return _bilinear([(*lead, "n"), (*lead, "h")], ("n", "h"), made)
 
 
 def _lead(inputs: Any) -> Letters:
