@@ -109,8 +109,8 @@ class Line(Alone):
 
     def shortest(self, plan: Any) -> int:
         """See `Alone`."""
-        each, last = self._each(plan), min(self.parts)
-        return last - (each - 1) * -(-last // each)
+        each = self._each(plan)
+        return min(n - (each - 1) * -(-n // each) for n in self.parts)
 
     def followed(self, plan: Any) -> int:
         """See `Alone`."""
