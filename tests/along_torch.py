@@ -149,8 +149,10 @@ def hostile(part):
     own = slice(4096 * part.rank, 4096 * (part.rank + 1))
 
     def both(params, inputs, **how):
-        found = parnl.solve(cell, params, inputs[:, own], **how, time_axis=part.group)
-        return found, parnl.solve(cell, params, inputs, **how)
+        whole = parnl.solve(cell, params, inputs, **how)
+        if "resets" in how:
+            how["resets"] = how["resets"][own]
+        return parnl.solve(cell, params, inputs[:, own], **how, time_axis=part.group), whole
 
     params = cell.init(0, "torch", "float64")
     for reverse in (False, True):
@@ -178,6 +180,10 @@ def hostile(part):
         clean, _ = both(params, inputs, **how)
         oracles.assert_bits(found.outputs[0], clean.outputs[0], "beside a NaN")
         oracles.assert_bits(found.outputs, whole.outputs[:, own], "of a NaN")
+        resets = torch.arange(steps) % 1000 == 0  # a thousand steps of it are lost, and no more
+        found, whole = both(params, spoilt, **how, resets=resets)
+        oracles.assert_bits(found.outputs, whole.outputs[:, own], "of a NaN, with resets")
+        assert int(whole.outputs[1, :, 0].isnan().sum()) < 1000
 
 
 def modules(part):
