@@ -43,7 +43,6 @@ from parnl.inputs import (
     times,
     wide_params,
 )
-from parnl.params import Values
 from parnl.solver.cost import stretch_length
 from parnl.solver.devices import Line
 from parnl.solver.run import Info, Settings, check_chunks, positive, settings
@@ -177,8 +176,7 @@ def solve(
     dt, resets = given.dt, given.resets
     number = dt if isinstance(dt, float) else None
     task = Task(cell, how, number, given.dtype, given.result, initial_state is None, line)
-    p = {n: v for n, v in vars(given.params).items() if n != "_kind"}
-    fixed: dict[str, Any] = {"params": p, "initial": initial}
+    fixed: dict[str, Any] = {"params": given.params, "initial": initial}
     along = {"inputs": inputs}
     mask = None if given.lengths is None else mask_of(backend, given.lengths, inputs, line)
     if dt is not None and number is None:
@@ -193,7 +191,7 @@ def solve(
 
     length, name = total, "T"
     if line is None:
-        arrays = [*p.values(), inputs, *initial]
+        arrays = [*given.params.values(), inputs, *initial]
         length = _stretch(backend, cell, arrays, x0[0], steps, stretch, how.chunks, check)
         name = "T" if length == steps else "stretch"
     check_chunks(how, length, name)
@@ -228,7 +226,7 @@ class _Given(NamedTuple):
     inputs: Any
     initial: list[Any]
     pack: Packed | None
-    params: Values
+    params: dict[str, Any]
     dtype: Any
     result: Any
     dt: Any
@@ -266,7 +264,8 @@ def _checked(
     shape = (math.prod(several), cell.hidden_size)
     initial = initial_states(backend, cell, initial_state, inputs, dtype, several)
     initial = [backend.xp.reshape(x, shape) for x in initial]
-    return _Given(backend, how, inputs, initial, pack, p, dtype, result, dt, lengths, resets)
+    wide = {n: v for n, v in vars(p).items() if n != "_kind"}
+    return _Given(backend, how, inputs, initial, pack, wide, dtype, result, dt, lengths, resets)
 
 
 def _check_answer(cell: Cell, given: _Given, found: Stretch, mask: Any) -> None:
