@@ -264,7 +264,7 @@ def _checked(
     shape = (math.prod(several), cell.hidden_size)
     initial = initial_states(backend, cell, initial_state, inputs, dtype, several)
     initial = [backend.xp.reshape(x, shape) for x in initial]
-    wide = {n: v for n, v in vars(p).items() if n != "_kind"}
+    wide = {n: getattr(p, n) for n in params}
     return _Given(backend, how, inputs, initial, pack, wide, dtype, result, dt, lengths, resets)
 
 
