@@ -155,8 +155,8 @@ def packed(backend: Any, cu_seqlens: Any, inputs: Any) -> Packed:
     """Return where the sequences of `cu_seqlens` are in inputs (T, input) or (1, T, input)."""
     xp = backend.xp
     offsets = _told(backend, "cu_seqlens", cu_seqlens, "integral", inputs)
-    *batch, steps, _ = inputs.shape
-    if batch not in ([], [1]):
+    steps = inputs.shape[-2]
+    if inputs.ndim > 3 or (inputs.ndim == 3 and inputs.shape[0] != 1):
         raise ValueError(
             "cu_seqlens: expected inputs of shape (T, input) or (1, T, input), whose sequences "
             f"stand one after the other, got {tuple(inputs.shape)}"
