@@ -148,7 +148,8 @@ def last_states(xp: Any, offsets: Any, first: Any, states: Any, before: Any, rev
         return before
     last = (offsets[:-1] if reverse else offsets[1:] - 1) - first
     here = (offsets[1:] > offsets[:-1]) & (last >= 0) & (last < steps)
-    return xp.where(here[:, None], xp.take(states, xp.clip(last, 0, steps - 1), axis=0), before)
+    row = xp.where(here, last, 0)
+    return xp.where(here[:, None], xp.take(states, row, axis=0), before)
 
 
 def packed(backend: Any, cu_seqlens: Any, inputs: Any) -> Packed:
@@ -173,7 +174,8 @@ def packed(backend: Any, cu_seqlens: Any, inputs: Any) -> Packed:
     number = times(backend, inputs)
     offsets = xp.astype(offsets, number.dtype)
     index = xp.searchsorted(offsets[1:], number, side="right")
-    index = xp.clip(index, 0, offsets.shape[0] - 2)
+    last = offsets.shape[0] - 2
+    index = xp.where(index > last, last, index)
     begins = xp.concat([index[:1] == index[:1], index[1:] != index[:-1]])
     return Packed(offsets, index, begins)
 
