@@ -98,10 +98,10 @@ def gradients(task, run, params, along, still):
 def solves():
     """Outputs, states and gradients are those of the loop; bits those of one device."""
     mesh, counts = mesh_of(DEVICES), (1, 16, STEPS)
-    for i, (name, asked) in enumerate(TASKS):
+    for i, (name, asked) in enumerate(TASKS if EVERY else TASKS[KERNELS == "off" :: 2]):
         task, *arrays = drawn(name, **asked)
         expected = oracles.reference(task)
-        for chunks in counts if EVERY else [counts[(i + (KERNELS == "off")) % 3]]:
+        for chunks in counts if EVERY else [counts[i % 3]]:
             what = f"{name} {asked} in {chunks} chunks"
             run = divided(solving(task, "time", chunks=chunks), mesh)
             outputs, final, info = jax.jit(run)(*arrays)
@@ -210,8 +210,8 @@ DIVIDED = {
 
 def jit():
     """Arrays divided under jit: the answer of one device, divided, and nothing is gathered."""
-    tasks = (TASKS[0], *TASKS[2:5])
-    for i, (name, asked) in enumerate(tasks if EVERY else tasks[KERNELS == "off" :: 2]):
+    tasks = (TASKS[2], TASKS[3], TASKS[0], TASKS[4])
+    for i, (name, asked) in enumerate(tasks if EVERY else [tasks[KERNELS == "off"]]):
         asked = {n: a for n, a in asked.items() if n != "lengths"}
         task, params, along, still = drawn(name, batch=8, hidden=16, n_in=4, **asked)
         run = solving(task, chunks=8)
