@@ -118,8 +118,8 @@ class NumpyBackend(CompiledKernels):
     def solve_along(
         self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any], line: Any
     ) -> Any:
-        """Raise NotImplementedError: there is no line."""
-        raise NotImplementedError
+        """Raise NotImplementedError: `line_of` has refused."""
+        raise NotImplementedError("parnl: NumPy knows one device")
 
     def streams(self, arrays: Sequence[Any]) -> bool:
         """Whether a solve may be cut into stretches: always."""

@@ -56,7 +56,10 @@ def main() -> None:
                 wide = {n: p.shape[-1] == hidden for n, p in params.items()}
                 of_params = {n: s if wide[n] else P(None) for n, s in of_params.items()}
             specs, out = (of_params, P(rows, None, None)), P(rows, None, columns)
-            put = lambda a, s, m=mesh: jax.device_put(a, NamedSharding(m, s))  # noqa: E731
+
+            def put(array, spec, mesh=mesh):
+                return jax.device_put(array, NamedSharding(mesh, spec))
+
             there = (jax.tree.map(put, params, of_params), put(u, specs[1]))
             part = cell if axis == "sequences" else parnl.get_cell(asked.cell, inputs, 8)
             for what in ("forward", "gradient"):

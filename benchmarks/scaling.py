@@ -1,8 +1,11 @@
 """What a solve sends and takes where devices share the axis of time: a model, and its check.
 
-python benchmarks/scaling.py check       processes from 1 to 16 send what the model says
-python benchmarks/scaling.py constants   measures on this machine what the model needs
-python benchmarks/scaling.py tables      the tables of docs/scaling.md
+    python benchmarks/scaling.py check       processes from 1 to 16 send what the model says
+    python benchmarks/scaling.py constants   measures on this machine what the model needs
+    python benchmarks/scaling.py speed       times one process and two
+    python benchmarks/scaling.py tables      the tables of docs/scaling.md
+
+`check` and `tables` are of the model, `constants` and `speed` of the machine they run on.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from typing import Any, NamedTuple
 
 GUESSED_FROM = 256
@@ -55,11 +59,11 @@ def backward(task: Task) -> Counter:
 
 
 class Machine(NamedTuple):
-    """Seconds: of a step of a lane; of a number in the scan over chunks; of a message.
+    """What a device and its link take, in seconds.
 
-    step: of one lane, where the device is full; fewest: lanes that fill it, with fewer a step takes
-    as long; idle: a step of a device that is not full; scan: of one entry of a block, for each
-    chunk; latency: of an all-gather, for each doubling of the devices; bandwidth: bytes a second.
+    step: of one lane, where the device is full; idle: a step of all lanes, where it is not; scan:
+    of one entry of a block, for each chunk; latency: of an all-gather, for each doubling of the
+    devices; bandwidth: bytes a second.
     """
 
     step: float
@@ -69,24 +73,17 @@ class Machine(NamedTuple):
     bandwidth: float
 
 
-def seconds(task: Task, machine: Machine, gradient: bool = False) -> dict[str, float]:
-    """Return what a solve takes, by what takes it."""
+def seconds(task: Task, machine: Machine) -> dict[str, float]:
+    """Return what a solve takes, forward, by what takes it."""
     own = task.steps / (task.devices * task.chunks)  # steps one after the other
-    runs = 1 + task.updates * 2 if not task.guessed else task.met + task.updates * 2
-    lanes = task.lanes * task.chunks
-    compute = max(1, runs) * own * max(machine.idle, lanes * machine.step)
-    if task.guessed:
-        compute += 2 * GUESSED_FROM * max(machine.idle, lanes * machine.step)
-    updates, messages = task.updates, forward(task)
-    if gradient:
-        compute += 3 * own * max(machine.idle, lanes * machine.step)
-        updates, messages = updates + 1, messages + backward(task)
-    scan = updates * machine.scan * task.devices * task.chunks * task.lanes * task.states**3
+    step = max(machine.idle, task.lanes * task.chunks * machine.step)
+    runs = 2 * task.updates + task.met  # of an update: with Jacobians, and the one that writes
+    compute = runs * own * step + 2 * GUESSED_FROM * step * task.guessed
+    messages, every = forward(task), task.devices * task.chunks * task.lanes * task.states**3
+    scan = task.updates * machine.scan * every
     hops = math.ceil(math.log2(task.devices)) if task.devices > 1 else 0
     numbers = sum(n * times for n, times in messages.items())
-    send = (
-        0.0 if task.devices == 1 else numbers * task.size * (task.devices - 1) / machine.bandwidth
-    )
+    send = numbers * task.size * (task.devices - 1) / machine.bandwidth
     return {
         "compute": compute,
         "scan": scan,
@@ -209,14 +206,13 @@ def constants() -> None:
             out = []
             for steps in (4096, 16384):
                 inputs = torch.randn(1, steps, 1)
-                features = lambda: parnl.solve(cell, params, inputs, chunks=1)  # noqa: B023, E731
-                out.append(timed(features))
+                out.append(timed(partial(parnl.solve, cell, params, inputs, chunks=1)))
             found.append((out[1] - out[0]) / 12288)
         print(f"  {name:5} {1e9 * found[1] / 256:6.2f} ns a lane, {1e9 * found[0]:6.1f} ns idle")
     backend: Any = parnl.frameworks.get_backend("torch")
     for k in (1, 2):
         a, b = ([torch.rand(1, 4096, 64) for _ in range(n)] for n in (k * k, k))
-        found = timed(lambda: affine_scan(backend.xp, a, b, 1e18))  # noqa: B023
+        found = timed(partial(affine_scan, backend.xp, a, b, 1e18))
         print(f"scan, k = {k}: {1e9 * found / (4096 * 64 * k**3):.2f} ns a chunk, lane and entry")
     import torch.multiprocessing
 
@@ -235,7 +231,7 @@ def links(rank: int, devices: int, folder: str) -> None:
     for numbers in (16, 1 << 22):
         x = torch.ones(numbers)
         out = [torch.empty_like(x) for _ in range(devices)]
-        found.append(timed(lambda: dist.all_gather(out, x), 31))  # noqa: B023
+        found.append(timed(partial(dist.all_gather, out, x), 31))
     if rank == 0:
         print(f"gloo, two processes of this machine: {1e6 * found[0]:.0f} us a message, "
               f"{(1 << 24) / found[1] / 1e9:.1f} GB/s")  # fmt: skip

@@ -8,7 +8,7 @@ itself is in `parnl.solver.newton`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -157,7 +157,8 @@ def solve(
     """
     checked = partial(
         _checked, cell, params, inputs, initial_state, dt, lengths, resets, cu_seqlens,
-        settings(reverse, method, chunks, tolerance, max_iterations), check,
+        partial(settings, reverse, method, chunks, tolerance, max_iterations), check,
+        {} if time_axis is None else {"stretch": stretch, "cu_seqlens": cu_seqlens},
     )  # fmt: skip
     given = checked() if time_axis is None else telling(time_axis, checked)
     backend, how, inputs, initial, pack = given[:5]
@@ -169,9 +170,6 @@ def solve(
     if time_axis is not None:
         line = backend.line_of(time_axis, inputs, _alike(cell, given, initial_state, check))
         total = line.total()
-        if stretch is not None or pack is not None:
-            name = "stretch" if pack is None else "cu_seqlens"
-            raise ValueError(f"{name}: expected None where devices share the axis of time")
 
     dt, resets = given.dt, given.resets
     number = dt if isinstance(dt, float) else None
@@ -243,9 +241,15 @@ def _checked(
     lengths: Any,
     resets: Any,
     cu_seqlens: Any,
-    how: Settings,
+    make: Callable[[], Settings],
     check: bool,
+    alone: Mapping[str, Any],
 ) -> _Given:
+    """Return the arguments; raise for one that is wrong, or is one of `alone` and not None."""
+    how = make()
+    for name, value in alone.items():
+        if value is not None:
+            raise ValueError(f"{name}: expected None where devices share the axis of time")
     backend, params, inputs = check_params(cell, params, inputs)
     *batch, steps, _ = inputs.shape
     if check:

@@ -178,7 +178,9 @@ def meshes():
     four = jax.make_mesh((4,), ("time",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
 
     def step(run):
-        loss = lambda p: (run(p, along, still)[0] ** 2).sum()  # noqa: E731
+        def loss(p):
+            return (run(p, along, still)[0] ** 2).sum()
+
         return jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.jit(jax.grad(loss))(params))
 
     found, expected = step(divided(solving(task, "time"), four)), step(solving(task))

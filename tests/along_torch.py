@@ -334,8 +334,10 @@ def errors(part):
         solve()
     with pytest.raises(ValueError, match=f"chunks <= T = {part.steps}"):
         solve(chunks=part.steps + 1)
-    with pytest.raises(ValueError, match="stretch"):
-        solve(stretch=2)
+    with pytest.raises(refused[0], match=refused[1].replace("inputs", "stretch")):
+        solve(stretch=2 if last else None)
+    with pytest.raises(refused[0], match=refused[1].replace("inputs", "method")):
+        solve(method="fast" if last else "auto")
     with pytest.raises(ValueError, match=f"length <= T = {part.steps}"):
         solve(lengths=torch.tensor([part.steps + 1, 1]))
     with pytest.raises(TypeError, match="DeviceMesh of one dimension, got str"):

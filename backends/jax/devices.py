@@ -25,7 +25,7 @@ class MeshLine(_Line, Line):
     xp = jnp
 
     @property
-    def parts(self) -> tuple[int, ...]:  # type: ignore[override]
+    def parts(self) -> tuple[int, ...]:  # type: ignore[override]  # there an attribute
         """See `Line`."""
         return (self.steps,) * self.size
 

@@ -84,7 +84,7 @@ def lowered(context: Any, arrays: Sequence[Any], function: Callable, rule: Rule 
     """Lower function(*arrays) for XLA; where there are several devices, with its rule."""
     if rule is None or device_count(context) < 2:
         return mlir.lower_fun(function, multiple_results=True)(context, *arrays)
-    known = rule
+    known: Rule = rule
 
     def partition(mesh: Any, given: Any, found: Any) -> tuple:
         sizes = dict(mesh.shape)
@@ -145,7 +145,6 @@ def step_of(states: Any, step: int) -> Any:
     """Return states[:, step] of (B, T, D), whatever axis is divided."""
     if jax.typeof(states).sharding.spec[1] is None:
         return states[:, step]
-    here = (
-        jnp.arange(states.shape[1]) == step % states.shape[1]
-    )  # JAX cannot slice an axis that is divided
+    # JAX cannot slice an axis that is divided
+    here = jnp.arange(states.shape[1]) == step % states.shape[1]
     return jnp.sum(jnp.where(here[:, None], states, 0), axis=1)

@@ -54,9 +54,9 @@ def implicit_solve(
     """Return states and statistics as `solver.newton.newton` does, differentiable in all arrays."""
     problem = Problem(backend, program, plan, line)
     arrays = [*operands, *x0]
-    found = (
-        explicitly(arrays, solve_rule(solve_p, *arrays, problem=problem)) if line is None else None
-    )
+    found = None
+    if line is None:
+        found = explicitly(arrays, solve_rule(solve_p, *arrays, problem=problem))
     if found is None:
         found = solve_p.bind(*arrays, problem=problem)
     return found[: len(x0)], Stats(*found[len(x0) :])

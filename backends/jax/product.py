@@ -139,8 +139,10 @@ def _in_front(arrays: Sequence[Any], axes: Sequence[Any]) -> list:
     return [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in pairs]
 
 
-def _linear_in_each(name: str, function: Callable, *others: Callable) -> Any:
-    shapes, rule, batch = others
+def _linear_in_each(
+    name: str, function: Callable, shapes: Callable, rule: Callable, batch: Callable
+) -> Any:
+    """Return a primitive of two arrays that is linear in each."""
 
     def run(*arrays: Any) -> list:
         return made.bind(*arrays, problem=None)

@@ -197,9 +197,8 @@ class TorchBackend(CompiledKernels):
         line: Line | None = None,
     ) -> tuple[list[Any], Stats]:
         """Solve, without gradients; line: the processes that share the axis of time."""
-        if line is None and triton_calls.serves(
-            x0[0], plan.chunks
-        ):  # it reads operands of any dtype
+        if line is None and triton_calls.serves(x0[0], plan.chunks):
+            # it reads operands of any dtype
             operands, x0 = ([arrays.readable(a) for a in group] for group in (operands, x0))
             return triton_calls.solve(program, plan, operands, x0)
         return self.newton(program, plan, [cast(a, x0[0].dtype) for a in operands], x0, line)
