@@ -27,11 +27,9 @@ def check_params(
     if not isinstance(params, Mapping):
         raise TypeError(f"params: expected a mapping name -> array, got {type(params).__name__}")
     shapes = cell.parameter_shapes
-    missing, unknown = (
-        [n for n in shapes if n not in params],
-        [n for n in params if n not in shapes],
-    )
-    if missing or unknown:
+    if params.keys() != shapes.keys():
+        missing = [n for n in shapes if n not in params]
+        unknown = [n for n in params if n not in shapes]
         raise ValueError(
             f"params: missing {missing}, unknown {unknown}; "
             f"the parameters of {type(cell).__name__} are: {', '.join(shapes)}"
@@ -51,7 +49,7 @@ def check_params(
             f"{tuple(inputs.shape)}"
         )
     for n, expected in shapes.items():
-        if tuple(params[n].shape) != expected:
+        if params[n].shape != expected:
             raise ValueError(
                 f"parameter {n}: expected shape {expected}, got {tuple(params[n].shape)}"
             )
@@ -70,9 +68,10 @@ def check_devices(backend: Any, named: Mapping[str, Any]) -> None:
     if backend.name != "torch":  # NumPy has one device, and JAX checks for itself
         return
     (first, array), *rest = named.items()
+    device = array.device
     for name, other in rest:
-        if other.device != array.device:
-            raise ValueError(f"{name}: is on {other.device}, but {first} is on {array.device}")
+        if other.device != device:
+            raise ValueError(f"{name}: is on {other.device}, but {first} is on {device}")
 
 
 def _told(backend: Any, name: str, given: Any, kind: str, inputs: Any) -> Any:
@@ -203,10 +202,15 @@ def wide_params(backend: Any, params: Mapping[str, Any], inputs: Any) -> tuple[V
     """
     dtype, result = working_dtype(backend.xp, [inputs, *params.values()])
     return (
-        Values("parameter", {n: widened(backend.xp, a, dtype) for n, a in params.items()}),
+        Values("parameter", {n: _wide(backend.xp, a, dtype) for n, a in params.items()}),
         dtype,
         result,
     )
+
+
+def _wide(xp: Any, array: Any, dtype: Any) -> Any:
+    """As `widened`; that an array is of `dtype`, as most are, is found sooner."""
+    return array if array.dtype == dtype else widened(xp, array, dtype)
 
 
 def features_of(
@@ -218,7 +222,7 @@ def features_of(
     gains from that.
     """
     with backend.products(result, inputs):
-        found = cell.features(p, widened(backend.xp, inputs, dtype))
+        found = cell.features(p, _wide(backend.xp, inputs, dtype))
     # a cell may compute its features in a wider type than it was given
     dtype = promoted(backend.xp, [dtype, *(v.dtype for v in found.values())])
     return Values("feature", found), dtype
@@ -326,6 +330,8 @@ def feature_operands(
 def batched(xp: Any, array: Any, batch: tuple[int, ...]) -> Any:
     """Return `array` (..., t, d) as (B, t, d), or as (1, t, d) if the batch does not enter it."""
     lead, tail = tuple(array.shape[:-2]), tuple(array.shape[-2:])
+    if len(batch) == 1 and lead in (batch, (1,)):
+        return array
     if math.prod(lead) == 1 and math.prod(batch) != 1:
         return xp.reshape(array, (1, *tail))
     if lead != batch:

@@ -43,7 +43,7 @@ from parnl.inputs import (
     times,
     wide_params,
 )
-from parnl.solver.cost import stretch_length
+from parnl.solver.cost import shortest_streamed, stretch_length
 from parnl.solver.devices import Line
 from parnl.solver.run import Info, Settings, check_chunks, positive, settings
 from parnl.stretch import Stretch, Task, outputs_of, solve_stretch, streamed
@@ -323,9 +323,12 @@ def _stretch(
     if check:  # which looks at everything
         return steps
     if asked is None:
-        if chunks is not None or not backend.streams(arrays):
+        channels = math.prod(like.shape)
+        if chunks is not None or steps < shortest_streamed(cell.program, channels):
+            return steps  # as most are: before anything that takes time is asked
+        if not backend.streams(arrays):
             return steps
-        where = cell.program, backend.device(like), math.prod(like.shape), steps
+        where = cell.program, backend.device(like), channels, steps
         length = stretch_length(*where, backend.followed(arrays))
     if length >= steps:
         return steps

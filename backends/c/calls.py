@@ -18,7 +18,7 @@ from parnl.backends import arrays
 from parnl.backends.arrays import Memory
 from parnl.backends.c import build
 from parnl.backends.c.kernel import CHANNEL, FULL, SCALAR, TIME, CKernel, Lanes, fields
-from parnl.backends.c.processors import processors
+from parnl.backends.c.processors import last_cache, processors
 from parnl.backends.c.text import source
 from parnl.backends.composed import ComposedKernels
 from parnl.graph.program import Program, adjoint_program
@@ -317,7 +317,7 @@ def compiled_device(dtype: Any, threads: int, price: float) -> Device:
     NumPy 1.5 to 3 us, PyTorch 4 to 6 us, compiled by XLA 0.2 us.
     """
     width = 8 if "64" in dtype_name(dtype) else 16
-    return Device(width * threads, price, crowd=2 * width * threads)
+    return Device(width * threads, price, 2 * width * threads, last_cache())
 
 
 def worthwhile(

@@ -1,4 +1,4 @@
-"""How many threads may run at once."""
+"""What the processor has: how many threads may run at once, and how much cache."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from parnl.backends.c import build
 
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _GROUPS = Path("/sys/fs/cgroup")
 _GROUP_OF_PROCESS = Path("/proc/self/cgroup")
 
@@ -65,3 +66,18 @@ def _granted() -> int:
         except (OSError, ValueError):
             continue
     return max(1, math.ceil(least))
+
+
+@cache
+def last_cache() -> int:
+    """Return the bytes of the last level of cache, 32 MiB where the system does not tell."""
+    found = [(0, 1 << 25)]
+    for index in _CACHES.glob("index*"):
+        try:
+            size = re.fullmatch(r"(\d+)([KM])\s*", (index / "size").read_text())
+            level = int((index / "level").read_text())
+        except (OSError, ValueError):
+            continue
+        if size:
+            found.append((level, int(size[1]) << (10 if size[2] == "K" else 20)))
+    return max(found)[1]

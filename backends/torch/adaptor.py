@@ -49,11 +49,11 @@ _SCOPE = {
 
 
 @torch.compiler.assume_constant_result
-def _device(device: torch.device, dtype: torch.dtype) -> tuple[int, float, int]:
+def _device(device: torch.device, dtype: torch.dtype) -> tuple[int, float, int, int]:
     if backend.compiles(torch.empty(0, device=device, dtype=dtype)):
-        lanes, price, crowd = compiled_device(dtype, backend.threads(), price=2500.0)
-        return lanes, price, crowd
-    return (1 << 16 if device.type == "cpu" else 1 << 20), COMPOSED, 0
+        lanes, price, crowd, cache = compiled_device(dtype, backend.threads(), price=2500.0)
+        return lanes, price, crowd, cache
+    return (1 << 16 if device.type == "cpu" else 1 << 20), COMPOSED, 0, 0
 
 
 @torch.compiler.assume_constant_result

@@ -53,12 +53,14 @@ _OPERATIONS = 150
 # Features of so many numbers are made in stretches; fewer take longer so, for there is more to ask
 # for, and a gradient makes them twice. Measured, 2^28 numbers of GRU, LSTM and LRC, forward and
 # with gradient, stretches over whole: PyTorch 0.9 to 1.3 and 1.0 to 1.7, JAX 0.7 to 1.3 and 0.4
-# to 0.7, in a third of the memory. Where nobody asks for a gradient, they are as fast from 2^22
-# numbers on, and take 0.55 to 0.85 of the time from 2^23 on, in NumPy 0.15 to 0.9.
+# to 0.7, in a third of the memory. Where nobody asks for a gradient, stretches pay as soon as the
+# features do not fit the cache. Measured, PyTorch, stretches over whole: with 32 MiB of cache, 0.55
+# to 0.85 from 2^23 numbers on; with 480 MiB, 1.3 to 1.9 at 2^24, 0.83 to 1.05 from 2^26 on.
 _LARGE, _LARGE_ALONE = 1 << 27, 1 << 23
 # A stretch makes so many numbers of a feature, few enough for the cache, or what pays for asking
-# for the operations of a stretch; at least so many steps.
-_CACHED, _CACHED_ALONE = 1 << 18, 1 << 19
+# for the operations of a stretch; at least so many steps. Without a gradient they take a sixteenth
+# of the cache. Measured with 480 MiB: 2^21 numbers take 0.7 to 0.8 of the time of 2^19.
+_CACHED, _CACHED_ALONE, _MOST_ALONE = 1 << 18, 1 << 19, 1 << 21
 _ASKED, _ASKED_ALONE, _LEAST = 400, 200, 64
 
 
@@ -67,12 +69,14 @@ class Device(NamedTuple):
 
     lanes: elements that an operation on arrays wants, to be worth it; price: of one array operation
     on few elements, however cheap it is, counted in operations of a step on as few. crowd: lanes
-    from which on more of them gain nothing, 0 where chunk starts are not guessed.
+    from which on more of them gain nothing, 0 where chunk starts are not guessed. cache: bytes of
+    the processor's last level of cache.
     """
 
     lanes: int
     price: float
     crowd: int = 0
+    cache: int = 1 << 25
 
 
 def guesses(program: Program, length: int) -> bool:
@@ -156,6 +160,15 @@ def updates_worth(program: Program, device: Device, channels: int, steps: int, c
     return min(chunks, max(_FEWEST, int(worth)))
 
 
+def shortest_streamed(program: Program, channels: int) -> int:
+    """Return from how many steps on stretches may be taken unasked; channels: B * D."""
+    return -(-_LARGE_ALONE // max(1, _features(program) * channels))
+
+
+def _features(program: Program) -> int:
+    return sum(o.kind == "feature" for o in program.operands)
+
+
 def stretch_length(
     program: Program, device: Device, channels: int, steps: int, followed: bool
 ) -> int:
@@ -170,12 +183,15 @@ def stretch_length(
     [16384, 65536, 16384, 16384]
     >>> [stretch_length(program, device, 64, 2**n, followed=False) for n in (14, 16, 20, 24)]
     [16384, 8192, 8192, 8192]
+    >>> stretch_length(program, device._replace(cache=1 << 29), 64, 2**16, followed=False)
+    65536
     """
-    features = sum(o.kind == "feature" for o in program.operands)
     large, cached, asked = _LARGE, _CACHED, _ASKED
     if not followed:
-        large, cached, asked = _LARGE_ALONE, _CACHED_ALONE, _ASKED_ALONE
-    if not device.crowd or features * channels * steps < large:
+        numbers = device.cache // 4
+        large, asked = min(_LARGE, max(_LARGE_ALONE, numbers)), _ASKED_ALONE
+        cached = min(_MOST_ALONE, max(_CACHED_ALONE, numbers // 16))
+    if not device.crowd or _features(program) * channels * steps < large:
         return steps
     length = max(_LEAST, int(max(cached, asked * device.price)) // channels)
     count = max(1, steps // length)

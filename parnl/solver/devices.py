@@ -191,7 +191,8 @@ class Along:
     def device(self, array: Any) -> Device:
         """Return what all devices together can do at once; the price is the one of this one."""
         one = self.kernels.device(array)
-        return Device(one.lanes * self.line.size, one.price, one.crowd * self.line.size)
+        size = self.line.size
+        return one._replace(lanes=one.lanes * size, crowd=one.crowd * size)
 
     def advance(
         self, program: Any, plan: Any, operands: Sequence[Any], starts: Sequence[Any]

@@ -134,6 +134,7 @@ def short(monkeypatch):
         monkeypatch.setattr(cost, name, value)
         monkeypatch.setattr(cost, name + "_ALONE", value)
     monkeypatch.setattr(cost, "_LEAST", 8)
+    monkeypatch.setattr(cost, "_MOST_ALONE", 8)
 
 
 ALONG_TIME = (Difference, LongAgo, Gated, Normalised, Numbered, Random, LooksBackAtTheEnd, Picky)

@@ -282,6 +282,29 @@ def test_processors_where_the_system_tells_no_affinity(monkeypatch):
     assert processors._allowed() == 1
 
 
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [
+        ({0: ("1", "48K\n"), 2: ("2", "2048K\n"), 3: ("3", "491520K\n")}, 480 << 20),
+        ({0: ("1", "32K\n"), 1: ("2", "4M\n")}, 4 << 20),
+        ({0: ("1", "unknown\n")}, 32 << 20),
+        ({}, 32 << 20),
+    ],
+)
+def test_last_level_of_cache(monkeypatch, tmp_path, levels, expected):
+    for index, (level, size) in levels.items():
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "level").write_text(level)
+        (tmp_path / f"index{index}" / "size").write_text(size)
+    (tmp_path / "index9").mkdir()  # no files in it
+    monkeypatch.setattr(processors, "_CACHES", tmp_path)
+    processors.last_cache.cache_clear()
+    try:
+        assert processors.last_cache() == expected
+    finally:
+        processors.last_cache.cache_clear()
+
+
 # -- folders ---------------------------------------------------------------------------------------
 
 
