@@ -57,9 +57,9 @@ def _device(device: torch.device, dtype: torch.dtype) -> tuple[int, float, int, 
 
 
 @torch.compiler.assume_constant_result
-def _made(key: str) -> bool:
+def _made(text: str) -> bool:
     """Make the step of a program, which Dynamo cannot follow: it may be traced from then on."""
-    Program.of_key(key).function("step", backend)
+    Program.of_text(text).function("step", backend)
     return True
 
 
@@ -143,7 +143,7 @@ class TorchBackend(CompiledKernels):
 
     def step(self, program: Program) -> Callable[..., tuple[Any, ...]]:
         """Return the program's step over tensors."""
-        _made(program.key)
+        _made(program.text)
         return super().step(program)
 
     def concrete(self, array: torch.Tensor) -> Any:
@@ -277,7 +277,7 @@ class TorchBackend(CompiledKernels):
         """Sum `term` over the input channels, a few at a time; computed again for the gradient."""
         hidden = torch._C._functorch.maybe_current_level() is not None
         recompute = torch.is_grad_enabled() and not hidden  # transforms refuse the hooks it needs
-        size = math.prod(inputs.shape[:-1]) * max((m.shape[1] for m in matrices), default=1)
+        size = math.prod(inputs.shape[:-1]) * max([1, *(m.shape[1] for m in matrices)])
         few = max(1, _TOGETHER // max(1, size))
 
         def terms(u: Any, *rows: Any) -> tuple[Any, ...]:

@@ -2,8 +2,9 @@
 
 They serve wherever a solve is to be written down and not, or not only, to be carried out: for
 `torch.compile`, `torch.export`, `make_fx`, `torch.func.functionalize`, and tensors without values
-(`FakeTensor`, the device "meta"). A graph holds tensors and numbers; a program is named in it by
-its key. What an operator does on a device is what the backend does there. First derivatives only,
+(`FakeTensor`, the device "meta"). A graph holds tensors, numbers and the text of its program, so
+that it can be saved and run by any process that has imported `parnl.torch`, whatever cells that
+knows. What an operator does on a device is what the backend does there. First derivatives only,
 as in any compiled graph; elsewhere `implicit` serves, which goes to any order.
 
 TorchScript's tracer, and the old ONNX exporter that stands on it, are refused: they write down
@@ -72,7 +73,7 @@ def operator_solve(
             "(torch.compile, torch.func.linearize); use torch.func.jvp outside of it"
         )
     k = len(x0)
-    out = solve_operator(program.key, *plan, list(x0), list(operands))
+    out = solve_operator(program.text, *plan, list(x0), list(operands))
     return out[:k], Stats(*(x.detach() for x in out[k:]))
 
 
@@ -92,7 +93,7 @@ def solve_operator(
     """Return the k states (B, T, D), then the statistics."""
     kernels: Any = get_backend("torch")
     plan = Plan(steps, chunks, epsilon, tolerance, max_iterations, reverse, backward_chunks)
-    states, stats = kernels.run(Program.of_key(program), plan, operands, x0)
+    states, stats = kernels.run(Program.of_text(program), plan, operands, x0)
     return _apart([*states, *stats], [*x0, *operands])
 
 
@@ -136,7 +137,7 @@ def gradients_operator(
     kernels: Any = get_backend("torch")
     plan = Plan(steps, chunks, epsilon, tolerance, max_iterations, reverse, backward_chunks)
     of_x0, found = implicit_gradients(
-        kernels, Program.of_key(program), plan, operands, x0, states, grads, wanted
+        kernels, Program.of_text(program), plan, operands, x0, states, grads, wanted
     )
     given = [*x0, *operands, *states, *grads]
     return _apart([*of_x0, *(found[i] for i in wanted)], given)

@@ -39,7 +39,8 @@ class Graph:
         self.nodes: list[Symbol] = []
         self._known: dict[tuple, Symbol] = {}
 
-    def _node(self, op: str, args: tuple[Symbol, ...], value: Any) -> Symbol:
+    def node(self, op: str, args: tuple[Symbol, ...], value: Any) -> Symbol:
+        """Return the node of `op`, a new one if there is none like it; nothing is simplified."""
         # repr tells 0.0 from -0.0 and finds NaN equal to itself, which == does not
         key = (op, tuple(a.index for a in args), repr(value))
         with _lock:  # derivatives join the graph when they are first asked for, in any thread
@@ -52,11 +53,11 @@ class Graph:
 
     def leaf(self, kind: str, name: str) -> Symbol:
         """Return the input `name`; `kind` ("state", "parameter", ...) keeps equal names apart."""
-        return self._node("leaf", (), (kind, name))
+        return self.node("leaf", (), (kind, name))
 
     def constant(self, value: float) -> Symbol:
         """Return the node of a number."""
-        return self._node("constant", (), float(value))
+        return self.node("constant", (), float(value))
 
     def apply(self, op: str, *args: Any) -> Symbol:
         """Return the node for `op` of symbols and numbers, simplified where that is exact.
@@ -68,7 +69,7 @@ class Graph:
         if op == "pow" and not math.isfinite(nodes[1].value):
             raise StepError(f"step: **: expected a finite exponent, got {nodes[1].value}")
         simpler = self._simplified(op, nodes)
-        return self._node(op, nodes, None) if simpler is None else simpler
+        return self.node(op, nodes, None) if simpler is None else simpler
 
     def _as_node(self, op: str, value: Any) -> Symbol:
         if isinstance(value, Symbol):

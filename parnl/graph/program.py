@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
-from parnl.graph import derivatives
+from parnl.graph import derivatives, serial
 from parnl.graph.flatcode import absent, compile_function, fused_sums, source
 from parnl.graph.nodes import Graph, Symbol, is_affine, reachable
 from parnl.graph.operations import OPERATIONS
@@ -37,6 +37,8 @@ class Functions(Protocol):
 
 
 _shared: WeakValueDictionary[str, Program] = WeakValueDictionary()
+# Those that were made from a text: whoever has it cannot keep them, and will ask again.
+_read: dict[str, Program] = {}
 
 
 class Program:
@@ -44,7 +46,7 @@ class Program:
 
     `states` and `operands` name the inputs, `linear` tells whether the step is affine in the state
     with coefficients that do not depend on it, `cost` counts its operations, a transcendental
-    function as about ten.
+    function as about ten. `text` says all of the step (see `serial`), `key` is its digest.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class Program:
         # which operand says where sequences begin anew
         self.reset = next((i for i, o in enumerate(self.operands) if o.kind == "reset"), None)
         self.linear = is_affine(self.outputs, self.state_symbols)
-        self.key = ""
+        self.text = self.key = ""
         self._made: dict[tuple, Any] = {}
 
     @classmethod
@@ -78,21 +80,26 @@ class Program:
 
         Cells of equal steps then share their compiled functions, in whatever cache those are.
         """
-        nodes = tuple((n.op, repr(n.value), *(a.index for a in n.args)) for n in graph.nodes)
-        ends = tuple(tuple(n.index for n in group) for group in (states, operands, outputs))
-        key = hashlib.sha256(repr((nodes, ends)).encode()).hexdigest()
-        program = _shared.get(key)
+        text = serial.write(states, operands, outputs)
+        program = _shared.get(text)
         if program is None:
-            program = _shared[key] = cls(graph, states, operands, outputs)
-            program.key = key
+            program = _shared[text] = cls(graph, states, operands, outputs)
+            program.text = text
+            program.key = hashlib.sha256(text.encode()).hexdigest()
         return program
 
     @classmethod
-    def of_key(cls, key: str) -> Program:
-        """Return the program whose `key` this is: `shared` made it, and it is still in use."""
-        if key not in _shared:
-            raise KeyError(f"program {key}: its cell is gone, or was made in another process")
-        return _shared[key]
+    def of_text(cls, text: str) -> Program:
+        """Return the program whose `text` this is, made anew if it is no longer in use.
+
+        The text may have been written in another process: see `serial`.
+        """
+        program = _shared.get(text)
+        if program is None:
+            graph, groups = serial.read(text)
+            program = cls.shared(graph, *groups)
+            _read[text] = program
+        return program
 
     def __repr__(self) -> str:
         equations = (f"{n}' = {o!r}" for n, o in zip(self.states, self.outputs, strict=True))

@@ -60,3 +60,17 @@ def test_the_module_compiles_in_one_graph(compiler):
         results.append([outputs, state, *grads])
     for eager, found in zip(*results, strict=True):
         torch.testing.assert_close(found, eager, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "autocast"])
+@pytest.mark.parametrize("name", ["lrc", "ltc", "lru", "s5"])
+def test_every_kind_of_cell_and_precision_compiles_in_one_graph(name, kind):
+    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+    rnn = RNN(name, 3, 4, batch_first=True, dtype=dtype, seed=0)
+    u = torch.randn(2, 6, 3, dtype=dtype)
+    compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        found, exact = compiled(u)[0], rnn(u)[0]
+    torch.testing.assert_close(found, exact, rtol=0.02, atol=0.02)
+    found.float().sum().backward()
