@@ -26,6 +26,10 @@ class GRU(Cell):
         for kind in ("W", "b", "a")
     } | {"c_n": vector("hidden")}
 
+    @property
+    def biases(self):
+        return (*super().biases, "c_n")
+
     def features(self, p, u):
         return {"r": ops.matmul(u, p.W_r), "z": ops.matmul(u, p.W_z), "n": ops.matmul(u, p.W_n)}
 

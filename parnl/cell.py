@@ -17,9 +17,11 @@ from parnl.frameworks import get_backend, name_of
 from parnl.graph.nodes import Graph, StepError, Symbol
 from parnl.graph.program import Program
 from parnl.params import Parameter
+from parnl.states import state_type
 
+_BIAS = re.compile("b(_|$)")
 # Attributes of a cell that follow from its class and the others.
-_DERIVED = ("specs", "parameter_shapes", "time_aware", "program")
+_DERIVED = ("specs", "parameter_shapes", "time_aware", "program", "State")
 
 
 class Cell:
@@ -53,8 +55,8 @@ class Cell:
     Args of the constructor: input_size, hidden_size (both at least 1), then the options. The option
     `dt`, if the cell has one, is the time step used when `parnl.solve` is given none.
 
-    It sets `parameter_shapes`, name -> shape in the order of declaration, and `time_aware`, whether
-    the step reads `dt`.
+    It sets `parameter_shapes`, name -> shape in the order of declaration, `time_aware`, whether the
+    step reads `dt`, and `State`, the named tuple of the cell's states.
     """
 
     states: ClassVar[tuple[str, ...]] = ("x",)
@@ -87,6 +89,7 @@ class Cell:
         self.parameter_shapes: dict[str, tuple[int, ...]] = {
             name: spec.shape(self.sizes) for name, spec in self.specs.items()
         }
+        self.State = state_type(tuple(self.states))
         self.time_aware = "dt" in inspect.signature(self.step).parameters
         self.program = self._trace()
         # here, for torch.compile cannot follow these
@@ -120,7 +123,7 @@ class Cell:
     def _identity(self) -> object:
         # specs may hold functions, which equal nothing but themselves; the others are dicts; all
         # three follow from the class and the other attributes
-        repeated = ("specs", "chosen", "parameter_shapes")
+        repeated = ("specs", "chosen", "parameter_shapes", "State")
         rest = [item for item in vars(self).items() if item[0] not in repeated]
         try:
             return type(self), frozenset(rest)
@@ -144,6 +147,11 @@ class Cell:
     def sizes(self) -> dict[str, int]:
         """Dimension name -> size."""
         return {"input": self.input_size, "hidden": self.hidden_size}
+
+    @property
+    def biases(self) -> tuple[str, ...]:
+        """The parameters that a layer without biases leaves at 0: vectors called b or b_...."""
+        return tuple(n for n, spec in self.specs.items() if spec.per_channel and _BIAS.match(n))
 
     @property
     def linear(self) -> bool:
@@ -215,6 +223,11 @@ class Cell:
                 raise
             raise _explained(error) from error
         outputs = list(result) if isinstance(result, tuple | list) else [result]
+        if any(o is None for o in outputs):
+            raise StepError(
+                f"step: expected a value for each of the states {', '.join(self.states)}, "
+                "got None; does the method end in `return`?"
+            )
         if len(outputs) != len(states):
             raise StepError(
                 f"step: expected {len(states)} value(s) for the states {', '.join(self.states)}, "

@@ -13,6 +13,7 @@ from parnl.dtypes import is_floating, is_half, promoted, widened
 from parnl.frameworks import backend_of, get_backend, name_of
 from parnl.params import Values
 from parnl.solver.devices import Line
+from parnl.states import in_order
 
 
 def check_params(
@@ -25,7 +26,7 @@ def check_params(
     if not isinstance(cell, Cell):
         raise TypeError(f"cell: expected a parnl.Cell, see parnl.get_cell, got {cell!r}")
     if not isinstance(params, Mapping):
-        raise TypeError(f"params: expected a mapping name -> array, got {type(params).__name__}")
+        params = _mapping(params)
     shapes = cell.parameter_shapes
     if params.keys() != shapes.keys():
         missing = [n for n in shapes if n not in params]
@@ -61,6 +62,13 @@ def check_params(
             raise TypeError(f"{name}: expected a floating point array, got dtype {array.dtype}")
         known = array.dtype
     return backend, params, inputs
+
+
+def _mapping(params: Any) -> Mapping[str, Any]:
+    """Return what is a mapping but in name, as `torch.nn.ParameterDict`, as one."""
+    if not (hasattr(params, "keys") and hasattr(params, "__getitem__")):
+        raise TypeError(f"params: expected a mapping name -> array, got {type(params).__name__}")
+    return {name: params[name] for name in params.keys()}  # noqa: SIM118
 
 
 def check_devices(backend: Any, named: Mapping[str, Any]) -> None:
@@ -223,6 +231,11 @@ def features_of(
     """
     with backend.products(result, inputs):
         found = cell.features(p, _wide(backend.xp, inputs, dtype))
+    if not isinstance(found, Mapping):
+        raise TypeError(
+            f"{type(cell).__name__}.features: expected a dict name -> array (..., T, hidden), got "
+            f"{type(found).__name__}"
+        )
     # a cell may compute its features in a wider type than it was given
     dtype = promoted(backend.xp, [dtype, *(v.dtype for v in found.values())])
     return Values("feature", found), dtype
@@ -285,12 +298,7 @@ def initial_states(
     if given is None:
         zeros = xp.zeros(shape, dtype=dtype, device=getattr(inputs, "device", None))
         return [zeros for _ in cell.states]
-    arrays = list(given) if isinstance(given, tuple | list) else [given]
-    if len(arrays) != len(cell.states):
-        raise ValueError(
-            f"initial_state: expected {len(cell.states)} array(s), one for each of the states "
-            f"{', '.join(cell.states)}, got {len(arrays)}"
-        )
+    arrays = in_order("initial_state", cell.states, given)
     for i, name in enumerate(cell.states):
         backend_of([("inputs", inputs), (f"initial_state {name}", arrays[i])])
         arrays[i] = x = backend.take(f"initial_state {name}", arrays[i])

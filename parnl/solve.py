@@ -46,6 +46,7 @@ from parnl.inputs import (
 from parnl.solver.cost import shortest_streamed, stretch_length
 from parnl.solver.devices import Line
 from parnl.solver.run import Info, Settings, check_chunks, positive, settings
+from parnl.states import as_given
 from parnl.stretch import Stretch, Task, outputs_of, solve_stretch, streamed
 
 
@@ -53,12 +54,14 @@ class Solution(NamedTuple):
     """Result of `solve`.
 
     outputs: (..., T, hidden); final_state: one array (..., hidden) for each state of the cell, to
-    be given as `initial_state` to go on; info: `Info`.
+    be given as `initial_state` to go on, a tuple with the names of the states; info: `Info`;
+    states: all of them, likewise (..., T, hidden), None unless they were asked for.
     """
 
     outputs: Any
     final_state: tuple[Any, ...]
     info: Info
+    states: tuple[Any, ...] | None = None
 
 
 @lenient(2, "inputs")
@@ -80,6 +83,7 @@ def solve(
     check: bool = False,
     stretch: int | None = None,
     time_axis: Any = None,
+    states: bool = False,
 ) -> Solution:
     """Run `cell` over whole sequences, in parallel over time, with the sequential answer.
 
@@ -87,7 +91,8 @@ def solve(
         cell: from `parnl.get_cell`, or an instance of your own class.
         params: name -> array, as `cell.init` returns them.
         inputs: (..., T, input), of any framework; all arrays must be of the same one.
-        initial_state: one array (..., hidden) for each state of the cell, or the array itself if
+        initial_state: one array (..., hidden) for each state of the cell, by name where it is a
+            `final_state`, in the cell's order where it is a plain tuple; or the array itself if
             there is one state; zeros if None.
         dt: time step of a time-aware cell: a number, or (..., T), one for each step. If None, the
             cell's own option.
@@ -121,6 +126,7 @@ def solve(
         time_axis: devices that share the axis of time, each with one part of it: in JAX the name of
             an axis of the mesh, within `jax.shard_map`; in PyTorch a `ProcessGroup`, or a
             `DeviceMesh` of one dimension. See below.
+        states: return the states at every step as well; then nothing is solved in stretches.
         check: look at the answer, and raise `parnl.SolveError` that names what is wrong first:
             parameter, input, feature or state that is not finite, a state that is no step from
             the one before; with its sequence, step and channel, and what to try. Costs about one
@@ -190,7 +196,10 @@ def solve(
     length, name = total, "T"
     if line is None:
         arrays = [*given.params.values(), inputs, *initial]
-        length = _stretch(backend, cell, arrays, x0[0], steps, stretch, how.chunks, check)
+        if states and stretch is not None:
+            raise ValueError("stretch: expected None where all states are asked for")
+        alone = check or states
+        length = _stretch(backend, cell, arrays, x0[0], steps, stretch, how.chunks, alone)
         name = "T" if length == steps else "stretch"
     check_chunks(how, length, name)
     if length < total:
@@ -198,7 +207,7 @@ def solve(
         shaped = [
             xp.reshape(a, (*several, cell.hidden_size)) for a in (x if ends is None else ends)
         ]
-        return Solution(outputs, tuple(shaped), info)
+        return Solution(outputs, as_given(cell.State, initial_state, shaped), info)
 
     found = solve_stretch(backend, task, fixed, x0, along)
     if check:
@@ -209,7 +218,11 @@ def solve(
         pairs = zip(found.states, initial, strict=True)
         ends = [last_states(xp, pack.offsets, 0, s[0], x, how.reverse) for s, x in pairs]
     ends = [xp.reshape(x, (*several, cell.hidden_size)) for x in ends]
-    return Solution(found.outputs, tuple(ends), found.info)
+    every = None
+    if states:
+        whole = (*batch, steps, cell.hidden_size)
+        every = cell.State(*(xp.reshape(s, whole) for s in found.states))
+    return Solution(found.outputs, as_given(cell.State, initial_state, ends), found.info, every)
 
 
 class _Given(NamedTuple):
@@ -315,12 +328,15 @@ def _stretch(
     steps: int,
     asked: Any,
     chunks: int | None,
-    check: bool,
+    whole: bool,
 ) -> int:
-    """Return how many steps are solved at a time; like: an initial state (B, D)."""
+    """Return how many steps are solved at a time; like: an initial state (B, D).
+
+    whole: whether all states are to be looked at.
+    """
     if asked is not None:
         length = positive("stretch", asked)
-    if check:  # which looks at everything
+    if whole:
         return steps
     if asked is None:
         channels = math.prod(like.shape)
@@ -359,9 +375,9 @@ def step(
     input_t: (..., input); state: as `initial_state` of `solve`, and as this function returned it;
     dt: a number or (...); reset: booleans that broadcast to (...), where the state before this step
     is zeros in place of `state`. Returns (output (..., hidden), state), one array (..., hidden) for
-    each state of the cell: in float32 if the output is of half precision, see `solve`, so that what
-    a state gathers over many steps is not lost to rounding. Differentiable by the framework's own
-    autodiff.
+    each state of the cell by name (plainly, if a plain tuple was given): in float32 if the output
+    is of half precision, see `solve`, so that what a state gathers over many steps is not lost to
+    rounding. Differentiable by the framework's own autodiff.
     """
     backend, params, input_t = check_params(cell, params, input_t, time_axis=False)
     xp = backend.xp
@@ -382,10 +398,8 @@ def step(
     # a step may return a number, or an array that has yet to be broadcast
     new = [xp.zeros_like(x) + n for n, x in zip(results, start, strict=True)]
     whole = [xp.reshape(n, (*inputs.shape[:-1], cell.hidden_size)) for n in new]
-    return (
-        outputs_of(backend, cell, p, whole, features, result)[..., 0, :],
-        tuple(x[..., 0, :] for x in whole),
-    )
+    output = outputs_of(backend, cell, p, whole, features, result)[..., 0, :]
+    return output, as_given(cell.State, state, [x[..., 0, :] for x in whole])
 
 
 def _beginnings(

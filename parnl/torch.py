@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,27 +11,41 @@ from torch.nn.utils.rnn import PackedSequence
 
 from parnl.backends.torch.operators import recorded
 from parnl.cell import Cell
-from parnl.frameworks import backend_of
-from parnl.registry import get_class
-from parnl.solve import solve
+from parnl.frameworks import name_of
+from parnl.layers import Layers, LayersSolution, check_options, fitting
+from parnl.learn.torch_model import Block, Classifier
+from parnl.solve import Solution
+
+__all__ = ["RNN", "Block", "Classifier"]
 
 
 class RNN(nn.Module):
     """Layers of a parnl cell, with the interface of `torch.nn.GRU`.
 
         rnn = RNN("lrc", input_size=6, hidden_size=64, num_layers=2, batch_first=True)
-        output, h_n = rnn(inputs, h_0)
+        output, h_n = rnn(input, h_0)
+        output_t, state = rnn.step(input_t, state)
 
-    Args: cell, a name or a `parnl.Cell` class; input_size, hidden_size, num_layers, batch_first,
-    dropout (between layers), bidirectional as in `nn.GRU`; `seed` of the initial parameters, by
-    default drawn from torch's generator; all other keywords are options of the cell.
+    Args:
+        cell: a name, or a `parnl.Cell` class.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout (between layers),
+            bidirectional, device, dtype: as in `nn.GRU`. Without `bias` the cell's biases are 0
+            and no parameters. `proj_size` must be 0: a projected state would mix channels.
+        learn_initial: make parameters of the initial states, `initial_<state>`, zeros at first.
+        seed: of the initial parameters; if None, drawn from PyTorch's generator.
+        method, chunks, stretch: as in `parnl.solve`; of fewer steps than `chunks`, each is a chunk.
+        options: all other keywords are options of the cell.
 
-    Shapes: inputs (T, B, input), (B, T, input) if batch_first, (T, input) unbatched, or a
-    `PackedSequence`; output likewise with D * hidden channels, D = 2 if bidirectional; h_0 and h_n
-    (D * num_layers, B, hidden). A cell with several states has a tuple of them, the output state
-    first, as `nn.LSTM` has (h, c), then the others in the cell's order. `method`, `chunks` and
-    `stretch` are those of `parnl.solve`. Parameters are called `<name>_l<layer>`, with the suffix
-    `_reverse` for the backward direction.
+    Shapes: input (T, B, input), (B, T, input) if batch_first, or (T, input) unbatched, or a
+    `PackedSequence`; output likewise with D * hidden channels, D = 2 if bidirectional. The state
+    h_0, h_n is (D * num_layers, B, hidden); of a cell with several states a named tuple of such, in
+    the order of the cell, but (h, c) for an LSTM, as `nn.LSTM` has it. Given back, a named tuple is
+    taken by its names. It is the same for `step`, so that a sequence may be run in one, in pieces,
+    or step by step.
+
+    Parameters are called as `nn.GRU` calls them: "weight_<name>_l<layer>" for the matrices of the
+    cell, "bias_<name>_l<layer>" for its biases, and "<name>_l<layer>" for other vectors; of the
+    backward direction, "_reverse" follows.
     """
 
     def __init__(
@@ -40,109 +54,253 @@ class RNN(nn.Module):
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
+        bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
         *,
+        proj_size: int = 0,
+        learn_initial: bool = False,
         seed: int | None = None,
         method: str = "auto",
         chunks: int | str | None = None,
         stretch: int | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
-        if not isinstance(num_layers, int) or num_layers < 1:
-            raise ValueError(f"num_layers: expected a positive integer, got {num_layers!r}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout: expected 0 <= dropout < 1, got {dropout!r}")
-        kind = get_class(cell) if isinstance(cell, str) else cell
+        if proj_size:
+            raise ValueError(
+                "proj_size: expected 0, since a projected state mixes channels, got "
+                f"{proj_size!r}; project the outputs by torch.nn.Linear"
+            )
+        check_options(method, chunks, dropout)
+        self._layers = Layers(cell, input_size, hidden_size, num_layers, bidirectional, options)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.batch_first, self.bidirectional = batch_first, bidirectional
+        self.bias, self.batch_first, self.bidirectional = bias, batch_first, bidirectional
+        self.dropout, self.proj_size = float(dropout), 0
         self.method, self.chunks, self.stretch = method, chunks, stretch
-        self.dropout = nn.Dropout(dropout)
-        self.directions = 2 if bidirectional else 1
-        wide = hidden_size * self.directions
-        self.cells = [
-            kind(input_size if layer == 0 else wide, hidden_size, **options)
-            for layer in range(num_layers)
-        ]
+        self._names = [self._layers.parameter_names(run) for run in range(self._layers.count)]
+        first = self._layers.cells[0]
+        if not bias and not first.biases:
+            raise ValueError(f"bias: expected True, since {type(first).__name__} has no biases")
+        for names, values in zip(self._names, self._drawn(seed, device, dtype), strict=True):
+            for name, value in values.items():
+                if bias or name not in first.biases:
+                    self.register_parameter(names[name], nn.Parameter(value))
+                else:
+                    zeros = torch.zeros_like(value)
+                    self.register_buffer(names[name], zeros, persistent=False)
+        self._initial = [f"initial_{name}" for name in self._layers.names if learn_initial]
+        like = next(self.parameters())
+        for name in self._initial:
+            zeros = like.new_zeros(self._layers.count, hidden_size)
+            self.register_parameter(name, nn.Parameter(zeros))
+        self.register_state_dict_post_hook(_describe)
+
+    def _drawn(self, seed: int | None, device: Any, dtype: Any) -> list[dict[str, Tensor]]:
+        """Return initial parameters of each run."""
         if seed is None:
             drawn = torch.randint(2**31, (), device="cpu")
             seed = 0 if recorded([drawn]) else int(drawn)  # without values, any will do
         name = str(dtype or torch.get_default_dtype()).removeprefix("torch.")
-        for run in range(num_layers * self.directions):
-            values = self.cells[run // self.directions].init(seed + run, "torch", name, device)
-            for parameter, value in values.items():
-                self.register_parameter(parameter + self._suffix(run), nn.Parameter(value))
+        runs = range(self._layers.count)
+        return [self._layers.cell(run).init(seed + run, "torch", name, device) for run in runs]
 
-    def _suffix(self, run: int) -> str:
-        layer, backward = divmod(run, self.directions)
-        return f"_l{layer}{'_reverse' if backward else ''}"
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, from PyTorch's generator."""
+        with torch.no_grad():
+            for names, values in zip(self._names, self._drawn(None, None, None), strict=True):
+                for name, value in values.items():
+                    mine = getattr(self, names[name])
+                    if isinstance(mine, nn.Parameter):
+                        mine.copy_(value)
+            for name in self._initial:
+                getattr(self, name).zero_()
 
-    def forward(self, inputs: Any, h_0: Any = None, *, time_axis: Any = None) -> tuple[Any, Any]:
-        """Return (output, h_n); time_axis: processes that share it, see `parnl.solve`."""
-        if isinstance(inputs, PackedSequence):
-            if time_axis is not None:
-                raise ValueError("time_axis: expected None for a PackedSequence")
-            return self._packed(inputs, h_0)
-        backend_of([("inputs", inputs)])
-        if inputs.ndim not in (2, 3):
-            raise ValueError(f"inputs: expected 2 or 3 dimensions, got {tuple(inputs.shape)}")
-        time_first = inputs.ndim == 3 and not self.batch_first
-        x = inputs.transpose(0, 1) if time_first else inputs
-        output, h_n = self._layers(x, h_0, x.shape[:-2], time_axis=time_axis)
-        return (output.transpose(0, 1) if time_first else output), h_n
+    @property
+    def cells(self) -> list[Cell]:
+        """The cell of each layer."""
+        return self._layers.cells
 
-    def _packed(self, inputs: PackedSequence, h_0: Any) -> tuple[PackedSequence, Any]:
-        """Run the sequences in the order they are packed in; h_0 and h_n are in the caller's."""
-        data, sizes, order, back = inputs
+    @property
+    def all_weights(self) -> list[list[nn.Parameter]]:
+        """The parameters of each layer and direction."""
+        weights = [[getattr(self, n) for n in names.values()] for names in self._names]
+        return [[w for w in run if isinstance(w, nn.Parameter)] for run in weights]
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: there is no memory that parameters would have to share, as cuDNN's do."""
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any = None,
+        *,
+        dt: Any = None,
+        lengths: Any = None,
+        resets: Any = None,
+        time_axis: Any = None,
+    ) -> tuple[Any, Any]:
+        """Return (output, h_n).
+
+        dt, lengths, resets, time_axis: as in `parnl.solve`, for all layers. dt and resets that have
+        one value for each step are laid out as the input is, (T, B), (B, T) or (T,), or packed as
+        it is; lengths is (B,).
+        """
+        told = {"dt": dt, "lengths": lengths, "resets": resets, "time_axis": time_axis}
+        if isinstance(input, PackedSequence):
+            return self._packed(input, hx, told)
+        x, told = self._laid_out(input, told)
+        output, h_n, _ = self._run(x, hx, x.shape[:-2], told)
+        output = self._layout(output, output.ndim == 3)
+        # what the gradient is computed from is no memory of the caller's, who may write to it
+        if output.requires_grad:
+            return output.clone(memory_format=torch.contiguous_format), h_n
+        return output.contiguous(), h_n
+
+    def solve(
+        self,
+        input: Tensor,
+        hx: Any = None,
+        *,
+        dt: Any = None,
+        lengths: Any = None,
+        resets: Any = None,
+        time_axis: Any = None,
+    ) -> LayersSolution:
+        """Return outputs and final state, as `forward` does, and each run's states and `Info`."""
+        told = {"dt": dt, "lengths": lengths, "resets": resets, "time_axis": time_axis}
+        x, told = self._laid_out(input, told)
+        output, h_n, solutions = self._run(x, hx, x.shape[:-2], told | {"states": True})
+        batched = output.ndim == 3
+        states = [[self._layout(x, batched) for x in s.states or ()] for s in solutions]
+        named = tuple(self.cells[0].State(*s) for s in states)
+        return LayersSolution(
+            self._layout(output, batched), h_n, named, tuple(s.info for s in solutions)
+        )
+
+    def step(
+        self, input_t: Tensor, state: Any = None, *, dt: Any = None, reset: Any = None
+    ) -> tuple[Tensor, Any]:
+        """Run one time step: (output_t (B, hidden), state), from an input (B, input).
+
+        state: as `forward` returns it, and this function; None for the initial one. dt: a number or
+        (B,); reset: booleans (B,), see `parnl.step`. Not for a bidirectional module.
+        """
+        self._check_input("input_t", input_t, "(B, {})", (1, 2))
+        starts = self._starts("state", state, input_t.shape[:-1])
+        told = {"dt": dt, "reset": reset}
+        output, ends = self._layers.step(self._params(), input_t, starts, self._dropped, **told)
+        return output, self._layers.state(ends, torch.stack)
+
+    def _laid_out(self, given: Any, told: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Return input and keywords with the batch first."""
+        shape = "(B, T, {})" if self.batch_first else "(T, B, {})"
+        self._check_input("input", given, shape, (2, 3))
+        batched = given.ndim == 3
+        moved = dict(told)
+        for name in ("dt", "resets"):
+            if isinstance(told[name], Tensor) and told[name].ndim == 2:
+                moved[name] = self._layout(told[name], batched)
+        return self._layout(given, batched), moved
+
+    def _layout(self, x: Tensor, batched: bool) -> Tensor:
+        """Put time first that was second, or the other way round."""
+        return x.transpose(0, 1) if batched and not self.batch_first else x
+
+    def _check_input(self, name: str, x: Any, shape: str, dimensions: Sequence[int]) -> None:
+        if not isinstance(x, Tensor):
+            kind = f"{type(x).__module__}.{type(x).__name__}".removeprefix("builtins.")
+            convert = "torch.from_numpy" if name_of(x) == "numpy" else "torch.as_tensor"
+            raise TypeError(
+                f"{name}: expected a torch.Tensor, got {kind}; convert it by {convert}({name})"
+            )
+        if x.ndim not in dimensions or x.shape[-1] != self.input_size:
+            expected = shape.format(self.input_size)
+            raise ValueError(f"{name}: expected shape {expected}, got {tuple(x.shape)}")
+        own = next(self.parameters()).dtype
+        if x.dtype == torch.float64 != own:
+            raise TypeError(
+                f"{name}: expected {own}, the dtype of the module, got {x.dtype}; convert it by "
+                f"{name}.to({own}), or the module by .double()"
+            )
+
+    def _params(self) -> list[dict[str, Tensor]]:
+        return [{n: getattr(self, name) for n, name in names.items()} for names in self._names]
+
+    def _starts(self, argument: str, given: Any, batch: Sequence[int]) -> list[Tensor] | None:
+        if given is None and self._initial:
+            given = self._layers.State(
+                *(
+                    getattr(self, n).reshape(-1, *[1] * len(batch), self.hidden_size)
+                    .expand(-1, *batch, -1)
+                    for n in self._initial
+                )
+            )  # fmt: skip
+        return self._layers.starts(argument, given, batch)
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, self.dropout, self.training)
+
+    def _run(
+        self, x: Tensor, hx: Any, batch: Sequence[int], told: Mapping[str, Any]
+    ) -> tuple[Tensor, Any, list[Solution]]:
+        output, solutions = self._layers.run(
+            self._params(), x, self._starts("hx", hx, batch), _joined, self._dropped,
+            method=self.method, chunks=fitting(self.chunks, x.shape[-2]),
+            stretch=None if "states" in told else self.stretch, **told,
+        )  # fmt: skip
+        h_n = self._layers.state([s.final_state for s in solutions], torch.stack)
+        # what is exported has no names
+        return output, tuple(h_n) if _exporting() and isinstance(h_n, tuple) else h_n, solutions
+
+    def _packed(
+        self, given: PackedSequence, hx: Any, told: dict[str, Any]
+    ) -> tuple[PackedSequence, Any]:
+        """Run the sequences in the order they are packed in; hx and h_n are in the caller's."""
+        for name in ("time_axis", "lengths"):
+            if told[name] is not None:
+                raise ValueError(f"{name}: expected None for a PackedSequence")
+        data, sizes, order, back = given
+        self._check_input("input", data, "(N, {}) packed", (2,))
         rows, offsets = _one_after_the_other(sizes)
         rows = rows.to(data.device)
         batch = (len(offsets) - 1,)
-        if h_0 is not None and order is not None:
-            self._starts(h_0, batch)  # of what is too short, no row must be asked for
-            h_0 = _rows(h_0, order)
-        output, h_n = self._layers(data[rows], h_0, batch, cu_seqlens=offsets.to(data.device))
+        if hx is not None and order is not None:
+            self._layers.starts("hx", hx, batch)  # of what is too short, no row is asked for
+            hx = _rows(hx, order)
+        told = {n: _packed_alike(n, v, given, rows) for n, v in told.items()}
+        told |= {"cu_seqlens": offsets.to(data.device)}
+        output, h_n, _ = self._run(data[rows], hx, batch, told)
         h_n = h_n if back is None else _rows(h_n, back)
         as_it_came = torch.empty_like(output).index_copy(0, rows, output)
         return PackedSequence(as_it_came, sizes, order, back), h_n
 
-    def _layers(self, x: Tensor, h_0: Any, batch: Sequence[int], **told: Any) -> tuple[Tensor, Any]:
-        starts = self._starts(h_0, batch)
-        ends = []
-        for layer, cell in enumerate(self.cells):
-            outputs = []
-            for backward in range(self.directions):
-                run = layer * self.directions + backward
-                params = {n: getattr(self, n + self._suffix(run)) for n in cell.specs}
-                start = None if starts is None else [s[run] for s in starts]
-                out = solve(
-                    cell, params, x, start, reverse=bool(backward), method=self.method,
-                    chunks=self.chunks, stretch=self.stretch, **told,
-                )  # fmt: skip
-                outputs.append(out.outputs)
-                ends.append(out.final_state)
-            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
-            if layer + 1 < self.num_layers:
-                x = self.dropout(x)
-        states = tuple(torch.stack(parts) for parts in zip(*ends, strict=True))
-        return x, states[0] if len(states) == 1 else (states[-1], *states[:-1])
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        """Take parameters under the names of earlier releases; refuse those of another cell."""
+        for run, names in enumerate(self._names):
+            for name, now in names.items():
+                before = f"{prefix}{name}{self._layers.suffix(run)}"
+                if prefix + now not in state_dict and before in state_dict:
+                    state_dict[prefix + now] = state_dict.pop(before)
+        theirs = local_metadata.get("parnl")
+        if theirs not in (None, self._description()):
+            # one of the lists that count only if loading is strict
+            unexpected_keys.append(f"{prefix}cell: {theirs}, expected {self._description()}")
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
-    def _starts(self, h_0: Any, batch: Sequence[int]) -> list[Tensor] | None:
-        """Return one (D * num_layers, ..., hidden) for each state, in the cell's order."""
-        if h_0 is None:
-            return None
-        names = self.cells[0].states
-        given = [h_0] if isinstance(h_0, Tensor) else list(h_0)
-        shape = (self.num_layers * self.directions, *batch, self.hidden_size)
-        if len(given) != len(names) or any(tuple(g.shape) != shape for g in given):
-            raise ValueError(
-                f"h_0: expected {len(names)} tensor(s) of shape {shape}, the output state first, "
-                f"got shape(s) {[tuple(g.shape) for g in given]}"
-            )
-        return [*given[1:], given[0]]
+    def _description(self) -> str:
+        """The cell and its options: what must be the same for the same parameters to mean it."""
+        cell = self.cells[0]
+        options = (f"{n}={getattr(cell, n)!r}" for n in cell.chosen)
+        return f"{type(cell).__name__}({', '.join(options)})"
 
     def __prepare_scriptable__(self) -> RNN:
         """Refuse `torch.jit.script`, which asks for this and cannot compile a solve."""
@@ -152,10 +310,35 @@ class RNN(nn.Module):
 
     def extra_repr(self) -> str:
         """Describe the module in its repr."""
-        return (
-            f"{type(self.cells[0]).__name__}, {self.input_size}, {self.hidden_size}, "
-            f"num_layers={self.num_layers}, bidirectional={self.bidirectional}"
-        )
+        cell = self.cells[0]
+        told = [type(cell).__name__, f"{self.input_size}", f"{self.hidden_size}"]
+        told += [f"{n}={getattr(cell, n)!r}" for n in cell.chosen]
+        usual = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0}
+        usual |= {"bidirectional": False}
+        told += [f"{n}={getattr(self, n)!r}" for n, v in usual.items() if getattr(self, n) != v]
+        return ", ".join(told)
+
+
+def _describe(module: RNN, state_dict: Any, prefix: str, local_metadata: dict) -> None:
+    """Write into the state dictionary's metadata which cell its parameters are of."""
+    local_metadata["parnl"] = module._description()
+
+
+def _exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
+def _joined(outputs: Sequence[Tensor]) -> Tensor:
+    return torch.cat([*outputs], dim=-1)
+
+
+def _packed_alike(name: str, value: Any, given: PackedSequence, rows: Tensor) -> Any:
+    """Return an argument that is packed as the input is, sequence after sequence; others as is."""
+    if not isinstance(value, PackedSequence):
+        return value
+    if not torch.equal(value.batch_sizes, given.batch_sizes):
+        raise ValueError(f"{name}: expected the batch_sizes of the input, got others")
+    return value.data[rows]
 
 
 def _one_after_the_other(sizes: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,4 +358,5 @@ def _rows(states: Any, order: Tensor) -> Any:
     """Return the sequences of states (layers, B, hidden), one tensor or several, in `order`."""
     if isinstance(states, Tensor):
         return states.index_select(1, order.to(states.device))
-    return tuple(_rows(x, order) for x in states)
+    moved = [_rows(x, order) for x in states]
+    return type(states)(*moved) if hasattr(states, "_fields") else tuple(moved)

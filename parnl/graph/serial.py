@@ -21,7 +21,7 @@ Groups = tuple[list[Symbol], list[Symbol], list[Symbol]]
 
 def write(states: Sequence[Symbol], operands: Sequence[Symbol], outputs: Sequence[Symbol]) -> str:
     """Return the text of the step that leads from `states` and `operands` to `outputs`."""
-    used = {n.index: n for n in [*reachable(outputs), *states, *operands]}
+    used = {n.index: n for n in [*reachable([*outputs]), *states, *operands]}
     place = {index: at for at, index in enumerate(sorted(used))}
     nodes = [
         [used[i].op, used[i].value, *(place[a.index] for a in used[i].args)] for i in sorted(used)

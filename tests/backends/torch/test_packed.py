@@ -119,7 +119,7 @@ def test_initial_state_of_another_batch_is_refused_by_its_shape():
     u = torch.randn(5, 4, 3, dtype=DOUBLE)
     packed = pack_padded_sequence(u, [1, 2, 3, 4, 4], batch_first=True, enforce_sorted=False)
     for rows in (3, 7):
-        with pytest.raises(ValueError, match=r"h_0: expected .* of shape \(1, 5, 5\)"):
+        with pytest.raises(ValueError, match=r"hx: expected .* of shape \(1, 5, 5\)"):
             ours(packed, torch.zeros(1, rows, 5, dtype=DOUBLE))
 
 

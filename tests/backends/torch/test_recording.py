@@ -209,7 +209,7 @@ def test_modules_are_made_without_values_too():
     with torch.device("meta"):
         assert all(p.is_meta for p in RNN("gru", 2, 3).parameters())
     with FakeTensorMode():
-        assert RNN("gru", 2, 3).W_r_l0.shape == (2, 3)
+        assert RNN("gru", 2, 3).weight_W_r_l0.shape == (2, 3)
 
 
 def test_layers_are_refused_inside_a_scripted_model():
