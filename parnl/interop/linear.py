@@ -19,7 +19,7 @@ def from_mingru(module: Any, *, skip_readout: bool = False, copy: bool = True) -
     if type(module.to_out).__name__ != "Identity" and not skip_readout:
         raise readout("from_mingru", "to_out", "module.to_out(outputs)")
     linear = module.to_hidden_and_gate if kind == "minGRU" else module.to_hidden_and_f_i_gate
-    params = {}
+    params: dict[str, Any] = {}
     for gate, w in zip(gates, linear.weight.chunk(len(gates)), strict=True):
         params |= {f"W_{gate}": w.T, f"b_{gate}": w.new_zeros(w.shape[0])}
     return made("from_mingru", kind.lower(), params, copy, positive=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,21 +44,20 @@ def check_diagonal(who: str, where: str, gates: Mapping[str, Any], take: str | N
         raise ValueError(f"{who}: take: expected None or 'diagonal', got {take!r}")
     if take == "diagonal":
         return
-    total = mixed = largest = 0.0
-    mixing = ""
+    total, mixed, largest = 0.0, 0.0, {}
     for gate, matrix in gates.items():
         whole = matrix.detach().double()
         rest = whole - whole.diagonal().diag()
         total, mixed = total + float((whole**2).sum()), mixed + float((rest**2).sum())
-        size = float(rest.abs().max())
-        if not size <= largest:  # NaN as well
-            largest, mixing = size, gate
-    if mixing:
+        largest[gate] = float(rest.abs().max())
+    if any(size != 0.0 for size in largest.values()):
+        gate = max(largest, key=lambda g: (math.isnan(largest[g]), largest[g]))
         share = mixed / total if total else 0.0  # of denormal numbers, the squares are 0
         raise ValueError(
             f"{who}: {where}: expected zeros off the diagonal, got {share:.3g} of the squared norm "
-            f"of the recurrent weights there, the largest {largest:.3g} (gate {mixing}); parnl's "
-            "cells do not mix channels in the recurrence, take='diagonal' begins from the diagonal"
+            f"of the recurrent weights there, the largest {largest[gate]:.3g} (gate {gate}); "
+            "parnl's cells do not mix channels in the recurrence, take='diagonal' begins from the "
+            "diagonal"
         )
 
 
