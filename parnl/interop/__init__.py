@@ -11,13 +11,13 @@ True
 `parnl.solve(cell, params, inputs).outputs` equals the original's output at every step, to rounding.
 What a cell cannot express is refused, by name.
 
-What all of them share:
+What they share, where it applies:
 
 - take: a parnl cell is diagonal, so recurrent weights off the diagonal must be zero, to the last
   bit. Else ValueError says how far they are from that. `take="diagonal"` drops them: another
   function, to begin training from.
-- skip_readout: True leaves out a map of the states that stands behind the recurrence (`proj_size`,
-  `to_out`, `output_w`). It is then the caller's to apply.
+- skip_readout: a map of the states behind the recurrence (`proj_size` of a CfC, `output_w` of an
+  LTC, `to_out` of a minGRU) is not part of a cell. True leaves it out; apply it to the outputs.
 - copy: parameters are detached copies. With `copy=False` they stay parts of the module's own
   tensors, and gradients reach those: parnl then trains the module itself.
 

@@ -140,14 +140,16 @@ def bilinear():
     return module
 
 
-def with_readout():
-    return ltc_module(output_mapping="affine")
-
-
 def negative():
     module = ltc_module(implicit=False)
     with torch.no_grad():
         module.rnn_cell.gleak[0] = -0.1
+    return module
+
+
+def twice_a_synapse():
+    module = ltc_module()
+    module.rnn_cell.sensory_sparsity_mask.data[0, 0] = 2.0
     return module
 
 
@@ -179,7 +181,7 @@ REFUSED = {
     "from_ncps: mode: expected 'default', got 'pure'": lambda: from_ncps(cfc(mode="pure")),
     "from_ncps: mode: .* got 'no_gate'": lambda: from_ncps(cfc(mode="no_gate")),
     "from_ncps: proj_size: .* skip_readout": lambda: from_ncps(cfc(proj_size=2)),
-    "from_ncps: output_mapping.* skip_readout": lambda: from_ncps(with_readout()),
+    "from_ncps: wiring: ": lambda: from_ncps(twice_a_synapse()),
     "from_ncps: epsilon: ": lambda: from_ncps(ltc_module(epsilon=1e-6)),
     "from_ncps: g_leak: .* no negative": lambda: from_ncps(negative()),
     "from_ncps: input_w: ": lambda: from_ncps(without_first_input()),
@@ -209,6 +211,22 @@ def test_refuses_by_name(message):
     kind = TypeError if "module" in message or "without" in message else ValueError
     with pytest.raises(kind, match=message):
         REFUSED[message]()
+
+
+@pytest.mark.parametrize("changed", ["output_w", "output_b", "motor_size"])
+def test_a_readout_is_seen(changed):
+    module = ltc_module(output_mapping="affine")
+    inner = module.rnn_cell
+    with torch.no_grad():
+        inner.output_w.fill_(1.0)
+        inner.output_b.fill_(0.0)
+    from_ncps(module)
+    if changed == "motor_size":
+        module._wiring.set_output_dim(4)
+    else:
+        getattr(inner, changed).data[0] = 0.5
+    with pytest.raises(ValueError, match=r"from_ncps: output_mapping.* skip_readout"):
+        from_ncps(module)
 
 
 def test_no_library_is_imported():

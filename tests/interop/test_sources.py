@@ -154,6 +154,11 @@ def test_the_readout_is_left_out_on_demand():
     assert_close(found * inner.output_w + inner.output_b, module(u)[0], 1e-12)
 
 
+def test_the_states_that_s5_lacks_decay():
+    _, params = from_s5(pytest.importorskip("s5.s5_model").S5(5, 3))
+    assert (params["Lambda_re"] < 0).all()
+
+
 # -- LrcSSM ---------------------------------------------------------------------------------------
 
 
