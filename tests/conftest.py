@@ -65,6 +65,7 @@ NEEDED = {
     "backends/triton": {"torch"},
     "benchmarks": {"torch"},
     "cells/test_library.py": {"torch"},
+    "interop": {"torch"},
     "learn/test_commands.py": {"torch", "jax"},
     "learn/test_models.py": {"torch", "jax"},
     "learn/test_training.py": {"torch", "jax"},

@@ -1,10 +1,11 @@
-"""torch.nn.GRU and torch.nn.LSTM whose channels do not mix."""
+"""Modules of torch whose channels do not mix, and whether a cell is the same map."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from optional import torch
+from oracles import assert_close
 
 GATES = {"gru": "rzn", "lstm": "ifgo"}
 
@@ -43,3 +44,30 @@ def from_torch(
         params["b_n"] = b_in["n"]
         params["c_n"] = b_hh["n"]
     return {k: v.detach().clone() for k, v in params.items()}
+
+
+def leaf(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(*shape, dtype=dtype, requires_grad=True)
+
+
+def assert_same_map(
+    module: torch.nn.Module, u: torch.Tensor, expected: torch.Tensor, found: torch.Tensor
+) -> None:
+    """Outputs, and the gradients of the inputs and of the module's parameters.
+
+    The mapping of its parameters to a cell's is differentiable. Parameters off a diagonal were set
+    to zero and are not the cell's.
+    """
+    tolerance = 1e-12 if u.dtype == torch.float64 else 2e-5
+    assert_close(found, expected, tolerance, "outputs")
+    weights = torch.randn(expected.shape, dtype=u.dtype)
+    named = {n: p for n, p in module.named_parameters() if p.requires_grad} | {"inputs": u}
+    theirs, ours = (
+        torch.autograd.grad((y * weights).sum(), list(named.values()), materialize_grads=True)
+        for y in (expected, found)
+    )
+    for (name, p), e, f in zip(named.items(), theirs, ours, strict=True):
+        e = e if name == "inputs" else torch.where(p == 0, 0.0, e)
+        if p.is_complex():
+            e, f = torch.view_as_real(e.resolve_conj()), torch.view_as_real(f.resolve_conj())
+        assert_close(f, e, tolerance, name)

@@ -24,7 +24,7 @@ ROOMS = {
     "learn": "data, models, training, the command line",
     "package": "parnl/__init__.py, what users import",
     "testing": "property tests for any cell",
-    "doors": "parnl.torch, and its like for other frameworks; the command line",
+    "doors": "parnl.torch, and its like for other frameworks; parnl.interop; the command line",
     "cells": "one file a cell, written as a user writes one",
 }
 _DOORS = {"parnl.torch", "parnl.flax", "parnl.equinox", "parnl.learn.commands"}
@@ -50,7 +50,7 @@ def room(module: str) -> str:
         return "kernels" if rest[0] in ("c", "triton", "composed", "arrays") else "backends"
     if module == "parnl":
         return "package"
-    if module in _DOORS:
+    if module in _DOORS or first == "interop":
         return "doors"
     if module == "parnl.pytest_plugin":
         return "testing"
