@@ -108,6 +108,19 @@ class Layers:
             )
         return arrays
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Layers) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[Any, ...]:
+        return (self.directions, *self.cells)
+
+    def in_module_order(self, state: Any) -> Any:
+        """Return a named tuple of states in the order of the module."""
+        return self.State(*(getattr(state, name) for name in self.names))
+
     def state(self, ends: Sequence[Any], stack: Callable[[Sequence[Any]], Any]) -> Any:
         """Return the module's state of the runs' last ones: one array, or a named tuple."""
         parts = [stack([getattr(end, name) for end in ends]) for name in self.names]

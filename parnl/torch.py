@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from parnl.backends.torch.operators import recorded
 from parnl.cell import Cell
 from parnl.frameworks import name_of
+from parnl.interop import layers_of
 from parnl.layers import Layers, LayersSolution, check_options, fitting
 from parnl.learn.torch_model import Block, Classifier
 from parnl.solve import Solution
@@ -108,6 +109,33 @@ class RNN(nn.Module):
         runs = range(self._layers.count)
         return [self._layers.cell(run).init(seed + run, "torch", name, device) for run in runs]
 
+    @classmethod
+    def from_torch(cls, module: nn.RNNBase, *, take: str | None = None, **how: Any) -> RNN:
+        """Return layers with the weights of a `torch.nn.GRU`, `nn.LSTM` or `nn.RNN`.
+
+        They are the same map where the recurrent weights are diagonal. Else ValueError tells how
+        far they are from it, and `take="diagonal"` begins from their diagonal. how: keywords of
+        `RNN` that the module has no counterpart of, as `chunks`. See `parnl.interop`.
+
+        >>> lstm = torch.nn.LSTM(3, 1, num_layers=2)
+        >>> x = torch.randn(20, 5, 3)
+        >>> torch.allclose(RNN.from_torch(lstm)(x)[0], lstm(x)[0], atol=1e-5)
+        True
+        """
+        (cell, first), *rest = layers_of(module, take=take)
+        like = next(iter(first.values()))
+        options = {n: getattr(cell, n) for n in cell.chosen}
+        made = cls(
+            type(cell), module.input_size, module.hidden_size, module.num_layers, True,
+            module.batch_first, module.dropout, module.bidirectional, like.device, like.dtype,
+            seed=0, **options, **how,
+        )  # fmt: skip
+        with torch.no_grad():
+            for names, params in zip(made._names, [first, *(p for _, p in rest)], strict=True):
+                for name, value in params.items():
+                    getattr(made, names[name]).copy_(value)
+        return made.train(module.training)
+
     def reset_parameters(self) -> None:
         """Draw all parameters anew, from PyTorch's generator."""
         with torch.no_grad():
@@ -193,7 +221,7 @@ class RNN(nn.Module):
         starts = self._starts("state", state, input_t.shape[:-1])
         told = {"dt": dt, "reset": reset}
         output, ends = self._layers.step(self._params(), input_t, starts, self._dropped, **told)
-        return output, self._layers.state(ends, torch.stack)
+        return output, self._layers.state(ends, _stacked)
 
     def _laid_out(self, given: Any, told: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Return input and keywords with the batch first."""
@@ -252,7 +280,7 @@ class RNN(nn.Module):
             method=self.method, chunks=fitting(self.chunks, x.shape[-2]),
             stretch=None if "states" in told else self.stretch, **told,
         )  # fmt: skip
-        h_n = self._layers.state([s.final_state for s in solutions], torch.stack)
+        h_n = self._layers.state([s.final_state for s in solutions], _stacked)
         # what is exported has no names
         return output, tuple(h_n) if _exporting() and isinstance(h_n, tuple) else h_n, solutions
 
@@ -330,6 +358,10 @@ def _exporting() -> bool:
 
 def _joined(outputs: Sequence[Tensor]) -> Tensor:
     return torch.cat([*outputs], dim=-1)
+
+
+def _stacked(states: Sequence[Tensor]) -> Tensor:
+    return torch.stack([*states])
 
 
 def _packed_alike(name: str, value: Any, given: PackedSequence, rows: Tensor) -> Any:

@@ -71,6 +71,8 @@ NEEDED = {
     "learn/test_training.py": {"torch", "jax"},
     "learn/test_checkpoints.py": {"torch", "jax"},
     "test_fuzz.py": {"torch", "jax"},
+    "test_jax_modules.py": {"jax"},
+    "test_torch_layers.py": {"torch"},
     "test_torch_module.py": {"torch"},
 }
 

@@ -3,6 +3,7 @@
 import copy
 import io
 
+import diagonal
 import numpy as np
 import pytest
 import torch
@@ -345,3 +346,21 @@ def test_a_parameter_dict_is_a_mapping():
     assert torch.equal(parnl.solve(cell, kept, x).outputs, parnl.solve(cell, params, x).outputs)
     with pytest.raises(TypeError, match="params: expected a mapping name -> array, got list"):
         parnl.solve(cell, list(params.values()), x)
+
+
+@pytest.mark.parametrize("kind", [torch.nn.GRU, torch.nn.LSTM, torch.nn.RNN])
+@pytest.mark.parametrize("bias", [True, False])
+def test_modules_of_torch_become_layers(kind, bias):
+    how = {"bias": bias, "batch_first": True, "dropout": 0.5, "bidirectional": True}
+    theirs = diagonal.make_diagonal(kind(2, 4, num_layers=2, dtype=DOUBLE, **how).eval())
+    ours = RNN.from_torch(theirs, chunks=3)
+    x = inputs(batch_first=True)
+    expected, end = theirs(x)
+    found, state = ours(x)
+    assert_close(found, expected, 1e-12)
+    for a, b in zip(*((s if isinstance(s, tuple) else (s,)) for s in (state, end)), strict=True):
+        assert_close(a, b, 1e-12)
+    assert not ours.training
+    with pytest.raises(ValueError, match="take='diagonal' begins"):
+        RNN.from_torch(kind(2, 4))
+    assert RNN.from_torch(kind(2, 4), take="diagonal")(x[0].float())[0].shape == (STEPS, 4)

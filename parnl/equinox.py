@@ -1,0 +1,123 @@
+"""`RNN`: any registered cell as an Equinox module, with the arguments of `nn.GRU`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from parnl.cell import Cell
+from parnl.jax_layers import JaxLayers, drawn
+from parnl.layers import Layers, LayersSolution, check_options
+from parnl.learn.jax_model import Block, Classifier
+
+__all__ = ["RNN", "Block", "Classifier"]
+
+
+class RNN(eqx.Module, JaxLayers):
+    """Layers of a parnl cell. Arguments, shapes and states are those of `parnl.torch.RNN`.
+
+        rnn = RNN("lrc", input_size=6, hidden_size=64, num_layers=2, key=jax.random.key(0))
+        output, h_n = rnn(inputs)                       # inputs (T, 6), or (T, B, 6)
+        output_t, state = rnn.step(input_t, state)
+
+    Args:
+        cell: a name, or a `parnl.Cell` class.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype,
+            learn_initial, method, chunks, stretch, and options of the cell: see `parnl.torch.RNN`.
+        key: a JAX PRNG key, or an integer, which draws what it draws as `seed` in PyTorch.
+
+    Parameters are in `weights`, a dict of arrays by the names that PyTorch's module has for them.
+    Dropout is on where a call is given a `key`.
+    """
+
+    weights: dict[str, jax.Array]
+    layers: Layers = eqx.field(static=True)
+    batch_first: bool = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
+    method: str = eqx.field(static=True)
+    chunks: int | str | None = eqx.field(static=True)
+    stretch: int | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        cell: str | type[Cell],
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        dtype: Any = "float32",
+        *,
+        key: Any,
+        learn_initial: bool = False,
+        method: str = "auto",
+        chunks: int | str | None = None,
+        stretch: int | None = None,
+        **options: Any,
+    ) -> None:
+        check_options(method, chunks, dropout)
+        self.layers = Layers(cell, input_size, hidden_size, num_layers, bidirectional, options)
+        self.weights = drawn(self.layers, key, dtype, bias, learn_initial)
+        self.batch_first, self.dropout = batch_first, dropout
+        self.method, self.chunks, self.stretch = method, chunks, stretch
+
+    def _weights(self) -> dict[str, jax.Array]:
+        return self.weights
+
+    def _between(self, key: Any) -> Any:
+        left = iter(range(len(self.layers.cells)))  # a number for each layer
+
+        def dropped(x: jax.Array) -> jax.Array:
+            if key is None or not self.dropout:
+                return x
+            own = jax.random.fold_in(key, next(left))
+            return eqx.nn.Dropout(self.dropout)(x, key=own, inference=False)
+
+        return dropped
+
+    def __call__(
+        self,
+        input: jax.Array,
+        hx: Any = None,
+        *,
+        dt: Any = None,
+        lengths: Any = None,
+        resets: Any = None,
+        time_axis: Any = None,
+        key: Any = None,
+    ) -> tuple[jax.Array, Any]:
+        """Return (output, h_n); dt, lengths, resets, time_axis as in `parnl.solve`."""
+        told = {"dt": dt, "lengths": lengths, "resets": resets, "time_axis": time_axis}
+        return self._called(input, hx, self._between(key), told)
+
+    def solve(
+        self,
+        input: jax.Array,
+        hx: Any = None,
+        *,
+        dt: Any = None,
+        lengths: Any = None,
+        resets: Any = None,
+        time_axis: Any = None,
+        key: Any = None,
+    ) -> LayersSolution:
+        """Return outputs and final state, as a call does, and each run's states and `Info`."""
+        told = {"dt": dt, "lengths": lengths, "resets": resets, "time_axis": time_axis}
+        return self._solved(input, hx, self._between(key), told)
+
+    def step(
+        self,
+        input_t: jax.Array,
+        state: Any = None,
+        *,
+        dt: Any = None,
+        reset: Any = None,
+        key: Any = None,
+    ) -> tuple[jax.Array, Any]:
+        """Run one time step: (output_t (B, hidden), state), from an input (B, input)."""
+        told = {"dt": dt, "reset": reset}
+        return self._stepped(input_t, state, self._between(key), told)

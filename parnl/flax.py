@@ -1,0 +1,98 @@
+"""`RNN`: any registered cell as a Flax module (`nnx`), with the arguments of `nn.GRU`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from parnl.cell import Cell
+from parnl.jax_layers import JaxLayers, drawn
+from parnl.layers import Layers, LayersSolution, check_options
+
+__all__ = ["RNN"]
+
+
+class RNN(JaxLayers, nnx.Module):
+    """Layers of a parnl cell. Arguments, shapes and states are those of `parnl.torch.RNN`.
+
+        rnn = RNN("lrc", input_size=6, hidden_size=64, num_layers=2, rngs=nnx.Rngs(0))
+        output, h_n = rnn(inputs)                       # inputs (T, 6), or (T, B, 6)
+        output_t, state = rnn.step(input_t, state)
+
+    Args:
+        cell: a name, or a `parnl.Cell` class.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype,
+            learn_initial, method, chunks, stretch, and options of the cell: see `parnl.torch.RNN`.
+        rngs: `nnx.Rngs`; its stream "params" draws parameters, and "dropout" is for dropout, which
+            `train()` and `eval()` turn on and off.
+
+    Each parameter is an `nnx.Param`, an attribute by the name that PyTorch's module has for it.
+    """
+
+    def __init__(
+        self,
+        cell: str | type[Cell],
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        dtype: Any = "float32",
+        *,
+        rngs: nnx.Rngs,
+        learn_initial: bool = False,
+        method: str = "auto",
+        chunks: int | str | None = None,
+        stretch: int | None = None,
+        **options: Any,
+    ) -> None:
+        check_options(method, chunks, dropout)
+        self.layers = Layers(cell, input_size, hidden_size, num_layers, bidirectional, options)
+        weights = drawn(self.layers, rngs.params(), dtype, bias, learn_initial)
+        for name, value in weights.items():
+            setattr(self, name, nnx.Param(value))
+        self.weight_names = tuple(weights)
+        self.batch_first = batch_first
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        self.method, self.chunks, self.stretch = method, chunks, stretch
+
+    def _weights(self) -> dict[str, jax.Array]:
+        return {name: getattr(self, name)[...] for name in self.weight_names}
+
+    def __call__(
+        self,
+        input: jax.Array,
+        hx: Any = None,
+        *,
+        dt: Any = None,
+        lengths: Any = None,
+        resets: Any = None,
+        time_axis: Any = None,
+    ) -> tuple[jax.Array, Any]:
+        """Return (output, h_n); dt, lengths, resets, time_axis as in `parnl.solve`."""
+        told = {"dt": dt, "lengths": lengths, "resets": resets, "time_axis": time_axis}
+        return self._called(input, hx, self.dropout, told)
+
+    def solve(
+        self,
+        input: jax.Array,
+        hx: Any = None,
+        *,
+        dt: Any = None,
+        lengths: Any = None,
+        resets: Any = None,
+        time_axis: Any = None,
+    ) -> LayersSolution:
+        """Return outputs and final state, as a call does, and each run's states and `Info`."""
+        told = {"dt": dt, "lengths": lengths, "resets": resets, "time_axis": time_axis}
+        return self._solved(input, hx, self.dropout, told)
+
+    def step(
+        self, input_t: jax.Array, state: Any = None, *, dt: Any = None, reset: Any = None
+    ) -> tuple[jax.Array, Any]:
+        """Run one time step: (output_t (B, hidden), state), from an input (B, input)."""
+        return self._stepped(input_t, state, self.dropout, {"dt": dt, "reset": reset})
