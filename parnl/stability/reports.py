@@ -20,6 +20,7 @@ from parnl.inputs import check_params, initial_states
 from parnl.solve import solve
 from parnl.solver.newton import Plan
 from parnl.stability.certificates import Certificate, as_float64, certify, float64_operands
+from parnl.stability.growth import growth
 
 
 class Lyapunov(NamedTuple):
@@ -41,12 +42,22 @@ class Lyapunov(NamedTuple):
 
 
 def lyapunov(
-    cell: Cell, params: Mapping[str, Any], inputs: Any, initial_state: Any = None, *, dt: Any = None
+    cell: Cell,
+    params: Mapping[str, Any],
+    inputs: Any,
+    initial_state: Any = None,
+    *,
+    dt: Any = None,
+    differentiable: bool = False,
 ) -> Lyapunov:
     """Return the largest Lyapunov exponent of each channel along its trajectory.
 
     Arguments as in `parnl.solve`, of any framework; computed in float64, by NumPy, from the states
     of a sequential run: (1/T) log of the norm of the product of the T Jacobians.
+
+    differentiable: compute with the framework's own arrays, in parallel over time, so that both
+    results may be terms of a loss: see `parnl.stability.growth`. Jacobians smaller than 1e-30 count
+    as that.
 
     >>> import numpy as np, parnl
     >>> cell = parnl.get_cell("gru", input_size=3, hidden_size=8)
@@ -54,6 +65,8 @@ def lyapunov(
     >>> found.exponents.shape, found.rho.shape, found.largest < 0
     ((2, 8), (8,), True)
     """
+    if differentiable:
+        return Lyapunov(*growth(cell, params, inputs, initial_state, dt))
     _, jacobian = _trajectory(cell, params, inputs, initial_state, dt)
     return _lyapunov(jacobian, tuple(inputs.shape[:-2]))
 
