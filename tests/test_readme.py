@@ -24,5 +24,7 @@ def test_every_python_block_runs():
     assert scope["proof"].low.shape == (1, 64)
     assert scope["proof"].stable
     assert scope["report"].lyapunov.largest < 0
-    assert scope["output"].shape == (2, 50, 128)
+    assert scope["output"].shape == (8, 100, 64)
+    assert scope["output_t"].shape == (8, 64)
+    assert scope["every"].shape == (8, 100, 64)
     assert "test_mgu" in scope
