@@ -47,11 +47,11 @@ class Lowering:
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
-        self._constants: dict[tuple, Value] = {}
+        self._constants: dict[bytes, Buffer] = {}
         self._special: dict[str, Callable[..., Any]] = {
             "sum": self._sum, "mean": self._mean, "amax": self._extremum("max"),
-            "amin": self._extremum("min"), "max": self._extremum("max"),
-            "min": self._extremum("min"), "var": self._var, "var_mean": self._var_mean,
+            "amin": self._extremum("min"), "max": self._with_index("max"),
+            "min": self._with_index("min"), "var": self._var, "var_mean": self._var_mean,
             "mm": self._mm, "bmm": self._mm, "cat": self._cat, "where": self._where,
             "slice_scatter": self._slice_scatter, "select_scatter": self._select_scatter,
             "copy": self._copy,
@@ -80,6 +80,8 @@ class Lowering:
 
     def _call(self, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         if target is operator.getitem:
+            if args[0][args[1]] is None:
+                raise NotImplementedError("to_c: cannot write where an extremum stands as C")
             return args[0][args[1]]
         packet = getattr(target, "_overloadpacket", target)
         name = packet.__name__
@@ -121,12 +123,12 @@ class Lowering:
         else:
             with np.errstate(over="ignore"):
                 single = array.astype(np.float32)
-            key = single.tobytes(), array.shape
+            key = single.tobytes()
             if key not in self._constants:
-                buffer = self.schedule.buffer("constant", array.size, "", single.ravel())
-                buffer.name = f"w{len(self._constants)}"
-                self._constants[key] = self.standing(buffer, torch.empty(array.shape))
-            value = self._constants[key]
+                name = f"w{len(self._constants)}"
+                numbers = single.ravel()
+                self._constants[key] = self.schedule.buffer("constant", array.size, name, numbers)
+            value = self.standing(self._constants[key], torch.empty(array.shape))
         if tensor.dtype == torch.bool:
             value = self._elementwise(lambda s: s != 0.0, value)
         return value
@@ -220,6 +222,13 @@ class Lowering:
     def _extremum(self, combine: str) -> Callable[..., Value]:
         def extremum(x: Any, dim: Any = None, keepdim: bool = False) -> Value:
             return self._reduce(combine, x, dim, keepdim)
+
+        return extremum
+
+    def _with_index(self, combine: str) -> Callable[..., Any]:
+        def extremum(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
+            value = self._reduce(combine, x, dim, keepdim)
+            return value if dim is None else (value, None)
 
         return extremum
 

@@ -25,6 +25,7 @@ from parnl.export.aten import NUMBERS
 from parnl.inputs import check_params
 from parnl.solve import step
 
+_FIXED = "step depends on values, or on chance, in a way that cannot be recorded"
 _FLOATS = (torch.float32, torch.float64)
 KEYWORDS = frozenset(
     "auto break case char const continue default do double else enum extern float for goto if "
@@ -63,7 +64,7 @@ def record_cell(cell: Cell, params: Mapping[str, Any], variable_dt: bool) -> Rec
     task = _Task(advance, cell.input_size, start, torch.float64, variable_dt, cell.states)
     try:
         return task.recorded()
-    except TypeError as error:
+    except (AttributeError, TypeError) as error:
         raise TypeError(
             f"model: {type(cell).__name__} cannot be run on tensors of PyTorch, by which a step is "
             f"recorded; write features() and output() with parnl.ops and methods of arrays: {error}"
@@ -110,10 +111,12 @@ def record_module(model: nn.Module, input_size: int | None, variable_dt: bool) -
             start = first()
             return _Task(advance, input_size, start, dtype, variable_dt).recorded()
         after = advance(x, None, **(dt if variable_dt else {}))[1]
+    _check_states(pytree.tree_leaves(after))
     start = pytree.tree_map(torch.zeros_like, after)
     task = _Task(advance, input_size, start, dtype, variable_dt)
+    found = task.recorded()
     task.check_start()
-    return task.recorded()
+    return found
 
 
 class _Task(NamedTuple):
@@ -167,11 +170,7 @@ class _Task(NamedTuple):
         names = self.names or [pytree.keystr(path) for path, _ in paths]
         starts = dict(zip(_distinct(names), tensors, strict=True))
         with torch.no_grad():
-            given = self.drawn(0)
-            graph = make_fx(self.flat, decomposition_table=_decompositions())(*given)
-            calls = [n.target for n in graph.graph.nodes if n.op == "call_function"]
-            if any(getattr(c, "_schema", None) and c._schema.is_mutable for c in calls):
-                graph = make_fx(functionalize(graph, remove="mutations"))(*given)
+            graph = self._graph(self.drawn(0))
             graph.graph.eliminate_dead_code()
             graph.recompile()
             other = self.drawn(1)
@@ -179,9 +178,22 @@ class _Task(NamedTuple):
             _check_results(expected, tensors)
             _check_equal(
                 graph(*other), expected,
-                "step depends on values or on chance in a way that cannot be recorded",
+                _FIXED,
             )  # fmt: skip
         return Recorded(graph, self.input_size, starts, self.variable_dt)
+
+    def _graph(self, given: list[Tensor]) -> torch.fx.GraphModule:
+        """Return what a step does with these arguments; nothing in it writes in place."""
+        try:
+            graph = make_fx(self.flat, decomposition_table=_decompositions())(*given)
+        except RuntimeError as error:
+            if "data-dependent" in str(error):
+                raise ValueError(f"model: {_FIXED}") from error
+            raise
+        calls = [n.target for n in graph.graph.nodes if n.op == "call_function"]
+        if any(getattr(c, "_schema", None) and c._schema.is_mutable for c in calls):
+            graph = make_fx(functionalize(graph, remove="mutations"))(*given)
+        return graph
 
 
 @cache
@@ -229,5 +241,7 @@ def _check_results(results: Sequence[Any], states: Sequence[Tensor]) -> None:
 
 def _check_equal(found: Sequence[Tensor], expected: Sequence[Tensor], complaint: str) -> None:
     for one, other in zip(found, expected, strict=True):
-        if not torch.allclose(one, other, rtol=1e-4, atol=1e-6, equal_nan=True):
+        if one.shape != other.shape or not torch.allclose(
+            one, other, rtol=1e-4, atol=1e-6, equal_nan=True
+        ):
             raise ValueError(f"model: {complaint}")
