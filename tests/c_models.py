@@ -88,6 +88,23 @@ class Delays(nn.Module):
         return output, {"now": now, "before": state["now"], "clock": clock}
 
 
+class Mixed(nn.Module):
+    """Channels that read other channels of the state they are about to replace."""
+
+    def __init__(self):
+        super().__init__()
+        self.turn = nn.Parameter(torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]))
+
+    def initial_state(self):
+        return self.turn.new_zeros(3), self.turn.new_tensor([1.0, -0.5, 0.25])
+
+    def step(self, input_t, state):
+        a, b = state
+        below = torch.relu(a - a.max() + 0.5).sum()
+        b = b @ self.turn
+        return input_t * below + b, (0.5 * a + a[:1] * input_t * 0.1 + input_t, b)
+
+
 class Model(NamedTuple):
     """arguments, keywords: of `to_c`; reference: (inputs, resets, dt) -> outputs, states."""
 
@@ -162,6 +179,7 @@ def models():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         found["layered"] = of_module(Layered())
+        found["mixed"] = of_module(Mixed())
         found["delays"] = of_module(Delays(), True)
         classifier = Classifier(INPUTS, 4, cell="lrc", width=6, state=HIDDEN, blocks=2, loops=2)
         found["classifier"] = of_module(classifier)

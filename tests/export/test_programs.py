@@ -10,7 +10,7 @@ import pytest
 import parnl
 
 MODELS = models.models()
-FEW = ("gru", "lrc_dt", "s6", "pendulum", "layered", "delays", "classifier")
+FEW = ("gru", "lrc_dt", "s6", "pendulum", "layered", "mixed", "delays", "classifier")
 EMULATED = {
     "aarch64": ("aarch64-linux-gnu-gcc", "qemu-aarch64"),
     "arm": ("arm-linux-gnueabihf-gcc", "qemu-arm"),

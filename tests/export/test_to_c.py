@@ -68,6 +68,24 @@ def test_what_nobody_reads_is_left_out(tmp_path):
     assert parnl.to_c(Own(function, needless=needless), folder=tmp_path) == (0, 12, 0)
 
 
+def test_what_is_dear_is_computed_once(tmp_path):
+    parnl.to_c(Layered().eval(), folder=tmp_path, name="layered")
+    body = (tmp_path / "layered.c").read_text().partition("void layered_step")[2]
+    counts = {name: body.count(name + "(") for name in ("erff", "tanhf", "own_sigmoid")}
+    assert counts == {"erff": 2, "tanhf": 3, "own_sigmoid": 7}  # two MLPs; lrc, lstm, v of lrc
+
+    def function(x, state):
+        dear = torch.tanh(x + state)
+        scale = torch.exp(dear.sum())
+        return torch.cat([dear * scale, (dear @ torch.eye(3)[:, :1]) * dear]), dear
+
+    parnl.to_c(Own(function), folder=tmp_path, name="own")
+    body = (tmp_path / "own.c").read_text().partition("void own_step")[2]
+    assert body.count("tanhf(") == body.count("expf(") == 1
+    block = body[: body.index("expf(")].rpartition("\n    {")[2]
+    assert "for (" not in block  # one number, hence in no loop
+
+
 def test_equal_weights_stand_once(tmp_path):
     layer = nn.Linear(3, 3, bias=False)
     sizes = parnl.to_c(Own(lambda x, s: (layer(x) + layer(s), x), layer=layer), folder=tmp_path)
