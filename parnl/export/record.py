@@ -107,7 +107,7 @@ def record_module(model: nn.Module, input_size: int | None, variable_dt: bool) -
     x, dt = torch.zeros(input_size, dtype=dtype), {"dt": torch.ones((), dtype=dtype)}
     with torch.no_grad():
         first: Any = getattr(model, "initial_state", None)
-        if first is not None:
+        if callable(first):
             start = first()
             return _Task(advance, input_size, start, dtype, variable_dt).recorded()
         after = advance(x, None, **(dt if variable_dt else {}))[1]

@@ -41,8 +41,9 @@ def to_c(
     what a step needs beside it is on the stack. The header says how much of each.
 
     model: a cell with its params, arrays of any framework; or a module of PyTorch with a method
-    `step(input_t, state) -> (output_t, state)`, such as `parnl.learn.torch_model.Classifier`, in
-    eval mode: input_t (input_size,), state a tensor, or a tuple, list, dict or named tuple of such.
+    `step(input_t, state) -> (output_t, state)`, such as `parnl.torch.RNN` and
+    `parnl.learn.torch_model.Classifier`, in eval mode: input_t (input_size,), state a tensor, or a
+    tuple, list, dict or named tuple of such, whose names the C then has.
     Before the first step the state is what `model.initial_state()` gives; without that method it is
     zeros, and `step(input_t, None)` must start from these.
     folder: where the files go; made if it is missing.
