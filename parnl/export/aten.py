@@ -25,6 +25,7 @@ def _div(x: Any, y: Any, rounding_mode: str | None = None) -> Any:
 
 
 def _pow(x: Any, y: Any) -> Any:
+    x, y = (a.value if getattr(a, "op", "") == "constant" else a for a in (x, y))
     if isinstance(x, int | float):
         if x <= 0:
             raise NotImplementedError(f"a power of {x}")

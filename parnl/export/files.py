@@ -8,7 +8,7 @@ import textwrap
 import torch
 
 from parnl.export import text
-from parnl.export.lowering import Lowering, Value
+from parnl.export.lowering import Lowering, Value, layout_of
 from parnl.export.record import Recorded
 from parnl.export.schedule import Buffer, Place, Schedule, contiguous, stripped
 
@@ -22,7 +22,7 @@ def written(recorded: Recorded, name: str, kind: str) -> tuple[dict[str, str], t
 
     def given(kind: str, name: str, shape: tuple[int, ...]) -> Value:
         buffer = schedule.buffer(kind, math.prod(shape), name)
-        return lowering.standing(buffer, torch.empty(shape))
+        return lowering.standing(buffer, layout_of(shape))
 
     states = [given("state", f"state->{n}", tuple(s.shape)) for n, s in recorded.starts.items()]
     inputs = [given("input", "input", (recorded.input_size,)), *states]

@@ -114,7 +114,7 @@ class Lowering:
         """Return a tensor or a number as a value, which they become in float32."""
         if isinstance(x, Value):
             return x
-        tensor = torch.as_tensor(x).detach()
+        tensor = torch.as_tensor(x).detach().resolve_neg()
         if tensor.is_complex():
             raise NotImplementedError("complex numbers")
         array = tensor.to(torch.float64).numpy()
@@ -128,7 +128,7 @@ class Lowering:
                 name = f"w{len(self._constants)}"
                 numbers = single.ravel()
                 self._constants[key] = self.schedule.buffer("constant", array.size, name, numbers)
-            value = self.standing(self._constants[key], torch.empty(array.shape))
+            value = self.standing(self._constants[key], layout_of(array.shape))
         if tensor.dtype == torch.bool:
             value = self._elementwise(lambda s: s != 0.0, value)
         return value
@@ -137,7 +137,7 @@ class Lowering:
         """Let a value stand in an array."""
         if value.layout is None:
             size = math.prod(value.shape)
-            layout = torch.empty(value.shape)
+            layout = layout_of(value.shape)
             buffer = self.schedule.buffer("scratch", size)
             self.store(value, buffer, layout)
             value.buffer, value.layout = buffer, layout
@@ -169,6 +169,8 @@ class Lowering:
 
     def _picked(self, x: Value, layout: Tensor) -> Value:
         assert x.buffer is not None
+        if layout.dtype != torch.float32 or layout.is_neg():
+            raise NotImplementedError("it changes what the numbers are")
         value = self.standing(x.buffer, layout)
         if x.is_condition:
             value.symbol = value.leaf = value.leaf > 0.5
@@ -205,7 +207,7 @@ class Lowering:
         space = stripped(x.shape)
         skipped = len(x.shape) - len(space)
         buffer = self.schedule.buffer("scratch", math.prod(shape))
-        layout = torch.empty(shape)
+        layout = layout_of(shape)
         inner = tuple(sorted(d - skipped for d in reduced if d >= skipped))
         self.schedule.store(_place(buffer, layout), _number(x.symbol), space, inner, combine)
         value = self.standing(buffer, layout)
@@ -261,7 +263,7 @@ class Lowering:
 
     def _cat(self, parts: Sequence[Any], dim: int = 0) -> Value:
         values = [v for v in map(self._value, parts) if v.shape != (0,)]
-        whole = torch.cat([torch.empty(v.shape) for v in values], dim)
+        whole = torch.cat([layout_of(v.shape) for v in values], dim)
         buffer, begin = self.schedule.buffer("scratch", whole.numel()), 0
         for value in values:
             length = value.shape[dim]
@@ -316,6 +318,11 @@ def _condition(symbol: Symbol) -> Symbol:
     return symbol if symbol.op in KINDS else symbol != 0.0
 
 
+def layout_of(shape: Sequence[int]) -> Tensor:
+    """Return a tensor for its shape and strides alone, whatever the caller's defaults are."""
+    return torch.empty(tuple(shape), dtype=torch.float32, device="cpu")
+
+
 def _place(buffer: Buffer, layout: Tensor) -> Place:
     return Place.of(buffer, int(layout.storage_offset()), layout.shape, layout.stride())
 
@@ -324,6 +331,8 @@ def _is_view(target: Any) -> bool:
     """Whether an operation gives its argument's own numbers in another shape."""
     if target is torch.ops.aten._unsafe_view.default:
         return True
+    if target is torch.ops.aten.as_strided.default:  # which asks how PyTorch lays out memory
+        return False
     schema = getattr(target, "_schema", None)
     aliases = [r.alias_info for r in schema.returns] if schema is not None else []
     return any(a is not None and not a.is_write for a in aliases)

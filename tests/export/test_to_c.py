@@ -58,6 +58,19 @@ def test_half_precision_parameters(tmp_path):
     assert half == single.replace("single", "half")
 
 
+def test_the_state_of_pytorch_makes_no_difference(tmp_path):
+    cell = parnl.get_cell("s5", 3, 4)
+    parnl.to_c(cell, cell.init(1), tmp_path / "plain")
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.inference_mode():
+            parnl.to_c(cell, cell.init(1), tmp_path / "other")
+    finally:
+        torch.set_default_dtype(before)
+    assert len({(tmp_path / f / "model.c").read_text() for f in ("plain", "other")}) == 1
+
+
 def test_what_nobody_reads_is_left_out(tmp_path):
     needless = nn.Linear(3, 1000)
 
@@ -125,6 +138,8 @@ def test_memory_is_what_the_header_says(tmp_path, make):
         (lambda x, s: (torch.div(x, s + 1, rounding_mode="floor"), s), "aten.div"),
         (lambda x, s: (x ** (s + 1), s), "aten.pow"),
         (lambda x, s: (x + x.argmax(), s), "aten.argmax"),
+        (lambda x, s: (x.as_strided((2,), (2,)), s), "aten.as_strided"),
+        (lambda x, s: (x.view(torch.int32).view(torch.float32), s), "aten.view.dtype"),
         (lambda x, s: (x + x.max(0).indices, s), "where an extremum stands"),
     ],
 )
