@@ -105,6 +105,33 @@ class Mixed(nn.Module):
         return input_t * below + b, (0.5 * a + a[:1] * input_t * 0.1 + input_t, b)
 
 
+class Table(nn.Module):
+    """Every function of the table of operations, side by side."""
+
+    def step(self, input_t, state):
+        x, y = input_t, torch.zeros_like(input_t) if state is None else state
+        size, f = x.abs() + 0.5, nn.functional
+        found = [
+            torch.exp2(x), torch.expm1(x), torch.log(size), torch.log2(size), torch.log10(size),
+            torch.log1p(size), torch.sin(x), torch.cos(x), torch.tan(0.3 * x), torch.atan(x),
+            torch.erf(x), f.softplus(x, beta=2.0), f.logsigmoid(x), f.relu(x), f.silu(x),
+            f.gelu(x, approximate="tanh"), f.elu(x, alpha=0.7), f.selu(x), f.hardswish(x),
+            f.leaky_relu(x, 0.2), f.hardtanh(x, -0.5, 0.7), f.relu6(3.0 * x), f.mish(x),
+            torch.sign(x), torch.minimum(x, y), torch.maximum(x, y), x.clamp_min(0.1),
+            x.clamp_max(0.2), torch.reciprocal(size), torch.rsqrt(size), 2.0**x, size**1.5, x**3,
+            size ** torch.tensor(-2.0), 1.0 - x, torch.where(x.isnan() | x.isinf(), 1.0, x),
+            (x == x) * 0.5, torch.logical_xor(x > 0.0, y > 0.0).to(x.dtype), (x != y) * x,
+            torch.where((x <= 0.3) & (x >= -0.3), x, y), torch.addcmul(x, y, size, value=0.3),
+            torch.sub(x, y, alpha=0.4), torch.lerp(x, y, 0.2), f.tanhshrink(x), torch.square(x),
+            torch.bmm(x.view(1, 1, 3), torch.stack([x, y, size]).view(1, 3, 3)).view(3),
+            x.amax(0, keepdim=True), x.amin(0, keepdim=True), x.max(0).values.view(1),
+            x.var().view(1), x.std(unbiased=False).view(1), torch.logsumexp(x, 0).view(1),
+            f.group_norm(torch.cat([x, y]).view(1, 6), 2).view(6), f.rms_norm(size, (3,)),
+            f.normalize(size, dim=0), torch.outer(x, y).view(9), torch.dot(x, y).view(1),
+        ]  # fmt: skip
+        return torch.cat(found), 0.6 * y + x
+
+
 class Model(NamedTuple):
     """arguments, keywords: of `to_c`; reference: (inputs, resets, dt) -> outputs, states."""
 
@@ -179,6 +206,7 @@ def models():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         found["layered"] = of_module(Layered())
+        found["table"] = of_module(Table())
         found["mixed"] = of_module(Mixed())
         found["delays"] = of_module(Delays(), True)
         classifier = Classifier(INPUTS, 4, cell="lrc", width=6, state=HIDDEN, blocks=2, loops=2)

@@ -86,7 +86,6 @@ NUMBERS: dict[str, Callable[..., Any]] = {
     "erf": ops.erf,
     "sigmoid": ops.sigmoid,
     "softplus": _softplus,
-    "log_sigmoid_forward": ops.logsigmoid,
     "relu": ops.relu,
     "silu": ops.silu,
     "gelu": _gelu,

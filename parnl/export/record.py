@@ -203,6 +203,7 @@ def _decompositions() -> dict[Any, Any]:
     more = get_decompositions([
         aten.native_layer_norm, aten.native_batch_norm, aten.native_group_norm, aten._softmax,
         aten._native_batch_norm_legit_no_training, aten._log_softmax, aten.addmm, aten.baddbmm,
+        aten.linalg_vector_norm,
     ])  # fmt: skip
     return {
         op: rule
