@@ -11,6 +11,7 @@ from parnl import ops, params
 from parnl.affine import affine_scan
 from parnl.cell import Cell
 from parnl.check import SolveError
+from parnl.export.to_c import to_c
 from parnl.graph.nodes import StepError
 from parnl.learn.checkpoints import load_params, save_params
 from parnl.registry import get_cell, list_cells, register
@@ -42,4 +43,5 @@ __all__ = [
     "save_params",
     "solve",
     "step",
+    "to_c",
 ]

@@ -64,6 +64,7 @@ NEEDED = {
     "backends/torch": {"torch"},
     "backends/triton": {"torch"},
     "benchmarks": {"torch"},
+    "export": {"torch"},
     "cells/test_library.py": {"torch"},
     "interop": {"torch"},
     "learn/test_commands.py": {"torch", "jax"},

@@ -17,6 +17,8 @@ MATH = tuple(o.c for o in OPERATIONS.values() if is_name(o.c))
 class Expressions:
     """C over numbers of one type; suffix: "f" for float, "" for double."""
 
+    real = "real"  # the name of the type
+
     def __init__(self, suffix: str) -> None:
         self.suffix = suffix
 
@@ -36,7 +38,7 @@ class Expressions:
                 names[node.index] = self._number(node.value)
             elif node.index not in names:
                 names[node.index] = f"v{node.index}"
-                kind = "int" if node.op in CONDITIONS else "real"
+                kind = "int" if node.op in CONDITIONS else self.real
                 x = [names[a.index] for a in operands_of(node, fused)]
                 if node.index in fused:
                     summand, left, right = x
@@ -55,16 +57,17 @@ class Expressions:
 
     def definitions(self) -> str:
         """Return the C functions of all operations that C lacks."""
-        functions = []
-        for operation in OPERATIONS.values():
-            if self._form(operation) == DEFINED:
-                arguments, value = definition(operation)
-                names = {a.index: a.value[1] for a in arguments}
-                (result,), lines = self.compute([value], names, {})
-                given = ", ".join(f"real {name}" for name in names.values())
-                body = " ".join([*lines, f"return {result};"])
-                functions.append(f"static inline real own_{operation.name}({given}) {{ {body} }}\n")
-        return "".join(functions)
+        own = (o for o in OPERATIONS.values() if self._form(o) == DEFINED)
+        return "".join(map(self.definition, own))
+
+    def definition(self, operation: Operation) -> str:
+        """Return the C function of an operation, by its definition."""
+        arguments, value = definition(operation)
+        names = {a.index: a.value[1] for a in arguments}
+        (result,), lines = self.compute([value], names, {})
+        given = ", ".join(f"{self.real} {name}" for name in names.values())
+        body = " ".join([*lines, f"return {result};"])
+        return f"static inline {self.real} own_{operation.name}({given}) {{ {body} }}\n"
 
     def _form(self, operation: Operation) -> str:
         return operation.c_float32 if self.suffix and operation.c_float32 else operation.form("c")

@@ -1,12 +1,12 @@
 """A sequence classifier around any cell: the LrcSSM architecture in PyTorch."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from parnl.registry import get_cell
-from parnl.solve import solve
+from parnl.solve import solve, step
 
 # Of a block with attention in the place of a recurrence.
 HEADS = 4
@@ -45,6 +45,19 @@ class Block(nn.Module):
         kept = self.dropout(torch.ones_like(hidden[:, :1]))
         return x + self.contract(hidden * kept), info
 
+    def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """One time step, without dropout: x (..., width) and the cell's state to both anew."""
+        mixed, state = self.mix_step(self.norm(x), state)
+        x = x + self.back(mixed)
+        return x + self.contract(self.activation(self.expand(self.norm(x)))), state
+
+    def mix_step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """What `mix` does, one time step at a time."""
+        if self.cell is None or type(self).mix is not Block.mix:
+            kind = "attention" if self.cell is None else type(self).__name__
+            raise NotImplementedError(f"step: {kind} lacks mix_step, which does it step by step")
+        return step(self.cell, dict(self.recurrence), x, state)
+
     def mix(self, x: Tensor, lengths: Tensor | None, **solver: Any) -> tuple[Tensor, Any]:
         """What tells one step of the others."""
         if self.cell is not None:
@@ -55,6 +68,18 @@ class Block(nn.Module):
             padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
         mixed, _ = self.attention(x, x, x, key_padding_mask=padding, need_weights=False)
         return mixed, None
+
+
+class State(NamedTuple):
+    """What a classifier knows of the steps so far.
+
+    blocks: the state of each block's cell, in each of the loops; steps: how many, (); total: the
+    sum of what the head made of them, (..., classes).
+    """
+
+    blocks: tuple[Any, ...]
+    steps: Tensor
+    total: Tensor
 
 
 class Classifier(nn.Module):
@@ -85,7 +110,7 @@ class Classifier(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        self.loops = loops
+        self.input_size, self.loops = channels, loops
         recurrence = None
         if cell != "attention":
             recurrence = get_cell(cell, input_size=width, hidden_size=state, **options)
@@ -117,6 +142,25 @@ class Classifier(nn.Module):
                 x, info = block(x, lengths, **solver)
                 infos.append(info)
         return mean_over_time(self.head(x), lengths), infos
+
+    def step(self, input_t: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Logits (..., classes) of the sequence up to now, and the state for the next step.
+
+        input_t: (..., channels). In eval mode: a sequence's dropout is not drawn step by step.
+        Raises NotImplementedError for attention, which looks at all steps.
+        """
+        if self.training:
+            raise ValueError("step: expected the model in eval mode: model.eval()")
+        x = self.encoder(self.activation(self.lift(input_t)))
+        before = (None,) * (self.loops * len(self.blocks)) if state is None else state.blocks
+        after = []
+        for block, known in zip([*self.blocks] * self.loops, before, strict=True):
+            x, new = block.step(x, known)
+            after.append(new)
+        logits = self.head(x)
+        steps = logits.new_ones(()) if state is None else state.steps + 1
+        total = logits if state is None else state.total + logits
+        return total / steps, State(tuple(after), steps, total)
 
 
 def positions(steps: int, width: int) -> Tensor:

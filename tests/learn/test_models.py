@@ -135,3 +135,41 @@ def test_building_a_torch_model_leaves_the_random_numbers_alone():
     torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
     torch.testing.assert_close(first.head.weight, second.head.weight, rtol=0, atol=0)
     assert not torch.equal(first.head.weight, other.head.weight)
+
+
+@pytest.mark.parametrize(("cell", "loops"), [("lrc", 1), ("lstm", 2)])
+def test_a_classifier_step_by_step(cell, loops):
+    import torch
+
+    from parnl.learn.torch_model import Classifier
+
+    options = dict(cell=cell, width=4, state=6, blocks=2, loops=loops, dropout=0.5, seed=5)
+    model = Classifier(2, 3, **options).eval().double()
+    inputs = torch.randn(5, 9, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    state = None
+    with torch.no_grad():
+        for t in range(9):
+            logits, state = model.step(inputs[:, t], state)
+            whole, _ = model(inputs[:, : t + 1], method="sequential")
+            np.testing.assert_allclose(logits, whole, rtol=1e-12, atol=1e-12)
+        alone, _ = model.step(inputs[0, 0])
+        np.testing.assert_allclose(alone, model(inputs[:1, :1])[0][0], rtol=1e-12, atol=1e-12)
+    assert len(state.blocks) == 2 * loops
+    assert float(state.steps) == 9.0
+
+
+def test_what_a_classifier_cannot_do_step_by_step():
+    import torch
+
+    from parnl.learn.torch_model import Block, Classifier
+
+    class Other(Block):
+        def mix(self, x, lengths, **solver):
+            return x, None
+
+    x = torch.zeros(2)
+    with pytest.raises(ValueError, match="eval mode"):
+        Classifier(2, 3, width=4, state=4).step(x)
+    for keywords, name in (({"cell": "attention"}, "attention"), ({"block": Other}, "Other")):
+        with pytest.raises(NotImplementedError, match=f"step: {name} lacks mix_step"):
+            Classifier(2, 3, width=4, state=4, **keywords).eval().step(x)
