@@ -60,8 +60,7 @@ class JaxLayers:
             dtype = jnp.float32 if like.dtype.itemsize < 4 else like.dtype
             shape = (self.layers.count, *batch, cell.hidden_size)
             starts = [jnp.zeros(shape, dtype) for _ in cell.states]
-        state = cell.State(*starts)
-        return starts[0] if len(starts) == 1 else self.layers.in_module_order(state)
+        return self.layers.in_module_order(cell.State(*starts))
 
     def _params(self) -> list[dict[str, Any]]:
         weights = self._weights()

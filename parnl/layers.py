@@ -118,13 +118,15 @@ class Layers:
         return (self.directions, *self.cells)
 
     def in_module_order(self, state: Any) -> Any:
-        """Return a named tuple of states in the order of the module."""
-        return self.State(*(getattr(state, name) for name in self.names))
+        """Return the module's state of a named tuple: one array, or such a tuple."""
+        parts = [getattr(state, name) for name in self.names]
+        return parts[0] if len(parts) == 1 else self.State(*parts)
 
     def state(self, ends: Sequence[Any], stack: Callable[[Sequence[Any]], Any]) -> Any:
         """Return the module's state of the runs' last ones: one array, or a named tuple."""
-        parts = [stack([getattr(end, name) for end in ends]) for name in self.names]
-        return parts[0] if len(parts) == 1 else self.State(*parts)
+        names = self.cells[0].states
+        whole = self.cells[0].State(*(stack([getattr(end, n) for end in ends]) for n in names))
+        return self.in_module_order(whole)
 
     def run(
         self,

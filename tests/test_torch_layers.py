@@ -254,6 +254,21 @@ def test_learned_initial_states_have_gradients():
     assert (rnn(x, (zeros, zeros))[0] - rnn(x)[0]).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_the_state_before_the_first_step(learned):
+    rnn = RNN("lstm", 2, 4, num_layers=2, learn_initial=learned).double()
+    if learned:
+        with torch.no_grad():
+            rnn.initial_c.normal_()
+    x = inputs()
+    for batch in ((), (BATCH,)):
+        first = rnn.initial_state(batch)
+        assert first._fields == ("h", "c")
+        assert first.c.shape == (2, *batch, 4)
+        one = x if batch else x[:, 0]
+        assert torch.equal(rnn(one, first)[0], rnn(one)[0])
+
+
 def test_short_sequences_have_fewer_chunks():
     rnn = RNN("gru", 2, 4, chunks=100).double()
     for steps in (1, 5):
