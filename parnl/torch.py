@@ -223,6 +223,17 @@ class RNN(nn.Module):
         output, ends = self._layers.step(self._params(), input_t, starts, self._dropped, **told)
         return output, self._layers.state(ends, _stacked)
 
+    def initial_state(self, batch: Sequence[int] = ()) -> Any:
+        """Return the state before the first step, for inputs of this shape of a batch."""
+        starts = self._starts("state", None, batch)
+        if starts is None:
+            like = next(self.parameters())
+            wide = torch.float32 if like.dtype.itemsize < 4 else like.dtype
+            shape = (self._layers.count, *batch, self.hidden_size)
+            starts = [like.new_zeros(shape, dtype=wide) for _ in self._layers.names]
+        cell = self.cells[0]
+        return self._layers.in_module_order(cell.State(*starts))
+
     def _laid_out(self, given: Any, told: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Return input and keywords with the batch first."""
         shape = "(B, T, {})" if self.batch_first else "(T, B, {})"
