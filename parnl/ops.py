@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from parnl.dtypes import is_half, promoted, widened
-from parnl.frameworks import backend_of, get_backend
+from parnl.frameworks import backend_of, get_backend, loaded, name_of
 from parnl.graph.nodes import StepError, Symbol
 
 __all__ = [
@@ -31,6 +31,10 @@ def _apply(op: str, *args: Any) -> Any:
     for a in args:
         if isinstance(a, Symbol):
             return a.graph.apply(op, *args)
+    names = {name_of(a) for a in args if not _is_number(a)}
+    if len(names) == 1 and (backend := loaded.get(names.pop() or "")) is not None:
+        if op in backend.functions:
+            return backend.functions[op](*args)
     arrays = [(f"argument {i + 1} of ops.{op}", a) for i, a in enumerate(args) if not _is_number(a)]
     if not arrays:
         return get_backend("numpy").functions[op](*map(np.float64, args))
@@ -183,7 +187,9 @@ def matmul(inputs: Any, matrix: Any) -> Any:
     """
     if isinstance(inputs, Symbol) or isinstance(matrix, Symbol):
         raise StepError("step: ops.matmul mixes channels; call it in features()")
-    backend = backend_of([("inputs", inputs), ("matrix", matrix)])
+    backend = loaded.get(name_of(inputs) or "")
+    if backend is None or name_of(matrix) != backend.name:
+        backend = backend_of([("inputs", inputs), ("matrix", matrix)])
     if inputs.dtype != matrix.dtype and is_half(inputs.dtype) | is_half(matrix.dtype):
         dtype = promoted(backend.xp, [inputs.dtype, matrix.dtype])
         inputs, matrix = (widened(backend.xp, x, dtype) for x in (inputs, matrix))

@@ -22,6 +22,18 @@ from parnl.backends.torch.arrays import PLAIN
 _LARGE = 1 << 20
 
 
+def is_small(inputs: Tensor, matrix: Tensor) -> bool:
+    """Whether `inputs @ matrix` is the product of rows, made at once, and nothing looks on."""
+    # in this order: see `matmul`
+    if torch.compiler.is_compiling() or type(inputs) not in PLAIN or type(matrix) not in PLAIN:
+        return False
+    # of what is not contiguous PyTorch may make a product for each sequence, which rounds otherwise
+    if matrix.ndim != 2 or matrix.layout is not torch.strided or not inputs.is_contiguous():
+        return False
+    rows, columns = matrix.shape
+    return inputs.numel() * columns * inputs.element_size() < _LARGE * rows
+
+
 def matmul(rows: Tensor, matrix: Tensor) -> Tensor:
     """Return rows (N, n) @ matrix (n, hidden)."""
     # in this order: a size looked at while compiling would make a graph for each side of it
