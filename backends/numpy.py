@@ -15,7 +15,7 @@ from parnl.backends.c.calls import compiled_device
 from parnl.backends.c.steps import CompiledSteps
 from parnl.backends.composed import COMPOSED, in_rows
 from parnl.dtypes import is_half
-from parnl.frameworks import loaded
+from parnl.frameworks import loaded, plain
 from parnl.graph.operations import OPERATIONS
 from parnl.graph.program import Program
 from parnl.solver.cost import Device
@@ -99,13 +99,14 @@ class NumpyBackend(CompiledSteps):
         self, arrays: Sequence[Any], shapes: Sequence[tuple[int, ...]], dtype: Any, read: int
     ) -> list[int] | None:
         """Return where arrays are that are no more than their numbers; see `c.steps`."""
-        found = []
+        found: list[int] = []
+        buffer: Any = ctypes.c_char
         for x, shape in zip(arrays, shapes, strict=True):
             if type(x) is not np.ndarray or x.shape != shape or x.dtype != dtype:
                 return None
             if len(found) < read:
                 try:  # three times as fast as `ctypes.data`; refuses what is not row-major
-                    address = ctypes.addressof(ctypes.c_char.from_buffer(x))
+                    address = ctypes.addressof(buffer.from_buffer(x))
                 except (TypeError, ValueError):  # or is read-only, or empty
                     address = x.ctypes.data if x.flags.c_contiguous else 0
                 if not address or address & 7:
@@ -192,6 +193,13 @@ class NumpyBackend(CompiledSteps):
         found = in_rows(operator.matmul, inputs, matrix)
         return found.astype(inputs.dtype) if is_half(inputs.dtype) else found
 
+    def small_product(self, inputs: np.ndarray, matrix: np.ndarray) -> np.ndarray | None:
+        """Return inputs @ matrix, None of half precision."""
+        dtype = inputs.dtype
+        if dtype.char not in "fd" or matrix.dtype != dtype:
+            return None
+        return in_rows(operator.matmul, inputs, matrix)
+
     def input_sum(self, term: Callable[..., Any], inputs: Any, matrices: Sequence[Any]) -> Any:
         """Sum `term` over the input channels, one at a time."""
         total: Any = None
@@ -234,3 +242,4 @@ def _native(name: str, array: np.ndarray) -> np.ndarray:
 
 backend = NumpyBackend()
 loaded["numpy"] = backend
+plain[np.ndarray] = backend

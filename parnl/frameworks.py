@@ -41,6 +41,8 @@ _RECOGNISE: dict[str, Any] = {
 
 # Backends, each put here by its module: an import, even of what is there, takes 1 us.
 loaded: dict[str, Backend] = {}
+# By the types of their own arrays, which need no closer look; those that gain from that.
+plain: dict[type, Any] = {}
 
 
 class Backend(Kernels, Protocol):
@@ -82,13 +84,11 @@ class Backend(Kernels, Protocol):
         operands: each broadcasts to (B, 1, D); states: k arrays (B, 1, D), all of one dtype.
         """
 
-    def remember(
-        self, cell: Any, shape: tuple[int, ...], dtype: Any, features: Mapping[str, Any]
-    ) -> None:
-        """Let `cell` remember a step that `step_by_kernel` has made; see `backends.c.steps`."""
-
     def remembered(self, cell: Any, input_t: Any) -> Any:
-        """Return what `cell` remembers of a step with such an input, None if nothing."""
+        """Return the step that `cell` remembers for such an input, a `backends.c.steps.Ready`.
+
+        None if it does not; `remember`, of backends whose `step_by_kernel` serves, sees to it.
+        """
 
     def solve(
         self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
@@ -141,6 +141,12 @@ class Backend(Kernels, Protocol):
 
     def matmul(self, inputs: Any, matrix: Any) -> Any:
         """Return inputs (..., n) @ matrix (n, hidden); see `parnl.ops.matmul`."""
+
+    def small_product(self, inputs: Any, matrix: Any) -> Any:
+        """Return what `ops.matmul` does, of arrays whose types are in `plain`, as fast as can be.
+
+        None where more has to be asked.
+        """
 
     def input_sum(self, term: Any, inputs: Any, matrices: Sequence[Any]) -> Any:
         """Sum `term` over the input channels; see `parnl.ops.input_sum`."""

@@ -14,6 +14,8 @@ from parnl.frameworks import backend_of, get_backend, loaded, name_of
 from parnl.params import Values
 from parnl.solver.devices import Line
 
+_NUMBERS = (int, float, np.integer, np.floating)
+
 
 def check_params(
     cell: Cell, params: Mapping[str, Any], inputs: Any, *, time_axis: bool = True
@@ -275,7 +277,7 @@ def given_time_step(
         return None
     if dt is None:
         dt = getattr(cell, "dt", 1.0)
-    if isinstance(dt, int | float | np.integer | np.floating):
+    if isinstance(dt, _NUMBERS):
         return float(dt)
     backend_of([("inputs", inputs), ("dt", dt)])
     dt = backend.take("dt", dt)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from parnl.dtypes import is_half, promoted, widened
-from parnl.frameworks import backend_of, get_backend, loaded, name_of
+from parnl.frameworks import backend_of, get_backend, plain
 from parnl.graph.nodes import StepError, Symbol
 
 __all__ = [
@@ -28,17 +28,16 @@ __all__ = [
 
 
 def _apply(op: str, *args: Any) -> Any:
+    backend: Any = plain.get(type(args[0])) if len(args) == 1 else None
+    if backend is not None and op in backend.functions:
+        return backend.functions[op](*args)
     for a in args:
         if isinstance(a, Symbol):
             return a.graph.apply(op, *args)
-    names = {name_of(a) for a in args if not _is_number(a)}
-    if len(names) == 1 and (backend := loaded.get(names.pop() or "")) is not None:
-        if op in backend.functions:
-            return backend.functions[op](*args)
-    arrays = [(f"argument {i + 1} of ops.{op}", a) for i, a in enumerate(args) if not _is_number(a)]
+    arrays = {i: a for i, a in enumerate(args, 1) if not _is_number(a)}
     if not arrays:
         return get_backend("numpy").functions[op](*map(np.float64, args))
-    backend = backend_of(arrays)
+    backend = backend_of([(f"argument {i} of ops.{op}", a) for i, a in arrays.items()])
     if op not in backend.functions:
         raise NotImplementedError(f"ops.{op}: {backend.name} has no form of {op}")
     return backend.functions[op](*args)
@@ -185,11 +184,14 @@ def matmul(inputs: Any, matrix: Any) -> Any:
     product of three axes (measured: value and gradient of an LRC 1.4 times faster), and is slow at
     a product over few inputs.
     """
+    backend: Any = plain.get(type(inputs))
+    if backend is not None and plain.get(type(matrix)) is backend:
+        found = backend.small_product(inputs, matrix)
+        if found is not None:
+            return found
     if isinstance(inputs, Symbol) or isinstance(matrix, Symbol):
         raise StepError("step: ops.matmul mixes channels; call it in features()")
-    backend = loaded.get(name_of(inputs) or "")
-    if backend is None or name_of(matrix) != backend.name:
-        backend = backend_of([("inputs", inputs), ("matrix", matrix)])
+    backend = backend_of([("inputs", inputs), ("matrix", matrix)])
     if inputs.dtype != matrix.dtype and is_half(inputs.dtype) | is_half(matrix.dtype):
         dtype = promoted(backend.xp, [inputs.dtype, matrix.dtype])
         inputs, matrix = (widened(backend.xp, x, dtype) for x in (inputs, matrix))

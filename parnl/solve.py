@@ -346,7 +346,6 @@ def _stretch(
     return steps
 
 
-@lenient(2, "input_t")
 def step(
     cell: Cell,
     params: Mapping[str, Any],
@@ -381,7 +380,20 @@ def step(
                 output = outputs_of(ready.kernels, cell, p, whole, features, ready.dtype)
                 output = output[..., 0, :]
             return output, tuple(new)
+    return _step(cell, params, input_t, state, dt, reset, found)
 
+
+@lenient(2, "input_t")
+def _step(
+    cell: Cell,
+    params: Mapping[str, Any],
+    input_t: Any,
+    state: Any,
+    dt: Any,
+    reset: Any,
+    found: Mapping[str, Any] | None,
+) -> tuple[Any, tuple[Any, ...]]:
+    """Run one time step that is not remembered; found: its features, if they are known."""
     backend, params, input_t = check_params(cell, params, input_t, time_axis=False)
     xp = backend.xp
     inputs = input_t[..., None, :]

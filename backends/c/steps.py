@@ -94,7 +94,7 @@ class CompiledSteps(CompiledKernels):
 
     def remembered(self, cell: Cell, input_t: Any) -> Ready | None:
         """Return the step that the cell remembers for such an input, if C serves now as well."""
-        if not cell.remembered or not self.unobserved() or not build.wanted():
+        if not self.unobserved() or not cell.remembered or not build.wanted():
             return None
         return cell.remembered.get((self.name, input_t.shape, input_t.dtype))
 

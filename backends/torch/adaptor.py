@@ -20,7 +20,7 @@ from parnl.backends.torch.operators import operator_solve, recorded, unobserved
 from parnl.backends.torch.threads import openmp
 from parnl.backends.triton import calls as triton_calls
 from parnl.dtypes import is_half
-from parnl.frameworks import loaded
+from parnl.frameworks import loaded, plain
 from parnl.graph.flatcode import array_functions
 from parnl.graph.program import Program
 from parnl.solver.cost import Device
@@ -268,11 +268,11 @@ class TorchBackend(CompiledSteps):
 
     def matmul(self, inputs: Any, matrix: Any) -> Any:
         """Return inputs @ matrix."""
-        if memory.is_small(inputs, matrix):
-            return inputs @ matrix
         if divided.is_divided([inputs, matrix]):
             return divided.matmul(inputs, matrix)
         return in_rows(memory.matmul, inputs, matrix)
+
+    small_product = staticmethod(memory.small_product)
 
     def lenient(self) -> AbstractContextManager[Any]:
         """Return a context in which plain tensors may stand beside DTensors."""
@@ -307,3 +307,4 @@ class TorchBackend(CompiledSteps):
 
 backend = TorchBackend()
 loaded["torch"] = backend
+plain.update(dict.fromkeys(arrays.PLAIN, backend))

@@ -74,12 +74,13 @@ def _taken(name: str, tensor: Tensor) -> Tensor:
 
 
 def addresses(
-    tensors: Sequence[Any], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, read: int
+    arrays: Sequence[Any], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, read: int
 ) -> list[int] | None:
     """Return where tensors are that are no more than their numbers; see `c.steps`."""
-    graph, found = torch.is_grad_enabled(), []
+    graph = torch.is_grad_enabled()
+    found: list[int] = []
     try:  # as in `take`
-        for x, shape in zip(tensors, shapes, strict=True):
+        for x, shape in zip(arrays, shapes, strict=True):
             if type(x) not in PLAIN or x.shape != shape or x.dtype is not dtype:
                 return None
             address = x.data_ptr()
@@ -94,9 +95,9 @@ def addresses(
     return found
 
 
-def several_like(tensor: Tensor, count: int) -> tuple[list[Tensor], list[int]]:
+def several_like(array: Tensor, count: int) -> tuple[list[Any], list[int]]:
     """Return tensors to be written to, and their addresses; see `c.steps`."""
-    made = [torch.empty_like(tensor) for _ in range(count)]
+    made = [torch.empty_like(array) for _ in range(count)]
     return made, [x.data_ptr() for x in made]
 
 

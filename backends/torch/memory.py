@@ -22,16 +22,22 @@ from parnl.backends.torch.arrays import PLAIN
 _LARGE = 1 << 20
 
 
-def is_small(inputs: Tensor, matrix: Tensor) -> bool:
-    """Whether `inputs @ matrix` is the product of rows, made at once, and nothing looks on."""
+def small_product(inputs: Tensor, matrix: Tensor) -> Tensor | None:
+    """Return inputs (..., n) @ matrix (n, hidden); None if it is large, or PyTorch refuses it.
+
+    It is told not to be large by so little since that takes longer than many a product.
+    """
     # in this order: see `matmul`
-    if torch.compiler.is_compiling() or type(inputs) not in PLAIN or type(matrix) not in PLAIN:
-        return False
+    if torch.compiler.is_compiling():
+        return None
+    size = matrix.shape
+    if len(size) != 2 or inputs.nbytes * size[1] >= _LARGE * size[0]:
+        return None
     # of what is not contiguous PyTorch may make a product for each sequence, which rounds otherwise
-    if matrix.ndim != 2 or matrix.layout is not torch.strided or not inputs.is_contiguous():
-        return False
-    rows, columns = matrix.shape
-    return inputs.numel() * columns * inputs.element_size() < _LARGE * rows
+    try:
+        return inputs @ matrix if inputs.is_contiguous() else None
+    except RuntimeError:  # dtypes that differ, for one
+        return None
 
 
 def matmul(rows: Tensor, matrix: Tensor) -> Tensor:
