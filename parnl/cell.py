@@ -19,7 +19,7 @@ from parnl.graph.program import Program
 from parnl.params import Parameter
 
 # Attributes of a cell that follow from its class and the others.
-_DERIVED = ("specs", "parameter_shapes", "time_aware", "program", "remembered")
+_DERIVED = ("specs", "parameter_shapes", "time_aware", "program", "_remembered")
 
 
 class Cell:
@@ -90,7 +90,7 @@ class Cell:
         self.time_aware = "dt" in inspect.signature(self.step).parameters
         self.program = self._trace()
         # what backends know of steps they have made, see `parnl.backends.c.steps`
-        self.remembered: dict[tuple, Any] = {}
+        self._remembered: dict[tuple, Any] = {}
         # here, for torch.compile cannot follow these
         for program in (self.program, self.program.restarting):
             for form in (program, program.masked):
@@ -122,7 +122,7 @@ class Cell:
     def _identity(self) -> object:
         # specs may hold functions, which equal nothing but themselves; the others are dicts; all
         # of them follow from the class and the other attributes
-        repeated = ("specs", "chosen", "parameter_shapes", "remembered")
+        repeated = ("specs", "chosen", "parameter_shapes", "_remembered")
         rest = [item for item in vars(self).items() if item[0] not in repeated]
         try:
             return type(self), frozenset(rest)

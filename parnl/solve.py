@@ -368,7 +368,7 @@ def step(
     ready = remembered(cell, input_t) if reset is None else None
     looked = None if ready is None else ready.look(params, input_t, state)
     if ready is not None and looked is not None:
-        p, inputs = Values("parameter", params), input_t.reshape(ready.inputs)
+        p, inputs = Values("parameter", params), input_t[..., None, :]
         found = cell.features(p, inputs)
         now = given_time_step(ready.kernels, cell, dt, inputs, time_axis=False)
         new = ready.run(looked, state, found, now)

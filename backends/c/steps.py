@@ -26,6 +26,7 @@ from parnl.backends.c.calls import (
 )
 from parnl.backends.c.kernel import CHANNEL, SCALAR, CKernel
 from parnl.cell import Cell
+from parnl.frameworks import plain
 from parnl.graph.program import Program
 from parnl.solver.newton import Plan
 
@@ -88,15 +89,18 @@ class CompiledSteps(CompiledKernels):
         if all(s[:-1] == whole or math.prod(s[:-1]) == 1 for s in shapes.values()):
             ready = Ready(self, cell, shape, dtype, shapes)
             if ready.small:
-                if len(cell.remembered) >= _MOST:
-                    cell.remembered.clear()
-                cell.remembered[self.name, shape, dtype] = ready
+                if len(cell._remembered) >= _MOST:
+                    cell._remembered.clear()
+                cell._remembered[self.name, shape, dtype] = ready
 
     def remembered(self, cell: Cell, input_t: Any) -> Ready | None:
         """Return the step that the cell remembers for such an input, if C serves now as well."""
-        if not self.unobserved() or not cell.remembered or not build.wanted():
+        if not self.unobserved() or not cell._remembered or not build.wanted():
             return None
-        return cell.remembered.get((self.name, input_t.shape, input_t.dtype))
+        try:
+            return cell._remembered.get((self.name, input_t.shape, input_t.dtype))
+        except RuntimeError:  # a nested tensor has no shape
+            return None
 
 
 class Ready:
@@ -120,7 +124,6 @@ class Ready:
         self.read = self.k + len(read)
         self.shapes = [(*shape[:-1], self.width)] * self.k
         self.shapes += [*(cell.parameter_shapes[n] for n in self.names), shape]
-        self.inputs = (*shape[:-1], 1, shape[-1])
         self.features, self.of_features = moving, [features[n] for n in moving]
         # each operand's place among the addresses of states, parameters, features and dt
         known = [*(("parameter", n) for n in read), *(("feature", n) for n in moving), ("dt", "dt")]
@@ -168,6 +171,12 @@ class Ready:
             return None
         kernels, k = self.kernels, self.k
         more = kernels.addresses(arrays, self.of_features, self.dtype, len(arrays))
+        if more is None and all([type(x) in plain for x in arrays]):  # parts of one product, say
+            try:
+                arrays = [kernels.contiguous(x) for x in arrays]
+            except RuntimeError:
+                return None
+            more = kernels.addresses(arrays, self.of_features, self.dtype, len(arrays))
         if more is None or not (dt is None or isinstance(dt, float)):
             return None
         number = array(self.real, [dt or 0.0])
