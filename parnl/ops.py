@@ -184,9 +184,9 @@ def matmul(inputs: Any, matrix: Any) -> Any:
     product of three axes (measured: value and gradient of an LRC 1.4 times faster), and is slow at
     a product over few inputs.
     """
-    backend: Any = plain.get(type(inputs))
-    if backend is not None and plain.get(type(matrix)) is backend:
-        found = backend.small_product(inputs, matrix)
+    known = plain.get(type(inputs))
+    if known is not None and plain.get(type(matrix)) is known:
+        found = known.small_product(inputs, matrix)
         if found is not None:
             return found
     if isinstance(inputs, Symbol) or isinstance(matrix, Symbol):
