@@ -185,7 +185,7 @@ def matmul(inputs: Any, matrix: Any) -> Any:
     a product over few inputs.
     """
     known = plain.get(type(inputs))
-    if known is not None and plain.get(type(matrix)) is known:
+    if known is plain.get(type(matrix)) and known is not None:
         found = known.small_product(inputs, matrix)
         if found is not None:
             return found
