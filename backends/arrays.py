@@ -46,12 +46,13 @@ class Memory(NamedTuple):
     """What a kernel is given of an array.
 
     array: whose memory it is, to be kept until the kernel has run; address: of its first element;
-    strides: in elements, one for each axis.
+    strides: in elements, one for each axis; shape: of the array.
     """
 
     array: Any
     address: int
     strides: tuple[int, ...]
+    shape: tuple[int, ...]
 
 
 class Memories(Protocol):
@@ -73,14 +74,14 @@ class Memories(Protocol):
 def rows(kernels: Memories, array: Any) -> Memory:
     """Return the memory of an array whose last axis is dense; the others have any strides."""
     array = kernels.readable(array)
-    strides = kernels.strides(array)
-    if strides[-1] != 1 and array.shape[-1] != 1:
+    shape, strides = array.shape, kernels.strides(array)
+    if strides[-1] != 1 and shape[-1] != 1:
         array = kernels.contiguous(array)
         strides = kernels.strides(array)
-    return Memory(array, kernels.address(array), strides)
+    return Memory(array, kernels.address(array), strides, shape)
 
 
 def whole(kernels: Memories, array: Any) -> Memory:
     """Return the memory of an array in row-major order, whose strides follow from its shape."""
     array = kernels.contiguous(kernels.readable(array))
-    return Memory(array, kernels.address(array), ())
+    return Memory(array, kernels.address(array), (), array.shape)

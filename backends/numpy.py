@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import operator
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,9 +11,11 @@ from typing import Any
 import array_api_compat.numpy as xp
 import numpy as np
 
-from parnl.backends.c.calls import CompiledKernels, compiled_device
+from parnl.backends.c.calls import compiled_device
+from parnl.backends.c.steps import CompiledSteps
 from parnl.backends.composed import COMPOSED, in_rows
 from parnl.dtypes import is_half
+from parnl.frameworks import loaded, plain
 from parnl.graph.operations import OPERATIONS
 from parnl.graph.program import Program
 from parnl.solver.cost import Device
@@ -33,7 +36,7 @@ def _bfloat16() -> Any:
     return ml_dtypes.bfloat16
 
 
-class NumpyBackend(CompiledKernels):
+class NumpyBackend(CompiledSteps):
     """See `parnl.backends.Backend`."""
 
     name = "numpy"
@@ -58,6 +61,13 @@ class NumpyBackend(CompiledKernels):
         if type(array) is not np.ndarray:
             array = _plain(name, array)
         return array if array.dtype in _FLOATS else _native(name, array)
+
+    def usual(self, arrays: Sequence[Any]) -> bool:
+        """Whether these are NumPy's own arrays of one type of numbers: see `Backend`."""
+        dtype = arrays[0].dtype
+        return dtype in _FLOATS and all(
+            [type(a) is np.ndarray and a.dtype == dtype for a in arrays]
+        )
 
     def device(self, array: Any) -> Device:
         """Return the measured number of elements at which an operation's fixed cost is small."""
@@ -84,6 +94,35 @@ class NumpyBackend(CompiledKernels):
     def on_cpu(self, array: np.ndarray) -> bool:
         """Return True."""
         return True
+
+    def addresses(
+        self, arrays: Sequence[Any], shapes: Sequence[tuple[int, ...]], dtype: Any, read: int
+    ) -> list[int] | None:
+        """Return where arrays are that are no more than their numbers; see `c.steps`."""
+        found: list[int] = []
+        buffer: Any = ctypes.c_char
+        for x, shape in zip(arrays, shapes, strict=True):
+            if type(x) is not np.ndarray or x.shape != shape or x.dtype != dtype:
+                return None
+            if len(found) < read:
+                try:  # three times as fast as `ctypes.data`; refuses what is not row-major
+                    address = ctypes.addressof(buffer.from_buffer(x))
+                except (TypeError, ValueError):  # or is read-only, or empty
+                    address = x.ctypes.data if x.flags.c_contiguous else 0
+                if not address or address & 7:
+                    return None
+                found.append(address)
+        return found
+
+    def unobserved(self) -> bool:
+        """Return True: NumPy does what it is asked, at once."""
+        return True
+
+    def several_like(self, array: np.ndarray, count: int) -> tuple[list[Any], list[int]]:
+        """Return arrays to be written to, and their addresses; see `c.steps`."""
+        block = np.empty((count, *array.shape), array.dtype)
+        first = block.ctypes.data
+        return list(block), [first + i * array.nbytes for i in range(count)]
 
     def contiguous(self, array: np.ndarray) -> np.ndarray:
         """Return the array in row-major order."""
@@ -154,6 +193,13 @@ class NumpyBackend(CompiledKernels):
         found = in_rows(operator.matmul, inputs, matrix)
         return found.astype(inputs.dtype) if is_half(inputs.dtype) else found
 
+    def small_product(self, inputs: np.ndarray, matrix: np.ndarray) -> np.ndarray | None:
+        """Return inputs @ matrix, None of half precision."""
+        dtype = inputs.dtype
+        if dtype.char not in "fd" or matrix.dtype != dtype:
+            return None
+        return in_rows(operator.matmul, inputs, matrix)
+
     def input_sum(self, term: Callable[..., Any], inputs: Any, matrices: Sequence[Any]) -> Any:
         """Sum `term` over the input channels, one at a time."""
         total: Any = None
@@ -195,3 +241,5 @@ def _native(name: str, array: np.ndarray) -> np.ndarray:
 
 
 backend = NumpyBackend()
+loaded["numpy"] = backend
+plain[np.ndarray] = backend

@@ -21,7 +21,7 @@ from parnl.states import state_type
 
 _BIAS = re.compile("b(_|$)")
 # Attributes of a cell that follow from its class and the others.
-_DERIVED = ("specs", "parameter_shapes", "time_aware", "program", "State")
+_DERIVED = ("specs", "parameter_shapes", "time_aware", "program", "State", "_remembered")
 
 
 class Cell:
@@ -92,6 +92,8 @@ class Cell:
         self.State = state_type(tuple(self.states))
         self.time_aware = "dt" in inspect.signature(self.step).parameters
         self.program = self._trace()
+        # what backends know of steps they have made, see `parnl.backends.c.steps`
+        self._remembered: dict[tuple, Any] = {}
         # here, for torch.compile cannot follow these
         for program in (self.program, self.program.restarting):
             for form in (program, program.masked):
@@ -122,8 +124,8 @@ class Cell:
 
     def _identity(self) -> object:
         # specs may hold functions, which equal nothing but themselves; the others are dicts; all
-        # three follow from the class and the other attributes
-        repeated = ("specs", "chosen", "parameter_shapes", "State")
+        # of them follow from the class and the other attributes
+        repeated = ("specs", "chosen", "parameter_shapes", "State", "_remembered")
         rest = [item for item in vars(self).items() if item[0] not in repeated]
         try:
             return type(self), frozenset(rest)

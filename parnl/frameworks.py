@@ -39,6 +39,12 @@ _RECOGNISE: dict[str, Any] = {
 }
 
 
+# Backends, each put here by its module: an import, even of what is there, takes 1 us.
+loaded: dict[str, Backend] = {}
+# By the types of their own arrays, which need no closer look; those that gain from that.
+plain: dict[type, Any] = {}
+
+
 class Backend(Kernels, Protocol):
     """What the rest of parnl asks of a framework, beyond `Kernels`.
 
@@ -54,6 +60,13 @@ class Backend(Kernels, Protocol):
         Raises TypeError or ValueError that names the argument; see `parnl.backends.arrays`.
         """
 
+    def usual(self, arrays: Sequence[Any]) -> bool:
+        """Whether these are what nearly all are: what `take` returns, all of one dtype and device.
+
+        arrays: the first is of this framework, the others may be anything. False where it is
+        sooner, or better, looked at one by one.
+        """
+
     def to_numpy(self, array: Any) -> Any:
         """Return a framework array as a NumPy array."""
 
@@ -62,6 +75,20 @@ class Backend(Kernels, Protocol):
 
     def step(self, program: Program) -> Callable[..., tuple[Any, ...]]:
         """Return the function states, operands -> next states, over the framework's arrays."""
+
+    def step_by_kernel(
+        self, program: Program, operands: Sequence[Any], states: Sequence[Any]
+    ) -> list[Any] | None:
+        """Return the k next states (B, 1, D), None where no kernel serves or someone looks on.
+
+        operands: each broadcasts to (B, 1, D); states: k arrays (B, 1, D), all of one dtype.
+        """
+
+    def remembered(self, cell: Any, input_t: Any) -> Any:
+        """Return the step that `cell` remembers for such an input, a `backends.c.steps.Ready`.
+
+        None if it does not; `remember`, of backends whose `step_by_kernel` serves, sees to it.
+        """
 
     def solve(
         self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any]
@@ -115,6 +142,12 @@ class Backend(Kernels, Protocol):
     def matmul(self, inputs: Any, matrix: Any) -> Any:
         """Return inputs (..., n) @ matrix (n, hidden); see `parnl.ops.matmul`."""
 
+    def small_product(self, inputs: Any, matrix: Any) -> Any:
+        """Return what `ops.matmul` does, of arrays whose types are in `plain`, as fast as can be.
+
+        None where more has to be asked.
+        """
+
     def input_sum(self, term: Any, inputs: Any, matrices: Sequence[Any]) -> Any:
         """Sum `term` over the input channels; see `parnl.ops.input_sum`."""
 
@@ -123,6 +156,8 @@ def get_backend(name: str) -> Backend:
     """Return the backend called `name`, importing its framework."""
     if name not in NAMES:
         raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}")
+    if name in loaded:
+        return loaded[name]
     try:
         # statements, which torch.compile follows, unlike a call of importlib
         if name == "numpy":
@@ -215,7 +250,8 @@ def _strict(array: Any, params: Any) -> str | None:
     kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
     if kind is None or not isinstance(params, Mapping):
         return None
-    return "torch" if any(isinstance(a, kind) for a in (array, *params.values())) else None
+    kinds = {type(array), *map(type, params.values())}  # one or two
+    return "torch" if any([issubclass(k, kind) for k in kinds]) else None
 
 
 def telling(time_axis: Any, check: Callable[[], Found]) -> Found:

@@ -10,10 +10,12 @@ import numpy as np
 
 from parnl.cell import Cell
 from parnl.dtypes import is_floating, is_half, promoted, widened
-from parnl.frameworks import backend_of, get_backend, name_of
+from parnl.frameworks import backend_of, get_backend, loaded, name_of
 from parnl.params import Values
 from parnl.solver.devices import Line
 from parnl.states import in_order
+
+_NUMBERS = (int, float, np.integer, np.floating)
 
 
 def check_params(
@@ -35,7 +37,14 @@ def check_params(
             f"params: missing {missing}, unknown {unknown}; "
             f"the parameters of {type(cell).__name__} are: {', '.join(shapes)}"
         )
-    named = {"inputs" if time_axis else "input_t": inputs}
+    argument, pattern = ("inputs", "(..., T, {})") if time_axis else ("input_t", "(..., {})")
+    backend = backend_of([(argument, inputs)])
+    arrays = [params[n] for n in shapes]
+    if backend.usual([inputs, *arrays]):  # look no further
+        fits = inputs.ndim > time_axis and inputs.shape[-1] == cell.input_size
+        if fits and [a.shape for a in arrays] == [*shapes.values()]:
+            return backend, dict(zip(shapes, arrays, strict=True)), inputs
+    named = {argument: inputs}
     named.update({f"parameter {n}": params[n] for n in shapes})
     backend = backend_of(named.items())
     check_devices(backend, named)
@@ -43,7 +52,6 @@ def check_params(
     inputs, *rest = named.values()
     params = dict(zip(shapes, rest, strict=True))
     xp = backend.xp
-    argument, pattern = ("inputs", "(..., T, {})") if time_axis else ("input_t", "(..., {})")
     if inputs.ndim < (2 if time_axis else 1) or inputs.shape[-1] != cell.input_size:
         raise ValueError(
             f"{argument}: expected shape {pattern.format(cell.input_size)}, got "
@@ -69,6 +77,12 @@ def _mapping(params: Any) -> Mapping[str, Any]:
     if not (hasattr(params, "keys") and hasattr(params, "__getitem__")):
         raise TypeError(f"params: expected a mapping name -> array, got {type(params).__name__}")
     return {name: params[name] for name in params.keys()}  # noqa: SIM118
+
+
+def remembered(cell: Any, input_t: Any) -> Any:
+    """Return what `cell` remembers of a step with such an input: see `Backend`; None if nothing."""
+    backend: Any = loaded.get(name_of(input_t) or "")
+    return backend.remembered(cell, input_t) if backend and isinstance(cell, Cell) else None
 
 
 def check_devices(backend: Any, named: Mapping[str, Any]) -> None:
@@ -194,11 +208,18 @@ def working_dtype(xp: Any, arrays: Iterable[Any]) -> tuple[Any, Any]:
 
 
 def computed_features(
-    backend: Any, cell: Cell, params: Mapping[str, Any], inputs: Any
+    backend: Any,
+    cell: Cell,
+    params: Mapping[str, Any],
+    inputs: Any,
+    found: Mapping[str, Any] | None = None,
 ) -> tuple[Values, Values, Any, Any]:
-    """Return (parameters, features, dtype to solve in, dtype of the outputs)."""
+    """Return (parameters, features, dtype to solve in, dtype of the outputs).
+
+    found: the features, if they are known.
+    """
     p, dtype, result = wide_params(backend, params, inputs)
-    features, dtype = features_of(backend, cell, p, inputs, dtype, result)
+    features, dtype = features_of(backend, cell, p, inputs, dtype, result, found)
     return p, features, dtype, (result if is_half(result) else dtype)
 
 
@@ -209,11 +230,9 @@ def wide_params(backend: Any, params: Mapping[str, Any], inputs: Any) -> tuple[V
     parameters alone, as a decay exp(-exp(nu)), is not rounded on the way.
     """
     dtype, result = working_dtype(backend.xp, [inputs, *params.values()])
-    return (
-        Values("parameter", {n: _wide(backend.xp, a, dtype) for n, a in params.items()}),
-        dtype,
-        result,
-    )
+    if any([a.dtype != dtype for a in params.values()]):
+        params = {n: _wide(backend.xp, a, dtype) for n, a in params.items()}
+    return Values("parameter", params), dtype, result
 
 
 def _wide(xp: Any, array: Any, dtype: Any) -> Any:
@@ -222,22 +241,29 @@ def _wide(xp: Any, array: Any, dtype: Any) -> Any:
 
 
 def features_of(
-    backend: Any, cell: Cell, p: Values, inputs: Any, dtype: Any, result: Any
+    backend: Any,
+    cell: Cell,
+    p: Values,
+    inputs: Any,
+    dtype: Any,
+    result: Any,
+    found: Mapping[str, Any] | None = None,
 ) -> tuple[Values, Any]:
     """Return (features, dtype to solve in); `dtype`, `result`: as `wide_params` returns them.
 
     Where all of it is of one half type, products of matrices are still taken in it, if the backend
     gains from that.
     """
-    with backend.products(result, inputs):
-        found = cell.features(p, _wide(backend.xp, inputs, dtype))
+    if found is None:
+        with backend.products(result, inputs):
+            found = cell.features(p, _wide(backend.xp, inputs, dtype))
     if not isinstance(found, Mapping):
         raise TypeError(
             f"{type(cell).__name__}.features: expected a dict name -> array (..., T, hidden), got "
             f"{type(found).__name__}"
         )
     # a cell may compute its features in a wider type than it was given
-    dtype = promoted(backend.xp, [dtype, *(v.dtype for v in found.values())])
+    dtype = promoted(backend.xp, [dtype, *[v.dtype for v in found.values()]])
     return Values("feature", found), dtype
 
 
@@ -264,7 +290,7 @@ def given_time_step(
         return None
     if dt is None:
         dt = getattr(cell, "dt", 1.0)
-    if isinstance(dt, int | float | np.integer | np.floating):
+    if isinstance(dt, _NUMBERS):
         return float(dt)
     backend_of([("inputs", inputs), ("dt", dt)])
     dt = backend.take("dt", dt)
@@ -299,6 +325,8 @@ def initial_states(
         zeros = xp.zeros(shape, dtype=dtype, device=getattr(inputs, "device", None))
         return [zeros for _ in cell.states]
     arrays = in_order("initial_state", cell.states, given)
+    if backend.usual([inputs, *arrays]) and all([x.shape == shape for x in arrays]):
+        return arrays
     for i, name in enumerate(cell.states):
         backend_of([("inputs", inputs), (f"initial_state {name}", arrays[i])])
         arrays[i] = x = backend.take(f"initial_state {name}", arrays[i])
@@ -327,7 +355,8 @@ def feature_operands(
             operands.append(batched(xp, dt[..., None], tuple(batch)))
         else:
             array = backend.take(f"feature {name}", getattr(features, name))
-            if array.ndim < 2 or not _broadcasts(tuple(array.shape), whole):
+            shape = tuple(array.shape)
+            if shape != whole and (array.ndim < 2 or not _broadcasts(shape, whole)):
                 raise ValueError(
                     f"feature {name}: expected shape {whole}, got {tuple(array.shape)}"
                 )

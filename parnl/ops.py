@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from parnl.dtypes import is_half, promoted, widened
-from parnl.frameworks import backend_of, get_backend
+from parnl.frameworks import backend_of, get_backend, plain
 from parnl.graph.nodes import StepError, Symbol
 
 __all__ = [
@@ -28,13 +28,16 @@ __all__ = [
 
 
 def _apply(op: str, *args: Any) -> Any:
+    backend: Any = plain.get(type(args[0])) if len(args) == 1 else None
+    if backend is not None and op in backend.functions:
+        return backend.functions[op](*args)
     for a in args:
         if isinstance(a, Symbol):
             return a.graph.apply(op, *args)
-    arrays = [(f"argument {i + 1} of ops.{op}", a) for i, a in enumerate(args) if not _is_number(a)]
+    arrays = {i: a for i, a in enumerate(args, 1) if not _is_number(a)}
     if not arrays:
         return get_backend("numpy").functions[op](*map(np.float64, args))
-    backend = backend_of(arrays)
+    backend = backend_of([(f"argument {i} of ops.{op}", a) for i, a in arrays.items()])
     if op not in backend.functions:
         raise NotImplementedError(f"ops.{op}: {backend.name} has no form of {op}")
     return backend.functions[op](*args)
@@ -181,6 +184,11 @@ def matmul(inputs: Any, matrix: Any) -> Any:
     product of three axes (measured: value and gradient of an LRC 1.4 times faster), and is slow at
     a product over few inputs.
     """
+    known = plain.get(type(inputs))
+    if known is plain.get(type(matrix)) and known is not None:
+        found = known.small_product(inputs, matrix)
+        if found is not None:
+            return found
     if isinstance(inputs, Symbol) or isinstance(matrix, Symbol):
         raise StepError("step: ops.matmul mixes channels; call it in features()")
     backend = backend_of([("inputs", inputs), ("matrix", matrix)])

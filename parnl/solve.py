@@ -37,12 +37,14 @@ from parnl.inputs import (
     lengths_of,
     mask_of,
     packed,
+    remembered,
     resets_of,
     time_array,
     time_step,
     times,
     wide_params,
 )
+from parnl.params import Values
 from parnl.solver.cost import shortest_streamed, stretch_length
 from parnl.solver.devices import Line
 from parnl.solver.run import Info, Settings, check_chunks, positive, settings
@@ -360,7 +362,6 @@ def _stretch(
     return steps
 
 
-@lenient(2, "input_t")
 def step(
     cell: Cell,
     params: Mapping[str, Any],
@@ -379,10 +380,40 @@ def step(
     is of half precision, see `solve`, so that what a state gathers over many steps is not lost to
     rounding. Differentiable by the framework's own autodiff.
     """
+    found = None
+    ready = remembered(cell, input_t) if reset is None else None
+    looked = None if ready is None else ready.look(params, input_t, state)
+    if ready is not None and looked is not None:
+        p, inputs = Values("parameter", params), input_t[..., None, :]
+        found = cell.features(p, inputs)
+        now = given_time_step(ready.kernels, cell, dt, inputs, time_axis=False)
+        new = ready.run(looked, state, found, now)
+        if new is not None:
+            *new, output = new
+            if hasattr(cell, "output"):
+                whole = [x[..., None, :] for x in new]
+                features = Values("feature", found)
+                output = outputs_of(ready.kernels, cell, p, whole, features, ready.dtype)
+                output = output[..., 0, :]
+            return output, as_given(cell.State, state, new)
+    return _step(cell, params, input_t, state, dt, reset, found)
+
+
+@lenient(2, "input_t")
+def _step(
+    cell: Cell,
+    params: Mapping[str, Any],
+    input_t: Any,
+    state: Any,
+    dt: Any,
+    reset: Any,
+    found: Mapping[str, Any] | None,
+) -> tuple[Any, tuple[Any, ...]]:
+    """Run one time step that is not remembered; found: its features, if they are known."""
     backend, params, input_t = check_params(cell, params, input_t, time_axis=False)
     xp = backend.xp
     inputs = input_t[..., None, :]
-    p, features, dtype, result = computed_features(backend, cell, params, inputs)
+    p, features, dtype, result = computed_features(backend, cell, params, inputs, found)
     dt = time_step(backend, cell, dt, inputs, dtype, time_axis=False)
     operands = feature_operands(backend, cell, p, features, dt, inputs)
     given = initial_states(backend, cell, state, inputs, dtype, inputs.shape[:-2])
@@ -391,12 +422,16 @@ def step(
         given = [xp.where(anew, xp.zeros_like(x), x) for x in given]
     rows, channels = math.prod(given[0].shape[:-1]), cell.hidden_size
     start = [xp.astype(xp.reshape(x, (rows, 1, channels)), dtype) for x in given]
-    # overflow and NaN are answers here, not warnings; torch.compile cannot follow NumPy's context
-    with np.errstate(all="ignore") if backend.name == "numpy" else nullcontext():
-        advance = backend.step(cell.program)
-        results = advance(*start, *(xp.astype(a, dtype) for a in operands))
-    # a step may return a number, or an array that has yet to be broadcast
-    new = [xp.zeros_like(x) + n for n, x in zip(results, start, strict=True)]
+    operands = [xp.astype(a, dtype) for a in operands]
+    new = backend.step_by_kernel(cell.program, operands, start)
+    if new is None:
+        # overflow and NaN are answers here, not warnings; Dynamo cannot follow NumPy's context
+        with np.errstate(all="ignore") if backend.name == "numpy" else nullcontext():
+            results = backend.step(cell.program)(*start, *operands)
+        # a step may return a number, or an array that has yet to be broadcast
+        new = [xp.zeros_like(x) + n for n, x in zip(results, start, strict=True)]
+    elif result == dtype == input_t.dtype:
+        backend.remember(cell, tuple(input_t.shape), dtype, vars(features))
     whole = [xp.reshape(n, (*inputs.shape[:-1], cell.hidden_size)) for n in new]
     output = outputs_of(backend, cell, p, whole, features, result)[..., 0, :]
     return output, as_given(cell.State, state, [x[..., 0, :] for x in whole])

@@ -121,6 +121,12 @@ def test_states_are_taken_by_name():
     assert_close(solved.final_state.c, after.c, 1e-14)
     swapped, _ = parnl.step(cell, params, u, tuple(rows))
     assert (swapped - expected).abs().max() > 0.01
+    with torch.no_grad():  # where a call is remembered
+        for order in ("ch", "hc", "ch"):
+            given = parnl.states.state_type(tuple(order))(**rows._asdict())
+            assert_close(parnl.step(cell, params, u, given)[0], expected, 1e-14)
+            assert parnl.step(cell, params, u, given)[1]._fields == ("c", "h")
+        assert type(parnl.step(cell, params, u, (rows.c, rows.h))[1]) is tuple
     with pytest.raises(ValueError, match=r"expected the states c, h, got those of .*: y, z"):
         parnl.step(cell, params, u, parnl.states.state_type(("y", "z"))(*rows))
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from array import array
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, TypeVar
-
-import numpy as np
 
 from parnl.backends import arrays
 from parnl.backends.arrays import Memory
@@ -93,22 +92,22 @@ class CompiledKernels(ComposedKernels):
         def advance(
             program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
         ) -> tuple[list[Any], list[Any]]:
-            return _Call(self, program, plan, "advance", operands, starts).run()
+            return Call(self, program, plan, "advance", operands, starts).run()
 
         def trajectory(
             program: Program, plan: Plan, operands: Sequence[Any], starts: Sequence[Any]
         ) -> tuple[list[Any], list[Any]]:
-            return _Call(self, program, plan, "trajectory", operands, starts).run()
+            return Call(self, program, plan, "trajectory", operands, starts).run()
 
         def solve(kernels: Any) -> tuple[list[Any], Stats]:
             kernels = kernels if line is None else Along(kernels, line)
             return newton(kernels, program, plan, operands, x0)
 
         compiled = _Runs(self, advance, trajectory)
-        found = self._in_c(x0[0], lambda: solve(compiled), line)
+        found = self.in_c(x0[0], lambda: solve(compiled), line)
         return solve(self) if found is None else found
 
-    def _in_c(self, like: Any, solve: Callable[[], Found], line: Line | None) -> Found | None:
+    def in_c(self, like: Any, solve: Callable[[], Found], line: Line | None) -> Found | None:
         """Return solve(), None where C cannot be had: decided here, once for a whole solve.
 
         Of several devices none can begin anew by itself.
@@ -153,13 +152,13 @@ class CompiledKernels(ComposedKernels):
 
             def run(kind: str, plan: Plan, starts: Sequence[Any]) -> tuple[list[Any], list[Any]]:
                 asked = tuple(wanted) if kind == "backward" else ()
-                call = _Call(self, program, plan, kind, operands, starts, asked)
+                call = Call(self, program, plan, kind, operands, starts, asked)
                 call.backward(fixed)
                 return call.run()
 
             return backward(self, run, plan, x0, program.resets(operands), line, last)
 
-        return self._in_c(x0[0], solve, line)
+        return self.in_c(x0[0], solve, line)
 
 
 # A run backward over chunks, from the adjoint at their starts (B, C, D). "adjoint", of the first
@@ -217,7 +216,7 @@ class _Runs:
         self.advance, self.trajectory = advance, trajectory
 
 
-class _Call:
+class Call:
     """One call of a kernel: its arrays, and the table of numbers it reads them from."""
 
     def __init__(
@@ -233,18 +232,18 @@ class _Call:
         self.kernels, self.plan = kernels, plan
         self.like = starts[0]
         batch, count, channels = self.like.shape
-        self.layouts = "".join(layout(a) for a in operands)
         self.shapes = partial(results, kind, plan, operands, starts, wanted)
         read = [arrays.rows(kernels, a) for a in operands]
+        self.layouts = "".join([letter(m.shape) for m in read])
         self.given = {"op": read, "start": [arrays.whole(kernels, s) for s in starts]}
         self.numbers = {
-            "opb": [0 if m.array.shape[0] == 1 else m.strides[0] for m in read],
-            "opt": [0 if m.array.shape[1] == 1 else m.strides[1] for m in read],
+            "opb": [0 if len(m.shape) == 1 or m.shape[0] == 1 else m.strides[0] for m in read],
+            "opt": [0 if len(m.shape) == 1 or m.shape[1] == 1 else m.strides[1] for m in read],
         }
         dtype = dtype_name(self.like.dtype)
         lanes = grouped(kind, channels, batch * count, kernels.threads())
         self.kernel = CKernel(program, kind, dtype, self.layouts, lanes, wanted)
-        self.function = program.cached(("c", *self.kernel[1:]), self._load)
+        self.function = function_of(self.kernel)
         if self.function is None:
             raise build.BuildError("the C compiler failed on a kernel; set PARNL_KERNELS=off")
 
@@ -277,13 +276,16 @@ class _Call:
                 entries = [self.kernels.address(x) for x in made[name]]
             assert len(entries) == size, name
             table += entries
-        numbers = np.array(table, np.int64)
-        self.function(numbers.ctypes.data)
+        numbers = array("q", table)
+        self.function(numbers.buffer_info()[0])
         first, second = made.values()
         return first, second
 
-    def _load(self) -> Any:
-        return build.load(source(self.kernel))
+
+def function_of(kernel: CKernel) -> Any:
+    """Return the kernel, made when it is first asked for; None if it cannot be had."""
+    key = ("c", *kernel[1:])
+    return kernel.program.cached(key, lambda: build.load(source(kernel)))
 
 
 def results(
@@ -330,6 +332,8 @@ def worthwhile(
     each array.
     """
     batch, chunks, channels = shape
+    if threads == 1:
+        return 1
     lanes = max(batch * chunks * channels, 16)  # fewer take as long: it is one vector
     passes = 1 if kernel.kind == "trajectory" else 2
     each = passes * (0.03 * kernel.program.cost + 0.1 * len(kernel.layouts))
@@ -338,9 +342,14 @@ def worthwhile(
 
 def layout(operand: Any) -> str:
     """Return the letter of `c.kernel` for the axes that the operand has."""
-    if operand.shape[1] == 1:
-        return SCALAR if operand.shape[2] == 1 else CHANNEL
-    return TIME if operand.shape[2] == 1 else FULL
+    return letter(operand.shape)
+
+
+def letter(shape: Sequence[int]) -> str:
+    """As `layout`, of a shape (B, T, D) or (D,)."""
+    if len(shape) == 1 or shape[1] == 1:
+        return SCALAR if shape[-1] == 1 else CHANNEL
+    return TIME if shape[2] == 1 else FULL
 
 
 def grouped(kind: str, channels: int, rows: int, threads: int) -> Lanes:

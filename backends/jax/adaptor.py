@@ -17,6 +17,7 @@ from parnl.backends.jax import devices, divided, ffi, keys, product, stretches, 
 from parnl.backends.jax.implicit import implicit_solve
 from parnl.backends.jax.kernels import by_chunks
 from parnl.backends.jax.private import Tracer
+from parnl.frameworks import loaded
 from parnl.graph.flatcode import array_functions
 from parnl.graph.program import Program
 from parnl.solver import blocks
@@ -67,6 +68,10 @@ class JaxBackend:
             )
         return array
 
+    def usual(self, arrays: Sequence[Any]) -> bool:
+        """Return False: what JAX compiles is checked once."""
+        return False
+
     def device(self, array: Any) -> Device:
         """Return how many lanes fill the device: a vector register of a CPU, all of a GPU.
 
@@ -107,6 +112,16 @@ class JaxBackend:
     def step(self, program: Program) -> Callable[..., tuple[Any, ...]]:
         """Return the program's step over JAX arrays."""
         return program.function("step", self)
+
+    def step_by_kernel(
+        self, program: Program, operands: Sequence[Any], states: Sequence[Any]
+    ) -> list[Any] | None:
+        """Return None: XLA makes one kernel of a step."""
+        return None
+
+    def remembered(self, cell: Any, input_t: Any) -> None:
+        """Return None: JAX itself remembers what it has compiled."""
+        return None
 
     def unwritten(self, write: Callable[[], Any]) -> Any:
         """Return zeros: XLA's loops carry arrays of fixed shapes."""
@@ -203,6 +218,10 @@ class JaxBackend:
         """Return re + i im."""
         return lax.complex(re, im)
 
+    def small_product(self, inputs: Any, matrix: Any) -> None:
+        """Return None: what is small is not known while JAX compiles."""
+        return None
+
     def matmul(self, inputs: Any, matrix: Any) -> Any:
         """Return inputs @ matrix."""
         return product.matmul(inputs, matrix)
@@ -213,6 +232,7 @@ class JaxBackend:
 
 
 backend = JaxBackend()
+loaded["jax"] = backend
 
 
 def _advance(program: Program, plan: Plan, operands: list, starts: list) -> tuple[list, list]:

@@ -11,14 +11,16 @@ import array_api_compat.torch as xp
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from parnl.backends.c.calls import CompiledKernels, compiled_device
+from parnl.backends.c.calls import compiled_device
+from parnl.backends.c.steps import CompiledSteps
 from parnl.backends.composed import COMPOSED, in_rows
 from parnl.backends.torch import arrays, divided, memory, stretches
 from parnl.backends.torch.implicit import cast, followed, implicit_solve
-from parnl.backends.torch.operators import operator_solve, recorded
+from parnl.backends.torch.operators import operator_solve, recorded, unobserved
 from parnl.backends.torch.threads import openmp
 from parnl.backends.triton import calls as triton_calls
 from parnl.dtypes import is_half
+from parnl.frameworks import loaded, plain
 from parnl.graph.flatcode import array_functions
 from parnl.graph.program import Program
 from parnl.solver.cost import Device
@@ -76,7 +78,7 @@ def _devices() -> Any:
 _TOGETHER = 1 << 16
 
 
-class TorchBackend(CompiledKernels):
+class TorchBackend(CompiledSteps):
     """See `parnl.backends.Backend`."""
 
     name = "torch"
@@ -88,6 +90,7 @@ class TorchBackend(CompiledKernels):
     }
 
     take = staticmethod(arrays.take)
+    usual = staticmethod(arrays.usual)
 
     def asarray(self, value: Any, dtype: str, device: Any = None) -> torch.Tensor:
         """Return `value` as a tensor, on `device` or torch's default device."""
@@ -132,6 +135,10 @@ class TorchBackend(CompiledKernels):
     def empty(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         """Return a tensor to be written to; see `memory`."""
         return memory.empty(shape, like)
+
+    several_like = staticmethod(arrays.several_like)
+    addresses = staticmethod(arrays.addresses)
+    unobserved = staticmethod(unobserved)
 
     def threads(self) -> int:
         """Return torch's own number of threads."""
@@ -265,6 +272,8 @@ class TorchBackend(CompiledKernels):
             return divided.matmul(inputs, matrix)
         return in_rows(memory.matmul, inputs, matrix)
 
+    small_product = staticmethod(memory.small_product)
+
     def lenient(self) -> AbstractContextManager[Any]:
         """Return a context in which plain tensors may stand beside DTensors."""
         return divided.mixed()
@@ -297,3 +306,5 @@ class TorchBackend(CompiledKernels):
 
 
 backend = TorchBackend()
+loaded["torch"] = backend
+plain.update(dict.fromkeys(arrays.PLAIN, backend))

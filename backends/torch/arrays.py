@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.masked import MaskedTensor
@@ -20,6 +23,21 @@ def take(name: str, tensor: Tensor) -> Tensor:
         except RuntimeError:
             pass
     return _taken(name, tensor)
+
+
+def usual(tensors: Sequence[Any]) -> bool:
+    """Whether these are what nearly all are: `take` returns them, and dtype and device are one."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    dtype, device = tensors[0].dtype, tensors[0].device
+    try:  # as in `take`
+        for x in tensors:
+            same = type(x) in PLAIN and x.dtype is dtype and x.device == device
+            if not same or x.is_nested or not x.data_ptr():
+                return False
+    except RuntimeError:
+        return False
+    return dtype in _FLOATS
 
 
 def _taken(name: str, tensor: Tensor) -> Tensor:
@@ -53,6 +71,34 @@ def _taken(name: str, tensor: Tensor) -> Tensor:
             f"{tensor.device} whose memory was freed, or that never had any"
         )
     return tensor
+
+
+def addresses(
+    arrays: Sequence[Any], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, read: int
+) -> list[int] | None:
+    """Return where tensors are that are no more than their numbers; see `c.steps`."""
+    graph = torch.is_grad_enabled()
+    found: list[int] = []
+    try:  # as in `take`
+        for x, shape in zip(arrays, shapes, strict=True):
+            if type(x) not in PLAIN or x.shape != shape or x.dtype is not dtype:
+                return None
+            address = x.data_ptr()
+            if not address or not x.is_cpu or (graph and x.requires_grad):
+                return None
+            if len(found) < read:
+                if address & 7 or not x.is_contiguous() or x.is_neg():
+                    return None
+                found.append(address)
+    except RuntimeError:
+        return None
+    return found
+
+
+def several_like(array: Tensor, count: int) -> tuple[list[Any], list[int]]:
+    """Return tensors to be written to, and their addresses; see `c.steps`."""
+    made = [torch.empty_like(array) for _ in range(count)]
+    return made, [x.data_ptr() for x in made]
 
 
 def readable(tensor: Tensor) -> Tensor:

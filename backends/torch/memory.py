@@ -22,6 +22,24 @@ from parnl.backends.torch.arrays import PLAIN
 _LARGE = 1 << 20
 
 
+def small_product(inputs: Tensor, matrix: Tensor) -> Tensor | None:
+    """Return inputs (..., n) @ matrix (n, hidden); None if it is large, or PyTorch refuses it.
+
+    It is told not to be large by so little since that takes longer than many a product.
+    """
+    # in this order: see `matmul`
+    if torch.compiler.is_compiling():
+        return None
+    size = matrix.shape
+    if len(size) != 2 or inputs.nbytes * size[1] >= _LARGE * size[0]:
+        return None
+    # of what is not contiguous PyTorch may make a product for each sequence, which rounds otherwise
+    try:
+        return inputs @ matrix if inputs.is_contiguous() else None
+    except RuntimeError:  # dtypes that differ, for one
+        return None
+
+
 def matmul(rows: Tensor, matrix: Tensor) -> Tensor:
     """Return rows (N, n) @ matrix (n, hidden)."""
     # in this order: a size looked at while compiling would make a graph for each side of it

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from parnl.backends.torch.arrays import PLAIN, readable
 from parnl.backends.torch.divided import is_divided
-from parnl.backends.torch.implicit import implicit_gradients
+from parnl.backends.torch.implicit import implicit_gradients, transformed
 from parnl.frameworks import get_backend
 from parnl.graph.program import Program
 from parnl.solver.newton import Plan, Stats
@@ -58,6 +59,16 @@ def recorded(arrays: Sequence[Tensor] = ()) -> bool:
         )
         for a in arrays
     )
+
+
+def unobserved() -> bool:
+    """Whether what is done to plain tensors is done by PyTorch alone: as it is asked, on values."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    if transformed() or _get_current_dispatch_mode() is not None:
+        return False
+    proxy = torch._C._TorchDispatchModeKey.PROXY
+    return torch._ops._get_dispatch_mode_pre_dispatch(proxy) is None
 
 
 def operator_solve(

@@ -181,12 +181,13 @@ def newton(
     batch, channels = x0[0].shape
     shape = (batch, chunks, channels)
     resets = program.resets(operands)
-    starts = [xp.broadcast_to(x[:, None, :], shape) for x in x0]
+    starts = [x[:, None, :] for x in x0]
     zero = xp.sum(xp.zeros_like(x0[0]))
     none = xp.astype(zero, xp.int32)
     if chunks == 1:
         states, _ = kernels.trajectory(program, plan, operands, starts)
         return states, Stats(none, zero, zero, zero == 0, none + batch * channels)
+    starts = [xp.broadcast_to(x, shape) for x in starts]
 
     info = xp.finfo(x0[0].dtype)
     limit = math.sqrt(float(info.max)) / 100
