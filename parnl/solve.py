@@ -171,7 +171,7 @@ def solve(
     xp = backend.xp
     *batch, steps, _ = inputs.shape
     several = tuple(batch) if pack is None else (pack.offsets.shape[0] - 1,)
-    x0 = initial if pack is None else [xp.zeros_like(x[:1]) for x in initial]
+    x0 = initial if pack is None else [xp.zeros_like(x[:1, ...]) for x in initial]
     line, total = None, steps
     if time_axis is not None:
         line = backend.line_of(time_axis, inputs, _alike(cell, given, initial_state, check))
@@ -216,7 +216,7 @@ def solve(
     ends = found.ends
     if pack is not None:
         pairs = zip(found.states, initial, strict=True)
-        ends = [last_states(xp, pack.offsets, 0, s[0], x, how.reverse) for s, x in pairs]
+        ends = [last_states(xp, pack.offsets, 0, s[0, ...], x, how.reverse) for s, x in pairs]
     ends = [xp.reshape(x, (*several, cell.hidden_size)) for x in ends]
     every = None
     if states:
@@ -392,7 +392,7 @@ def step(
     rows, channels = math.prod(given[0].shape[:-1]), cell.hidden_size
     start = [xp.astype(xp.reshape(x, (rows, 1, channels)), dtype) for x in given]
     # overflow and NaN are answers here, not warnings; torch.compile cannot follow NumPy's context
-    with np.errstate(all="ignore") if backend.name == "numpy" else nullcontext():
+    with nullcontext() if backend.name == "torch" else np.errstate(all="ignore"):
         advance = backend.step(cell.program)
         results = advance(*start, *(xp.astype(a, dtype) for a in operands))
     # a step may return a number, or an array that has yet to be broadcast
