@@ -90,7 +90,8 @@ def solve(
     Args:
         cell: from `parnl.get_cell`, or an instance of your own class.
         params: name -> array, as `cell.init` returns them.
-        inputs: (..., T, input), of any framework; all arrays must be of the same one.
+        inputs: (..., T, input), of NumPy, JAX, PyTorch or any other library of the array API
+            standard, as CuPy; all arrays must be of the same one.
         initial_state: one array (..., hidden) for each state of the cell, by name where it is a
             `final_state`, in the cell's order where it is a plain tuple; or the array itself if
             there is one state; zeros if None.
@@ -133,7 +134,8 @@ def solve(
             step over all T in the framework's own operations; not under jit, vmap or grad.
 
     Gradients (JAX, PyTorch) are exact, from the implicit function theorem: O(T D) memory, no
-    matter how many iterations. They come in the dtype of each argument.
+    matter how many iterations. They come in the dtype of each argument. NumPy and the other
+    libraries have none.
 
     Dtypes: outputs have the one that NumPy promotes inputs and parameters to; `initial_state` and
     `dt` may be of any floating type. Where it is float16 or bfloat16, the cell's parameters,

@@ -218,6 +218,19 @@ def test_functions_on_arrays():
     near(ops.clip(strict.asarray(x), -1.0, 2.0), np.clip(x, -1.0, 2.0))
 
 
+def test_what_else_takes_arrays(tmp_path):
+    pytest.importorskip("safetensors")
+    cell, params, _ = given("gru")
+    here, path = strictly([params, INPUTS]), tmp_path / "gru.safetensors"
+    parnl.save_params(path, cell, here[0])
+    for n, array in parnl.load_params(path, cell, backend=NAME).items():
+        near(array, params[n], 0.0)
+    found, expected = parnl.lyapunov(cell, *here), parnl.lyapunov(cell, params, INPUTS)
+    np.testing.assert_allclose(found.exponents, expected.exponents, rtol=1e-12)
+    both = [parnl.certify(cell, p, inputs=u) for p, u in (here, (params, INPUTS))]
+    np.testing.assert_array_equal(both[0].rho, both[1].rho)
+
+
 class Erf(Logistic):
     """A step that the standard has no function for."""
 
@@ -388,6 +401,18 @@ def test_a_library_that_has_nothing_but_the_standard(name, monkeypatch):
     np.testing.assert_allclose(out.outputs.values, expected.outputs, rtol=1e-12, atol=1e-12)
     assert made.called["concat"] > 5
     assert get_backend("made").xp is made
+
+
+def test_half_precision_is_solved_in_float32(monkeypatch):
+    monkeypatch.setattr(arrayapi, "_made", {})
+    made, cell = library("made"), parnl.get_cell("gru", 3, H)
+    params, inputs = cell.init(0, dtype="float16"), INPUTS.astype("float16")
+    here = {n: made.ndarray(a) for n, a in params.items()}
+    out = parnl.solve(cell, here, made.ndarray(inputs), chunks=5)
+    expected = parnl.solve(cell, params, inputs, method="sequential")
+    for one, other in [(out.outputs, expected.outputs), (out.final_state[0], expected[1][0])]:
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(one.values, other, rtol=1e-3, atol=1e-3)
 
 
 def test_libraries_of_one_name_are_told_apart(monkeypatch):
