@@ -1,4 +1,4 @@
-"""The two runs over chunks for frameworks that execute operation by operation: NumPy and PyTorch.
+"""The two runs over chunks for what executes operation by operation: NumPy, PyTorch, array API.
 
 All chunks advance together: one pass of the loop is one step of each of them, a few operations on
 arrays (B, C, D). The time steps l, l + L, l + 2 L, ... that are due in it are a strided view of
@@ -59,7 +59,7 @@ class ComposedKernels(ABC):
             results = step(*running.arrays, *(_due(a, plan, i, count) for a in operands))
             running.arrays = running.full(results)
             for array, x in zip(written, running.arrays, strict=True):
-                array[:, _times(plan, i, count)] = x
+                array[:, _times(plan, i, count), ...] = x
         return written, running.ends()
 
     def step(self, program: Program) -> Callable[..., tuple[Any, ...]]:
@@ -68,7 +68,7 @@ class ComposedKernels(ABC):
 
     def step_of(self, states: Any, step: int) -> Any:
         """Return states[:, step]."""
-        return states[:, step]
+        return states[:, step, ...]
 
     def unwritten(self, write: Callable[[], Any]) -> Any:
         """Return None: an eager loop may carry whatever it likes."""
@@ -126,13 +126,13 @@ class _Running:
             last, rest = slice(count, None), slice(count)
             if plan.reverse:
                 last, rest = slice(-count), slice(-count, None)
-            self.over = [x[:, last] for x in arrays]
-            self.arrays, self.count = [x[:, rest] for x in arrays], count
+            self.over = [x[:, last, ...] for x in arrays]
+            self.arrays, self.count = [x[:, rest, ...] for x in arrays], count
         return count
 
     def full(self, results: Sequence[Any]) -> list[Any]:
         """A step may return a number, or an array that has yet to be broadcast."""
-        like = self.like[:, : self.count]
+        like = self.like[:, : self.count, ...]
         return [
             self.xp.full_like(like, x)
             if isinstance(x, float)
@@ -166,4 +166,4 @@ def _times(plan: Plan, i: int, count: int) -> slice:
 
 
 def _due(operand: Any, plan: Plan, i: int, count: int) -> Any:
-    return operand if operand.shape[1] == 1 else operand[:, _times(plan, i, count)]
+    return operand if operand.shape[1] == 1 else operand[:, _times(plan, i, count), ...]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import operator
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import array_api_compat.numpy as xp
@@ -14,13 +13,13 @@ import numpy as np
 from parnl.backends.c.calls import compiled_device
 from parnl.backends.c.steps import CompiledSteps
 from parnl.backends.composed import COMPOSED, in_rows
+from parnl.backends.plain import Plain
 from parnl.dtypes import is_half
 from parnl.frameworks import loaded, plain
 from parnl.graph.operations import OPERATIONS
 from parnl.graph.program import Program
 from parnl.solver.cost import Device
 from parnl.solver.newton import Plan, Stats
-from parnl.stretch import one_by_one
 
 _FLOATS = frozenset(np.dtype(name) for name in ("float32", "float64", "float16"))
 
@@ -36,7 +35,7 @@ def _bfloat16() -> Any:
     return ml_dtypes.bfloat16
 
 
-class NumpyBackend(CompiledSteps):
+class NumpyBackend(Plain, CompiledSteps):
     """See `parnl.backends.Backend`."""
 
     name = "numpy"
@@ -148,40 +147,6 @@ class NumpyBackend(CompiledSteps):
         """Return an array to be written to."""
         return np.empty(shape, like.dtype)
 
-    def line_of(self, time_axis: Any, inputs: Any, alike: str) -> Any:
-        """Raise ValueError: NumPy knows one device."""
-        raise ValueError(
-            "time_axis: expected None, since NumPy knows one device; JAX and PyTorch know several"
-        )
-
-    def solve_along(
-        self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any], line: Any
-    ) -> Any:
-        """Raise NotImplementedError: `line_of` has refused."""
-        raise NotImplementedError("parnl: NumPy knows one device")
-
-    def streams(self, arrays: Sequence[Any]) -> bool:
-        """Whether a solve may be cut into stretches: always."""
-        return True
-
-    def followed(self, arrays: Sequence[Any]) -> bool:
-        """Return False: NumPy has no gradients."""
-        return False
-
-    def in_stretches(
-        self, task: Any, fixed: Any, carry: Any, along: Any, length: int
-    ) -> tuple[Any, Any]:
-        """Solve stretch after stretch."""
-        return one_by_one(self, task, fixed, carry, along, length)
-
-    def values(self) -> AbstractContextManager[Any]:
-        """Return a context that changes nothing: arrays have values."""
-        return nullcontext()
-
-    def products(self, dtype: Any, array: Any) -> AbstractContextManager[Any]:
-        """Return a context that changes nothing: float32 is no slower here."""
-        return nullcontext()
-
     def complex_numbers(self, re: Any, im: Any) -> Any:
         """Return re + i im."""
         found = np.empty(re.shape, np.result_type(re.dtype, np.complex64))
@@ -199,14 +164,6 @@ class NumpyBackend(CompiledSteps):
         if dtype.char not in "fd" or matrix.dtype != dtype:
             return None
         return in_rows(operator.matmul, inputs, matrix)
-
-    def input_sum(self, term: Callable[..., Any], inputs: Any, matrices: Sequence[Any]) -> Any:
-        """Sum `term` over the input channels, one at a time."""
-        total: Any = None
-        for j in range(inputs.shape[-1]):
-            new = term(inputs[..., j : j + 1], *(m[j] for m in matrices))
-            total = new if total is None else tuple(t + n for t, n in zip(total, new, strict=True))
-        return total
 
 
 def _plain(name: str, array: Any) -> np.ndarray:

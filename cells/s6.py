@@ -9,6 +9,7 @@ import numpy as np
 
 from parnl import ops
 from parnl.cell import Cell
+from parnl.frameworks import backend_of
 from parnl.params import Draw, Parameter, matrix, softplus_inverse, uniform, vector
 from parnl.registry import register
 
@@ -82,11 +83,12 @@ class S6(Cell):
         v = ops.matmul(u, p.W_v)
         d = ops.softplus(ops.matmul(ops.matmul(v, p.W_r), p.W_d) + p.b_d)
         # limited, lest in the gradient an overflow meet a decay that is 0 long before
-        rates = ops.exp(ops.minimum(p.A_log, 80.0)).reshape(self.groups)
+        xp = backend_of([("inputs", u)]).xp
+        rates = xp.reshape(ops.exp(ops.minimum(p.A_log, 80.0)), self.groups)
         whole = (*u.shape[:-1], self.hidden_size)
         return {
-            "decay": (d[..., None] * rates).reshape(whole),
-            "drive": ((d * v)[..., None] * ops.matmul(v, p.W_B)[..., None, :]).reshape(whole),
+            "decay": xp.reshape(d[..., None] * rates, whole),
+            "drive": xp.reshape((d * v)[..., None] * ops.matmul(v, p.W_B)[..., None, :], whole),
             "v": v,
             "C": ops.matmul(v, p.W_C),
         }
@@ -96,5 +98,7 @@ class S6(Cell):
 
     def output(self, p: Any, x: Any, f: Any) -> Any:
         """Return the outputs (..., T, hidden) of the states."""
-        x = x.reshape((*x.shape[:-1], *self.groups))
-        return ops.matmul((x * f.C[..., None, :]).sum(-1) + p.D * f.v, p.W_out)
+        xp = backend_of([("states", x)]).xp
+        x = xp.reshape(x, (*x.shape[:-1], *self.groups))
+        read = xp.sum(x * f.C[..., None, :], axis=-1)
+        return ops.matmul(read + p.D * f.v, p.W_out)

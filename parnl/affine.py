@@ -63,7 +63,7 @@ def affine_scan(a: Any, b: Any, x0: Any = None, reverse: bool = False) -> Any:
         return [xp.real(array), xp.imag(array)] if is_complex else [array]
 
     def operand(array: Any) -> Any:
-        return batched(xp, array[None] if array.ndim < 2 else array, tuple(batch))
+        return batched(xp, array[None, ...] if array.ndim < 2 else array, tuple(batch))
 
     def start(array: Any) -> Any:
         shape = math.prod(batch), channels

@@ -178,7 +178,8 @@ class Cell:
         backend, and in JAX inside and outside of `jit` and `vmap`, where both may be traced; the
         values of `jax.random.key(0)` are not those of 0. They are NumPy's: under a trace they come
         by `jax.pure_callback`.
-        backend: "numpy", "jax" or "torch"; None is NumPy, or JAX if the seed is an array of it.
+        backend: "numpy", "jax", "torch", or the name of another module of the array API standard
+        ("cupy", "array_api_strict"); None is NumPy, or JAX if the seed is an array of it.
         dtype: "float32" and so on, "float16" or "bfloat16"; the latter needs ml_dtypes in NumPy.
         """
         name = dtype if is_half(dtype) else np.dtype(dtype).name

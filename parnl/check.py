@@ -145,7 +145,7 @@ def check_residuals(
     operands, x0, states = [xp.astype(a, dtype, copy=False) for a in free[0]], *free[1:]
     before = [_previous(xp, x, s, reverse) for x, s in zip(x0, states, strict=True)]
     size = [
-        xp.maximum(xp.max(xp.abs(s), axis=1, keepdims=True), xp.abs(x)[:, None])
+        xp.maximum(xp.max(xp.abs(s), axis=1, keepdims=True), xp.abs(x)[:, None, ...])
         for s, x in zip(states, x0, strict=True)
     ]
     step = program.function("step", backend)
@@ -166,7 +166,9 @@ def check_residuals(
                 limits[i] = limits[i] + allowed * size[j] * abs(slopes[i * k + j])
         if not any(bool(xp.any(e > m)) for e, m in zip(errors, limits, strict=True)):
             return
-    excess = [backend.to_numpy(e / (m + (m == 0))) for e, m in zip(errors, limits, strict=True)]
+    excess = [
+        backend.to_numpy(e / xp.where(m == 0, 1.0, m)) for e, m in zip(errors, limits, strict=True)
+    ]
     i = int(np.argmax([x.max() for x in excess]))
     row, t, channel = np.unravel_index(int(excess[i].argmax()), excess[i].shape)
     sequence = np.unravel_index(row, tuple(batch)) if batch else ()
@@ -188,8 +190,8 @@ def check_residuals(
 
 def _previous(xp: Any, first: Any, states: Any, reverse: bool) -> Any:
     if reverse:
-        return xp.concat([states[:, 1:], first[:, None]], axis=1)
-    return xp.concat([first[:, None], states[:, :-1]], axis=1)
+        return xp.concat([states[:, 1:, ...], first[:, None, ...]], axis=1)
+    return xp.concat([first[:, None, ...], states[:, :-1, ...]], axis=1)
 
 
 def _place(sequence: Iterable[Any], step: Any, channel: Any) -> str:

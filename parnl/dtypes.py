@@ -17,7 +17,7 @@ HALF = ("float16", "bfloat16")
 
 def dtype_name(dtype: Any) -> str:
     """Return the name of a dtype of any framework, "float32" for instance."""
-    return str(dtype).removeprefix("torch.")
+    return str(dtype).rpartition(".")[2]
 
 
 def is_half(dtype: Any) -> bool:

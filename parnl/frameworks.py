@@ -1,9 +1,10 @@
 """Which framework an array belongs to, and the backend that serves it.
 
-The framework is recognised by the type of the arrays and imported only then. A backend is a module
-level object `backend` with the interface of `Backend`; it supplies elementwise operations, the two
-runs over chunks that `parnl.solver.newton` is made of, and the implicit gradient. Backends use the
-core; here is the one place where the core names them.
+The framework is recognised by the type of the arrays and imported only then. Three have names; any
+other library of the array API standard has the backend that is made for its namespace. A backend is
+an object with the interface of `Backend`; it supplies elementwise operations, the two runs over
+chunks that `parnl.solver.newton` is made of, and the implicit gradient. Backends use the core; here
+is the one place where the core names them.
 """
 
 from __future__ import annotations
@@ -153,9 +154,14 @@ class Backend(Kernels, Protocol):
 
 
 def get_backend(name: str) -> Backend:
-    """Return the backend called `name`, importing its framework."""
+    """Return the backend called `name`, importing its framework.
+
+    name: one of NAMES, or the name of a module of the array API standard, "cupy" for instance.
+    """
     if name not in NAMES:
-        raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}")
+        from parnl.backends import arrayapi
+
+        return arrayapi.named(name)
     if name in loaded:
         return loaded[name]
     try:
@@ -185,7 +191,13 @@ def name_of(array: Any) -> str | None:
     for name, recognise in _RECOGNISE.items():
         if recognise(array):
             return name
-    return None
+    # the type is asked, for a proxy has every attribute; array-api-compat knows CuPy's by itself
+    standard = hasattr(type(array), "__array_namespace__")
+    if not standard and not array_api_compat.is_cupy_array(array):
+        return None
+    from parnl.backends import arrayapi
+
+    return arrayapi.backend_for(array_api_compat.array_namespace(array)).name
 
 
 def backend_of(arrays: Iterable[tuple[str, Any]]) -> Backend:
@@ -205,13 +217,14 @@ def backend_of(arrays: Iterable[tuple[str, Any]]) -> Backend:
             if kind.startswith("torch.fx."):
                 hint = "; torch.fx.symbolic_trace cannot record a solve, torch.export.export can"
             raise TypeError(
-                f"{argument}: expected an array of {', '.join(NAMES)}, got {kind}{hint}"
+                f"{argument}: expected an array of {', '.join(NAMES)}, or of another library of "
+                f"the array API standard, got {kind}{hint}"
             )
         if first is None:
             first = (argument, name)
         elif name != first[1]:
             raise TypeError(
-                f"{argument}: got a {name} array, but {first[0]} is a {first[1]} array; "
+                f"{argument}: got {_a(name)} array, but {first[0]} is {_a(first[1])} array; "
                 "all arrays of one call must come from one framework: "
                 + _conversion((argument, name), first)
             )
@@ -265,7 +278,11 @@ def telling(time_axis: Any, check: Callable[[], Found]) -> Found:
         raise
 
 
-# From one framework to another, as code.
+def _a(name: str) -> str:
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+
+
+# From one framework to another, as code; `_convert` knows of other libraries.
 _CONVERT = {
     ("numpy", "jax"): "jnp.asarray({})",
     ("numpy", "torch"): "torch.from_numpy({})",
@@ -274,10 +291,19 @@ _CONVERT = {
 }
 
 
+def _convert(source: str, target: str) -> str:
+    if (source, target) in _CONVERT:
+        return _CONVERT[source, target]
+    if source == "numpy":
+        return f"{target}.asarray({{}})"
+    into = {"jax": "jnp"}.get(target, target)
+    return f"{into}.from_dlpack({{}}{'.detach()' if source == 'torch' else ''})"
+
+
 def _conversion(one: tuple[str, str], first: tuple[str, str]) -> str:
     """Return how to convert one of two (argument, framework): NumPy's, or else not the first."""
     (argument, source), (_, target) = (first, one) if first[1] == "numpy" else (one, first)
-    convert = _CONVERT[source, target]
+    convert = _convert(source, target)
     if argument.startswith("parameter "):
         each = convert.format("a")
         return (

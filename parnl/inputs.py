@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import array_api_compat
 import numpy as np
 
 from parnl.cell import Cell
@@ -87,13 +88,18 @@ def remembered(cell: Any, input_t: Any) -> Any:
 
 def check_devices(backend: Any, named: Mapping[str, Any]) -> None:
     """Raise ValueError, naming the argument, unless all arrays are on the device of the first."""
-    if backend.name != "torch":  # NumPy has one device, and JAX checks for itself
+    if not _places(backend):
         return
     (first, array), *rest = named.items()
     device = array.device
     for name, other in rest:
         if other.device != device:
             raise ValueError(f"{name}: is on {other.device}, but {first} is on {device}")
+
+
+def _places(backend: Any) -> bool:
+    """Whether users place arrays on devices: NumPy has one, and JAX checks for itself."""
+    return backend.name not in ("numpy", "jax")
 
 
 def _told(backend: Any, name: str, given: Any, kind: str, inputs: Any) -> Any:
@@ -106,7 +112,11 @@ def _told(backend: Any, name: str, given: Any, kind: str, inputs: Any) -> Any:
     if not xp.isdtype(given.dtype, kind):
         expected = {"integral": "integers", "bool": "booleans"}[kind]
         raise TypeError(f"{name}: expected {expected}, got dtype {given.dtype}")
-    return given.to(inputs.device) if backend.name == "torch" else given
+    if not _places(backend) or given.device == inputs.device:
+        return given
+    if backend.name == "torch":
+        return given.to(inputs.device)
+    return array_api_compat.to_device(given, inputs.device)
 
 
 def lengths_of(backend: Any, lengths: Any, inputs: Any) -> Any:
@@ -133,7 +143,7 @@ def mask_of(backend: Any, lengths: Any, inputs: Any, line: Line | None = None) -
 
 def times(backend: Any, inputs: Any) -> Any:
     """Return 0 to T - 1, where `inputs` is."""
-    where = {"device": inputs.device} if backend.name == "torch" else {}
+    where = {"device": inputs.device} if _places(backend) else {}
     return backend.xp.arange(inputs.shape[-2], **where)
 
 
@@ -170,7 +180,7 @@ def last_states(xp: Any, offsets: Any, first: Any, states: Any, before: Any, rev
     last = (offsets[:-1] if reverse else offsets[1:] - 1) - first
     here = (offsets[1:] > offsets[:-1]) & (last >= 0) & (last < steps)
     row = xp.where(here, last, 0)
-    return xp.where(here[:, None], xp.take(states, row, axis=0), before)
+    return xp.where(here[:, None, ...], xp.take(states, row, axis=0), before)
 
 
 def packed(backend: Any, cu_seqlens: Any, inputs: Any) -> Packed:
@@ -305,7 +315,7 @@ def given_time_step(
             f"dt: expected a number or an array that broadcasts to (..., T) = {expected}, "
             f"got shape {tuple(dt.shape)}"
         )
-    return dt if dt.ndim else dt[None]
+    return dt if dt.ndim else dt[None, ...]
 
 
 def time_array(xp: Any, dt: Any, inputs: Any, dtype: Any) -> Any:

@@ -92,7 +92,8 @@ def solve(
     Args:
         cell: from `parnl.get_cell`, or an instance of your own class.
         params: name -> array, as `cell.init` returns them.
-        inputs: (..., T, input), of any framework; all arrays must be of the same one.
+        inputs: (..., T, input), of NumPy, JAX, PyTorch or any other library of the array API
+            standard, as CuPy; all arrays must be of the same one.
         initial_state: one array (..., hidden) for each state of the cell, by name where it is a
             `final_state`, in the cell's order where it is a plain tuple; or the array itself if
             there is one state; zeros if None.
@@ -135,7 +136,8 @@ def solve(
             step over all T in the framework's own operations; not under jit, vmap or grad.
 
     Gradients (JAX, PyTorch) are exact, from the implicit function theorem: O(T D) memory, no
-    matter how many iterations. They come in the dtype of each argument.
+    matter how many iterations. They come in the dtype of each argument. NumPy and the other
+    libraries have none.
 
     Dtypes: outputs have the one that NumPy promotes inputs and parameters to; `initial_state` and
     `dt` may be of any floating type. Where it is float16 or bfloat16, the cell's parameters,
@@ -173,7 +175,7 @@ def solve(
     xp = backend.xp
     *batch, steps, _ = inputs.shape
     several = tuple(batch) if pack is None else (pack.offsets.shape[0] - 1,)
-    x0 = initial if pack is None else [xp.zeros_like(x[:1]) for x in initial]
+    x0 = initial if pack is None else [xp.zeros_like(x[:1, ...]) for x in initial]
     line, total = None, steps
     if time_axis is not None:
         line = backend.line_of(time_axis, inputs, _alike(cell, given, initial_state, check))
@@ -218,7 +220,7 @@ def solve(
     ends = found.ends
     if pack is not None:
         pairs = zip(found.states, initial, strict=True)
-        ends = [last_states(xp, pack.offsets, 0, s[0], x, how.reverse) for s, x in pairs]
+        ends = [last_states(xp, pack.offsets, 0, s[0, ...], x, how.reverse) for s, x in pairs]
     ends = [xp.reshape(x, (*several, cell.hidden_size)) for x in ends]
     every = None
     if states:
@@ -426,7 +428,7 @@ def _step(
     new = backend.step_by_kernel(cell.program, operands, start)
     if new is None:
         # overflow and NaN are answers here, not warnings; Dynamo cannot follow NumPy's context
-        with np.errstate(all="ignore") if backend.name == "numpy" else nullcontext():
+        with nullcontext() if backend.name == "torch" else np.errstate(all="ignore"):
             results = backend.step(cell.program)(*start, *operands)
         # a step may return a number, or an array that has yet to be broadcast
         new = [xp.zeros_like(x) + n for n, x in zip(results, start, strict=True)]

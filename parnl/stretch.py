@@ -97,11 +97,11 @@ def solve_stretch(
         operands.append(begins)
         initial = [xp.astype(a, dtype, copy=False) for a in fixed["initial"]]
         if task.at_zero:
-            operands += [xp.zeros_like(a[:1, None]) for a in initial]
+            operands += [xp.zeros_like(a[:1, None, ...]) for a in initial]
         elif index is None:
-            operands += [a[:, None] for a in initial]
+            operands += [a[:, None, ...] for a in initial]
         else:
-            operands += [xp.take(a, index[:, 0], axis=0)[None] for a in initial]
+            operands += [xp.take(a, index[:, 0], axis=0)[None, ...] for a in initial]
     if mask is not None:
         program = program.masked
         operands.append(batched(xp, mask, tuple(batch)))
@@ -144,7 +144,7 @@ def advance(
     if ends is not None:
         first, offsets = along["time"][0, 0], fixed["offsets"]
         ends = [
-            last_states(xp, offsets, first, s[0], e, reverse)
+            last_states(xp, offsets, first, s[0, ...], e, reverse)
             for s, e in zip(found.states, ends, strict=True)
         ]
     # copies, so that they do not keep the states of all steps in memory

@@ -48,7 +48,9 @@ def room(module: str) -> str:
     """Return the room that a module stands in."""
     _, first, *rest = (*module.split("."), "")
     if first == "backends":
-        return "kernels" if rest[0] in ("c", "triton", "composed", "arrays") else "backends"
+        return (
+            "kernels" if rest[0] in ("c", "triton", "composed", "plain", "arrays") else "backends"
+        )
     if module == "parnl":
         return "package"
     if module in _DOORS or first == "interop":

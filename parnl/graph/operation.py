@@ -1,7 +1,8 @@
 """What an elementwise operation is; `operations.py` has the table of all.
 
 An entry says what a function is: its value in NumPy, which also folds constants; its derivative;
-bounds of its values over intervals; its cost; and how each target computes it. A target's form is
+bounds of its values over intervals; its cost; and how each target computes it. `array_api` is any
+library that follows that standard, `xp` its namespace. A target's form is
 
     a name         "torch.tanh", of a function of that target; in C it takes the type's suffix, and
                    may be computed for a whole vector
@@ -23,7 +24,7 @@ from parnl.graph.intervals import Interval
 # (t, f, arguments) -> t times the derivative by one argument; f is the operation's own value
 Rule = Callable[..., Any]
 
-TARGETS = ("torch", "jax", "c", "triton")
+TARGETS = ("torch", "jax", "array_api", "c", "triton")
 DEFINED = "by definition"  # a form: the target has none of its own, or none that serves
 
 
@@ -53,6 +54,7 @@ class Operation:
     python: str = ""
     torch: str = ""
     jax: str = ""
+    array_api: str = ""
     c: str = ""
     c_float32: str = ""
     triton: str = ""

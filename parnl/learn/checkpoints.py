@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from parnl.cell import Cell
+from parnl.dtypes import dtype_name
 from parnl.frameworks import backend_of, get_backend
 
 # Of the header, in bytes: names and shapes, and the history of a run. Its entries take far more
@@ -78,7 +79,7 @@ def load_params(
 
 
 def _dtype(array: Any) -> str:
-    return str(getattr(array, "dtype", type(array).__name__)).removeprefix("torch.")
+    return dtype_name(getattr(array, "dtype", type(array).__name__))
 
 
 def _check_params(where: str, cell: Cell, found: Mapping[str, tuple[str, tuple]]) -> None:

@@ -28,7 +28,7 @@ def by_chunks(xp: Any, plan: Any, operand: Any, count: int) -> Any:
     """
     rows, _, width = operand.shape
     due = count * plan.length
-    due = operand[:, plan.steps - due :] if plan.reverse else operand[:, :due]
+    due = operand[:, plan.steps - due :, ...] if plan.reverse else operand[:, :due, ...]
     chunked = xp.reshape(due, (rows, count, plan.length, width))
     return xp.flip(chunked, axis=1) if plan.reverse else chunked
 
@@ -37,10 +37,11 @@ def last_steps(xp: Any, plan: Any, operand: Any, count: int, steps: int) -> Any:
     """Return the last `steps` of each of the first `count` chunks of (B, T, D), likewise."""
     last = slice(steps) if plan.reverse else slice(-steps, None)
     full = min(count, plan.steps // plan.length)
-    found = by_chunks(xp, plan, operand, full)[:, :, last]
+    found = by_chunks(xp, plan, operand, full)[:, :, last, ...]
     if full == count:
         return found
-    return xp.concat([found, operand[:, None, last]], axis=1)  # the short one ends where all do
+    short = operand[:, None, last, ...]  # it ends where all do
+    return xp.concat([found, short], axis=1)
 
 
 class Lane:
@@ -78,7 +79,7 @@ class Lane:
 
     def sizes(self, starts: Any) -> Any:
         """Return the largest of all starts (B, C, D), >= 0, of the sequence so far."""
-        return self.running_max(starts)[:, 1:]
+        return self.running_max(starts)[:, 1:, ...]
 
     def all_so_far(self, ok: Any) -> Any:
         """Return where `ok` holds at this and every earlier start of the sequence."""
@@ -109,12 +110,12 @@ class Beginnings(Lane):
         resets = xp.astype(resets, xp.bool)
         missing = count * here.length - here.steps
         if missing > 0:
-            nothing = xp.broadcast_to(resets[:, :1] & False, (resets.shape[0], missing, 1))
+            nothing = xp.broadcast_to(resets[:, :1, ...] & False, (resets.shape[0], missing, 1))
             resets = xp.concat([nothing, resets] if plan.reverse else [resets, nothing], axis=1)
             here = here._replace(steps=resets.shape[1], chunks=count)
         new = xp.any(by_chunks(xp, here, resets, count), axis=2)
         (new,) = line.whole(plan, [xp.astype(new, dtype)])
-        self.new = new[:, : plan.chunks - 1] > 0
+        self.new = new[:, : plan.chunks - 1, ...] > 0
         self.old = xp.astype(~self.new, dtype)
 
     def kept(self, parts: list[Any]) -> list[Any]:
@@ -140,7 +141,8 @@ class Beginnings(Lane):
     def whole_max(self, x: Any) -> Any:
         """See `Lane`."""
         xp = self.xp
-        following = xp.concat([self.old[:, 1:], xp.zeros_like(self.old[:, :1])], axis=1) > 0
+        end = xp.zeros_like(self.old[:, :1, ...])
+        following = xp.concat([self.old[:, 1:, ...], end], axis=1) > 0
         back = [xp.flip(a, axis=1) for a in (self.running_max(x), following)]
         return xp.flip(self._running_max(*back), axis=1)
 
@@ -151,16 +153,16 @@ class Beginnings(Lane):
     def sizes(self, starts: Any) -> Any:
         """See `Lane`."""
         xp = self.xp
-        first = xp.where(self.running_sum(self.new) > 0, 0.0, starts[:, :1])
-        return xp.maximum(self.running_max(starts[:, 1:]), first)
+        first = xp.where(self.running_sum(self.new) > 0, 0.0, starts[:, :1, ...])
+        return xp.maximum(self.running_max(starts[:, 1:, ...]), first)
 
     def _running_max(self, x: Any, goes_on: Any) -> Any:
         """Return the running maximum that begins anew where `goes_on` is false."""
         xp, reach = self.xp, 1
         while reach < x.shape[1]:
-            nothing = xp.zeros_like(x[:, :reach])
-            before = xp.concat([nothing, x[:, :-reach]], axis=1)
+            nothing = xp.zeros_like(x[:, :reach, ...])
+            before = xp.concat([nothing, x[:, :-reach, ...]], axis=1)
             x = xp.where(goes_on, xp.maximum(x, before), x)
-            further = xp.concat([goes_on[:, :reach] & False, goes_on[:, :-reach]], axis=1)
+            further = xp.concat([goes_on[:, :reach, ...] & False, goes_on[:, :-reach, ...]], axis=1)
             goes_on, reach = goes_on & further, 2 * reach
         return x

@@ -131,6 +131,7 @@ class Kernels(Functions, Protocol):
     """What the algorithm asks of a backend.
 
     States are lists of k arrays; chunk starts are (B, C, D), chunks in the order they are run.
+    An index names all axes of an array, or ends in `...`: the array API knows no shorter form.
     `line` tells which chunks are this device's: what has an axis of time is of those only.
     """
 
@@ -201,12 +202,12 @@ def newton(
 
     def run(starts: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         states, ends = kernels.trajectory(program, plan, operands, starts)
-        return states, [x[:, :-1] for x in ends]
+        return states, [x[:, :-1, ...] for x in ends]
 
     def body(carry: tuple) -> tuple:
         iteration, starts, _, ends, settled, lost, *_ = carry
-        before = [s[:, 1:] for s in starts]
-        run_ends, raw = kernels.advance(program, plan, operands, [s[:, :-1] for s in starts])
+        before = [s[:, 1:, ...] for s in starts]
+        run_ends, raw = kernels.advance(program, plan, operands, [s[:, :-1, ...] for s in starts])
         raw = lane.kept(raw)
         # the trajectory's own ends once there are some: exactness is then in terms of its bits
         ends = [xp.where(iteration == 0, r, e) for r, e in zip(run_ends, ends, strict=True)]
@@ -214,11 +215,13 @@ def newton(
 
         gaps = [xp.where(settled, 0.0, _gap(xp, e, s)) for e, s in zip(ends, before, strict=True)]
         change = lane.changes(products, gaps, limit)
-        earlier = [xp.concat([xp.zeros_like(d[:, :1]), d[:, :-1]], axis=1) for d in change]
+        earlier = [
+            xp.concat([xp.zeros_like(d[:, :1, ...]), d[:, :-1, ...]], axis=1) for d in change
+        ]
         earlier = lane.kept(earlier)
         moved = [e + d for e, d in zip(ends, blocks.matvec(products, earlier), strict=True)]
         after = [xp.where(settled, s, m) for s, m in zip(before, moved, strict=True)]
-        starts = [xp.concat([s[:, :1], a], axis=1) for s, a in zip(starts, after, strict=True)]
+        starts = [xp.concat([s[:, :1, ...], a], axis=1) for s, a in zip(starts, after, strict=True)]
 
         sizes = [lane.sizes(xp.where(xp.isfinite(s), xp.abs(s), 0.0)) for s in starts]
         grown = _growth(lane, raw, None if program.linear else sizes, limit)
@@ -245,7 +248,7 @@ def newton(
     def unfinished(carry: tuple) -> Any:
         return (carry[0] < most) & ~xp.all(carry[4] | carry[5])
 
-    flat = xp.zeros_like(starts[0][:, 1:])
+    flat = xp.zeros_like(starts[0][:, 1:, ...])
     if guessed:
         starts, forgotten = _guess(kernels, program, plan, operands, x0)
 
@@ -254,16 +257,16 @@ def newton(
 
     def verify() -> tuple:
         states, ends = run(starts)
-        gaps = [_gap(xp, e, s[:, 1:]) for e, s in zip(ends, starts, strict=True)]
+        gaps = [_gap(xp, e, s[:, 1:, ...]) for e, s in zip(ends, starts, strict=True)]
         met = forgotten & (largest(xp, gaps) == 0)
         return states, lane.all_so_far(met)
 
     if guessed:
         # any lane that seems to have forgotten its start calls for it, so none depends on another
-        states, settled = kernels.cond(xp.any(forgotten[:, 0]), verify, nothing)
+        states, settled = kernels.cond(xp.any(forgotten[:, 0, ...]), verify, nothing)
     else:
         states, settled = nothing()
-    first = [s[:, 1:] for s in starts]
+    first = [s[:, 1:, ...] for s in starts]
     lost = ~lane.all(flat == 0)
     carry = (none, starts, states, first, settled, lost, ~lost, (zero, flat))
     iterations, _, states, _, settled, lost, tame, (update, gap) = kernels.while_loop(
@@ -313,23 +316,24 @@ def _guess(
         if rows == steps == 1:
             return operand
         if steps == 1:
-            chunked = operand[:, None]
+            chunked = operand[:, None, ...]
         else:
             chunked = last_steps(xp, here, operand, count, GUESSED_FROM)
-        wide = xp.broadcast_to(chunked[None], (*several, *chunked.shape[2:]))
+        wide = xp.broadcast_to(chunked[None, ...], (*several, *chunked.shape[2:]))
         return xp.reshape(wide, (2 * batch * count, *chunked.shape[2:]))
 
     begin = [xp.stack([x, x + 1.0]) for x in x0]
-    begin = [xp.broadcast_to(x[:, :, None], (*several, channels)) for x in begin]
+    begin = [xp.broadcast_to(x[:, :, None, ...], (*several, channels)) for x in begin]
     begin = [xp.reshape(x, (2 * batch * count, 1, channels)) for x in begin]
     short = plan._replace(steps=GUESSED_FROM, chunks=1)
     states, _ = line.kernels(kernels).trajectory(program, short, [due(a) for a in operands], begin)
-    ends = [xp.reshape(x[:, 0 if plan.reverse else -1], (*several, channels)) for x in states]
-    forgotten = largest(xp, [_gap(xp, e[0], e[1]) for e in ends]) == 0
-    guesses = [xp.where(xp.isfinite(e[0]), e[0], x[:, None]) for e, x in zip(ends, x0, strict=True)]
+    ends = [xp.reshape(x[:, 0 if plan.reverse else -1, ...], (*several, channels)) for x in states]
+    forgotten = largest(xp, [_gap(xp, e[0, ...], e[1, ...]) for e in ends]) == 0
+    once = [e[0, ...] for e in ends]
+    guesses = [xp.where(xp.isfinite(e), e, x[:, None, ...]) for e, x in zip(once, x0, strict=True)]
     *guesses, forgotten = line.whole(plan, [*guesses, xp.astype(forgotten, x0[0].dtype)])
-    starts = [xp.concat([x[:, None], g], axis=1) for x, g in zip(x0, guesses, strict=True)]
-    return [s[:, : plan.chunks] for s in starts], forgotten[:, : plan.chunks - 1] > 0
+    starts = [xp.concat([x[:, None, ...], g], axis=1) for x, g in zip(x0, guesses, strict=True)]
+    return [s[:, : plan.chunks, ...] for s in starts], forgotten[:, : plan.chunks - 1, ...] > 0
 
 
 def _spliced(
@@ -340,16 +344,16 @@ def _spliced(
     kept: (B, C - 1, D), whether the chunk's start is; done: (B, 1, D), whether all are.
     """
     xp, here = kernels.xp, kernels.line.part(plan)
-    kept = kernels.line.own(plan, xp.concat([done | kept[:, :1], kept], axis=1))
+    kept = kernels.line.own(plan, xp.concat([done | kept[:, :1, ...], kept], axis=1))
     batch, count, channels = kept.shape
     shape = (batch, count, here.length, channels)
     whole = (batch, count * here.length, channels)
-    kept = xp.reshape(xp.broadcast_to(kept[:, :, None, :], shape), whole)[:, : here.steps]
+    kept = xp.reshape(xp.broadcast_to(kept[:, :, None, :], shape), whole)[:, : here.steps, ...]
     kept = xp.flip(kept, axis=1) if plan.reverse else kept
     results = []
     for a, b in zip(chunked, loop, strict=True):
         if b.shape[1] == 1:  # a gradient: of x0, or a sum over all time in place of one a chunk
-            rest = xp.zeros_like(a[:, 1:])
+            rest = xp.zeros_like(a[:, 1:, ...])
             results.append(xp.where(done, a, xp.concat([b, rest], axis=1)))
         else:
             results.append(xp.where(kept, a, b))
