@@ -20,6 +20,7 @@ add = Operation(
     enclosure=intervals.add,
     derivative=(lambda t, f, x, y: t, lambda t, f, x, y: t),
     syntax="{x} + {y}",
+    onnx="Add",
     example="x + y",
 )
 sub = Operation(
@@ -29,6 +30,7 @@ sub = Operation(
     enclosure=intervals.sub,
     derivative=(lambda t, f, x, y: t, lambda t, f, x, y: -t),
     syntax="{x} - {y}",
+    onnx="Sub",
     example="x - y",
 )
 mul = Operation(
@@ -38,6 +40,7 @@ mul = Operation(
     enclosure=intervals.mul,
     derivative=(lambda t, f, x, y: t * y, lambda t, f, x, y: t * x),
     syntax="{x} * {y}",
+    onnx="Mul",
     example="x * y",
 )
 div = Operation(
@@ -48,6 +51,7 @@ div = Operation(
     enclosure=intervals.div,
     derivative=(lambda t, f, x, y: t / y, lambda t, f, x, y: -(t * (f / y))),
     syntax="{x} / {y}",
+    onnx="Div",
     example="x / (1.0 + y * y)",
 )
 neg = Operation(
@@ -56,6 +60,7 @@ neg = Operation(
     enclosure=intervals.neg,
     derivative=(lambda t, f, x: -t,),
     syntax="-{x}",
+    onnx="Neg",
     example="-x",
 )
 # The exponent is a number. Targets write small whole ones as products, see `whole_power`.
@@ -71,6 +76,7 @@ _pow = Operation(
     jax="{x} ** {y}",
     c="pow{f}({x}, {y})",
     triton="power({x}, {y})",
+    onnx="Pow",
     example="(1.0 + x * x) ** 0.3",
 )
 
@@ -87,7 +93,13 @@ def whole_power(x: str, exponent: float, one: str) -> str:
 
 
 def _comparison(
-    name: str, symbol: str, numpy: Callable, enclosure: Callable, example: str = ""
+    name: str,
+    symbol: str,
+    onnx: str,
+    numpy: Callable,
+    enclosure: Callable,
+    example: str = "",
+    definition: Callable | None = None,
 ) -> Operation:
     """Its enclosure takes a third argument: whether both sides are the same number."""
     return Operation(
@@ -95,27 +107,37 @@ def _comparison(
         arity=2,
         numpy=numpy,
         enclosure=enclosure,
+        definition=definition,
         syntax=f"{{x}} {symbol} {{y}}",
+        onnx=onnx,
         is_condition=True,
         example=example or f"ops.where(x {symbol} y, x, 0.3 * y)",
         smooth=False,
     )
 
 
-lt = _comparison("lt", "<", np.less, intervals.less)
-le = _comparison("le", "<=", np.less_equal, intervals.less_equal)
-gt = _comparison("gt", ">", np.greater, lambda x, y, same: intervals.less(y, x, same))
-ge = _comparison("ge", ">=", np.greater_equal, lambda x, y, same: intervals.less_equal(y, x, same))
+lt = _comparison("lt", "<", "Less", np.less, intervals.less)
+le = _comparison("le", "<=", "LessOrEqual", np.less_equal, intervals.less_equal)
+gt = _comparison("gt", ">", "Greater", np.greater, lambda x, y, same: intervals.less(y, x, same))
+ge = _comparison(
+    "ge",
+    ">=",
+    "GreaterOrEqual",
+    np.greater_equal,
+    lambda x, y, same: intervals.less_equal(y, x, same),
+)
 # These examples ask for NaN: whether two numbers are equal may depend on how they were rounded.
 eq = _comparison(
-    "eq", "==", np.equal, intervals.equal, "ops.where((x == x) & (y > 0.1), 0.7 * x, y)"
+    "eq", "==", "Equal", np.equal, intervals.equal, "ops.where((x == x) & (y > 0.1), 0.7 * x, y)"
 )
 ne = _comparison(
     "ne",
     "!=",
+    "",
     np.not_equal,
     lambda x, y, same: intervals.logical_not(intervals.equal(x, y, same)),
     "ops.where((x != x) | (y > 0.1), y, 0.3 * x)",
+    definition=lambda x, y: ~(x == y),
 )
 _and = Operation(
     name="logical_and",
@@ -126,6 +148,7 @@ _and = Operation(
     jax="jnp.logical_and",
     c="{x} & {y}",
     triton="{x} & {y}",
+    onnx="And",
     conditions=(0, 1),
     is_condition=True,
     example="ops.where((x > 0.1) & ~(y >= 0.2), x, 0.5)",
@@ -140,6 +163,7 @@ _or = Operation(
     jax="jnp.logical_or",
     c="{x} | {y}",
     triton="{x} | {y}",
+    onnx="Or",
     conditions=(0, 1),
     is_condition=True,
     example="ops.where((x <= -0.2) | (y != y), 1.0, y)",
@@ -153,6 +177,7 @@ _not = Operation(
     jax="jnp.logical_not",
     c="!{x}",
     triton="~{x}",
+    onnx="Not",
     conditions=(0,),
     is_condition=True,
     example="ops.where(~(x < 0.3), x, 0.5)",
@@ -172,6 +197,7 @@ where: Operation = Operation(
     jax="jnp.where",
     c="{x} ? {y} : {z}",
     triton="tl.where",
+    onnx="Where",
     conditions=(0,),
     jumps=lambda condition, x, y: condition.low != condition.high,
     example="ops.where(x > 0.1, y, 0.5 * x)",
@@ -196,6 +222,7 @@ minimum = Operation(
     definition=lambda x, y: where((x < y) | (x != x), x, y),
     torch="minimum",
     jax="jnp.minimum",
+    onnx="Min",
     example="ops.minimum(x, y)",
     smooth=False,
 )
@@ -208,6 +235,7 @@ maximum = Operation(
     definition=lambda x, y: where((x > y) | (x != x), x, y),
     torch="maximum",
     jax="jnp.maximum",
+    onnx="Max",
     example="ops.maximum(x, y)",
     smooth=False,
 )
@@ -220,6 +248,7 @@ _abs = Operation(
     jax="jnp.abs",
     c="fabs{f}({x})",
     triton="tl.abs",
+    onnx="Abs",
     smooth=False,
 )
 sign: Operation = Operation(
@@ -230,6 +259,7 @@ sign: Operation = Operation(
     # torch.sign(NaN) is 0
     torch="torch.where(torch.isnan({x}), {x}.detach(), torch.sign({x}))",
     jax="jnp.sign",
+    onnx="Sign",
     jumps=lambda x: ~((x.low > 0) | (x.high < 0) | ((x.low == 0) & (x.high == 0))),
     smooth=False,
 )
@@ -247,5 +277,6 @@ relu = Operation(
     definition=lambda x: where(x < 0.0, 0.0, x),
     torch="torch.relu",
     jax="jax.nn.relu",
+    onnx="Relu",
     smooth=False,
 )

@@ -22,6 +22,7 @@ sqrt = Operation(
     jax="jnp.sqrt",
     c="sqrt{f}({x})",
     triton="tl.sqrt",
+    onnx="Sqrt",
     example="ops.sqrt(0.5 + abs(x))",
     smooth=False,
 )
@@ -36,6 +37,7 @@ exp = Operation(
     c="exp",
     c_float32="vexpf",
     triton="exp",
+    onnx="Exp",
     example="ops.exp(-x * x)",
 )
 
@@ -71,6 +73,7 @@ log = Operation(
     jax="jnp.log",
     c="log",
     triton="tl.log",
+    onnx="Log",
     example="ops.log(1.5 + x * x)",
 )
 
@@ -105,6 +108,7 @@ sin = Operation(
     jax="jnp.sin",
     c="sin",
     triton="tl.sin",
+    onnx="Sin",
 )
 cos: Operation = Operation(
     name="cos",
@@ -116,6 +120,7 @@ cos: Operation = Operation(
     jax="jnp.cos",
     c="cos",
     triton="tl.cos",
+    onnx="Cos",
 )
 tanh = Operation(
     name="tanh",
@@ -128,6 +133,7 @@ tanh = Operation(
     c="tanh",
     c_float32="vtanhf",
     triton="tanh",
+    onnx="Tanh",
 )
 
 
@@ -168,6 +174,7 @@ atan = Operation(
     torch="torch.atan",
     jax="jnp.arctan",
     c="atan",
+    onnx="Atan",
 )
 
 
@@ -187,6 +194,7 @@ sigmoid = Operation(
     jax="jax.nn.sigmoid",
     c_float32="vsigmoidf",
     triton="1.0 / (1.0 + tl.exp(-{x}))",
+    onnx="Sigmoid",
 )
 
 
@@ -204,6 +212,7 @@ softplus = Operation(
     # the threshold beyond which softplus(x) is x: below it, float64 would lose digits
     torch="torch.nn.functional.softplus({x}, threshold=40.0)",
     jax="jax.nn.softplus",
+    onnx="Softplus",
 )
 
 
@@ -222,4 +231,5 @@ erf = Operation(
     jax="jax.lax.erf",
     c="erf",
     triton="tl.erf",
+    onnx="Erf",
 )
