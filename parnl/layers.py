@@ -203,4 +203,5 @@ def check_options(method: Any, chunks: Any, dropout: Any) -> None:
 
 def fitting(chunks: Any, steps: int) -> Any:
     """Return `chunks`, at most as many as there are steps: sequences of all lengths come along."""
-    return min(chunks, max(steps, 1)) if isinstance(chunks, int) else chunks
+    # compared, not min(): of a graph's free number of steps that is no integer
+    return chunks if not isinstance(chunks, int) or chunks <= steps else max(steps, 1)

@@ -47,7 +47,7 @@ from parnl.inputs import (
 from parnl.params import Values
 from parnl.solver.cost import shortest_streamed, stretch_length
 from parnl.solver.devices import Line
-from parnl.solver.run import Info, Settings, check_chunks, positive, settings
+from parnl.solver.run import Info, Settings, check_chunks, is_free, positive, settings
 from parnl.states import as_given
 from parnl.stretch import Stretch, Task, outputs_of, solve_stretch, streamed
 
@@ -113,7 +113,7 @@ def solve(
             device gains from it.
         chunks: number of pieces the T steps are cut into and solved in parallel, 1 to T; 1 is the
             plain loop, T is Newton over all steps at once. None or "auto": enough to fill the
-            device.
+            device, or 1 where the batch or T is left open, in a function that is exported.
         tolerance: largest gap accepted between the end of a chunk and the start of the next,
             relative to the size of the state. None: rounding level. 0: chunk starts equal the
             sequential run to the last bit.
@@ -344,6 +344,8 @@ def _stretch(
         return steps
     if asked is None:
         channels = math.prod(like.shape)
+        if is_free(channels) or is_free(steps):
+            return steps
         if chunks is not None or steps < shortest_streamed(cell.program, channels):
             return steps  # as most are: before anything that takes time is asked
         if not backend.streams(arrays):

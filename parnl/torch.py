@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from parnl.backends.torch.onnx import export_onnx
 from parnl.backends.torch.operators import recorded
 from parnl.cell import Cell
 from parnl.frameworks import name_of
@@ -17,7 +18,7 @@ from parnl.layers import Layers, LayersSolution, check_options, fitting
 from parnl.learn.torch_model import Block, Classifier
 from parnl.solve import Solution
 
-__all__ = ["RNN", "Block", "Classifier"]
+__all__ = ["RNN", "Block", "Classifier", "export_onnx"]
 
 
 class RNN(nn.Module):

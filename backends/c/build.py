@@ -14,6 +14,9 @@ import hashlib
 import os
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -75,8 +78,23 @@ def available() -> bool:
     return load("#include <stdint.h>\nvoid kernel(const int64_t *a) { (void)a; }\n") is not None
 
 
+_none = ContextVar("_none", default=False)
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Return a context in which there are none, whatever PARNL_KERNELS says."""
+    token = _none.set(True)
+    try:
+        yield
+    finally:
+        _none.reset(token)
+
+
 def choice() -> str:
     """Return the value of PARNL_KERNELS, in small letters: one of `CHOICES`, or nothing."""
+    if _none.get():
+        return "off"
     given = os.environ.get("PARNL_KERNELS", "")
     found = given.strip().lower()
     if found and found not in CHOICES:

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 
 import jax
 
+from parnl.backends.c import build
 from parnl.backends.jax import divided
 from parnl.backends.jax.private import (
     Primitive,
     ad,
     asks_for_devices,
     batching,
+    for_export,
     local_type,
     mlir,
     result_type,
@@ -59,9 +61,12 @@ def primitive(
     def lower(context: Any, *arrays: Any, problem: Any) -> Any:
         types = [local_type(a) for a in context.avals_in]
         known = None if isinstance(problem, _Mapped) else rule(made, *types, problem=problem)
-        run = partial(compiled, problem=problem)
+        context = context.replace(avals_in=types)
+        if for_export(context):  # another process has no kernels: `compiled` may know of some
+            with unchecked(), build.without_kernels():
+                return divided.lowered(context, arrays, partial(compute, problem=problem), known)
         with unchecked():
-            return divided.lowered(context.replace(avals_in=types), arrays, run, known)
+            return divided.lowered(context, arrays, partial(compiled, problem=problem), known)
 
     def derivative(primals: Sequence[Any], tangents: Sequence[Any], *, problem: Any) -> tuple:
         if not isinstance(problem, _Mapped):

@@ -8,6 +8,7 @@ All of it stands here, so that a new JAX can break one file. A test names what h
     Tracer                           whether an array's values are known
     axes of a mesh                   in a `shard_map`, arrays of one call must differ over the same
     unchecked                        within such a function, their types are not told of the mesh
+    for_export                       what is lowered to be exported has no kernels of this process
     device_count, dispatch           among how many devices what is lowered is to be divided
     custom_partitioning              how XLA divides it
     gpu_triton                       launches Triton kernels, with JAX's CUDA plugin
@@ -60,6 +61,7 @@ __all__ = [
     "create_scalar_parameter",
     "custom_partitioning",
     "device_count",
+    "for_export",
     "local_type",
     "manual_axes",
     "mlir",
@@ -80,6 +82,11 @@ def unchecked() -> AbstractContextManager[Any]:
 def asks_for_devices(made: Primitive) -> None:
     """Make `device_count` known where the primitive is lowered."""
     dispatch.prim_requires_devices_during_lowering.add(made)
+
+
+def for_export(context: Any) -> bool:
+    """Return whether what is being lowered is for `jax.export`."""
+    return context.module_context.lowering_parameters.for_export
 
 
 def device_count(context: Any) -> int:

@@ -78,7 +78,7 @@ def _letters(problem: Problem, arrays: Sequence[Any]) -> list[Letters]:
     """Return the axes of the arrays of `split`: sequences b, time t, channels d."""
 
     def axes(array: Any) -> Letters:
-        return tuple(n if size > 1 else "" for n, size in zip("btd", array.shape, strict=True))
+        return tuple(n if size != 1 else "" for n, size in zip("btd", array.shape, strict=True))
 
     operands, x0, states, moving = problem.split(arrays)
     moves = [a for a, m in zip([*operands, *x0], problem.moves, strict=False) if m]

@@ -46,7 +46,7 @@ def _product(inputs: Any, matrix: Any, *, problem: None = None) -> list:
     n, hidden = matrix.shape
     rows = _rows(inputs)
     # wide to narrow, as back to the inputs, is no code for vectors
-    short = 0 < n <= min(SHORT, hidden) and rows.shape[0] and ffi.usable(rows.dtype)
+    short = 0 < n <= min(SHORT, hidden) and ffi.usable(rows.dtype) and rows.shape[0]
     if not short:
         found = rows @ matrix
     else:

@@ -39,7 +39,7 @@ def recorded(arrays: Sequence[Tensor] = ()) -> bool:
     if torch._C._get_tracing_state() is not None:
         raise NotImplementedError(
             "parnl.solve: torch.jit.trace and torch.onnx.export(dynamo=False) cannot record it; "
-            "use torch.export.export, or torch.onnx.export(dynamo=True)"
+            "use torch.export.export, or parnl.torch.export_onnx"
         )
     modes = torch._C._TorchDispatchModeKey
     if any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.FAKE, modes.PROXY)):

@@ -20,6 +20,7 @@ add = Operation(
     enclosure=intervals.add,
     derivative=(lambda t, f, x, y: t, lambda t, f, x, y: t),
     syntax="{x} + {y}",
+    onnx="Add",
     example="x + y",
 )
 sub = Operation(
@@ -29,6 +30,7 @@ sub = Operation(
     enclosure=intervals.sub,
     derivative=(lambda t, f, x, y: t, lambda t, f, x, y: -t),
     syntax="{x} - {y}",
+    onnx="Sub",
     example="x - y",
 )
 mul = Operation(
@@ -38,6 +40,7 @@ mul = Operation(
     enclosure=intervals.mul,
     derivative=(lambda t, f, x, y: t * y, lambda t, f, x, y: t * x),
     syntax="{x} * {y}",
+    onnx="Mul",
     example="x * y",
 )
 div = Operation(
@@ -48,6 +51,7 @@ div = Operation(
     enclosure=intervals.div,
     derivative=(lambda t, f, x, y: t / y, lambda t, f, x, y: -(t * (f / y))),
     syntax="{x} / {y}",
+    onnx="Div",
     example="x / (1.0 + y * y)",
 )
 neg = Operation(
@@ -56,6 +60,7 @@ neg = Operation(
     enclosure=intervals.neg,
     derivative=(lambda t, f, x: -t,),
     syntax="-{x}",
+    onnx="Neg",
     example="-x",
 )
 # The exponent is a number. Targets write small whole ones as products, see `whole_power`.
@@ -72,6 +77,7 @@ _pow = Operation(
     array_api="{x} ** {y}",
     c="pow{f}({x}, {y})",
     triton="power({x}, {y})",
+    onnx="Pow",
     example="(1.0 + x * x) ** 0.3",
 )
 
@@ -88,7 +94,13 @@ def whole_power(x: str, exponent: float, one: str) -> str:
 
 
 def _comparison(
-    name: str, symbol: str, numpy: Callable, enclosure: Callable, example: str = ""
+    name: str,
+    symbol: str,
+    onnx: str,
+    numpy: Callable,
+    enclosure: Callable,
+    example: str = "",
+    definition: Callable | None = None,
 ) -> Operation:
     """Its enclosure takes a third argument: whether both sides are the same number."""
     return Operation(
@@ -96,27 +108,37 @@ def _comparison(
         arity=2,
         numpy=numpy,
         enclosure=enclosure,
+        definition=definition,
         syntax=f"{{x}} {symbol} {{y}}",
+        onnx=onnx,
         is_condition=True,
         example=example or f"ops.where(x {symbol} y, x, 0.3 * y)",
         smooth=False,
     )
 
 
-lt = _comparison("lt", "<", np.less, intervals.less)
-le = _comparison("le", "<=", np.less_equal, intervals.less_equal)
-gt = _comparison("gt", ">", np.greater, lambda x, y, same: intervals.less(y, x, same))
-ge = _comparison("ge", ">=", np.greater_equal, lambda x, y, same: intervals.less_equal(y, x, same))
+lt = _comparison("lt", "<", "Less", np.less, intervals.less)
+le = _comparison("le", "<=", "LessOrEqual", np.less_equal, intervals.less_equal)
+gt = _comparison("gt", ">", "Greater", np.greater, lambda x, y, same: intervals.less(y, x, same))
+ge = _comparison(
+    "ge",
+    ">=",
+    "GreaterOrEqual",
+    np.greater_equal,
+    lambda x, y, same: intervals.less_equal(y, x, same),
+)
 # These examples ask for NaN: whether two numbers are equal may depend on how they were rounded.
 eq = _comparison(
-    "eq", "==", np.equal, intervals.equal, "ops.where((x == x) & (y > 0.1), 0.7 * x, y)"
+    "eq", "==", "Equal", np.equal, intervals.equal, "ops.where((x == x) & (y > 0.1), 0.7 * x, y)"
 )
 ne = _comparison(
     "ne",
     "!=",
+    "",
     np.not_equal,
     lambda x, y, same: intervals.logical_not(intervals.equal(x, y, same)),
     "ops.where((x != x) | (y > 0.1), y, 0.3 * x)",
+    definition=lambda x, y: ~(x == y),
 )
 _and = Operation(
     name="logical_and",
@@ -128,6 +150,7 @@ _and = Operation(
     array_api="xp.logical_and",
     c="{x} & {y}",
     triton="{x} & {y}",
+    onnx="And",
     conditions=(0, 1),
     is_condition=True,
     example="ops.where((x > 0.1) & ~(y >= 0.2), x, 0.5)",
@@ -143,6 +166,7 @@ _or = Operation(
     array_api="xp.logical_or",
     c="{x} | {y}",
     triton="{x} | {y}",
+    onnx="Or",
     conditions=(0, 1),
     is_condition=True,
     example="ops.where((x <= -0.2) | (y != y), 1.0, y)",
@@ -157,6 +181,7 @@ _not = Operation(
     array_api="xp.logical_not",
     c="!{x}",
     triton="~{x}",
+    onnx="Not",
     conditions=(0,),
     is_condition=True,
     example="ops.where(~(x < 0.3), x, 0.5)",
@@ -177,6 +202,7 @@ where: Operation = Operation(
     array_api="where",
     c="{x} ? {y} : {z}",
     triton="tl.where",
+    onnx="Where",
     conditions=(0,),
     jumps=lambda condition, x, y: condition.low != condition.high,
     example="ops.where(x > 0.1, y, 0.5 * x)",
@@ -202,6 +228,7 @@ minimum = Operation(
     torch="minimum",
     jax="jnp.minimum",
     array_api="xp.minimum",
+    onnx="Min",
     example="ops.minimum(x, y)",
     smooth=False,
 )
@@ -215,6 +242,7 @@ maximum = Operation(
     torch="maximum",
     jax="jnp.maximum",
     array_api="xp.maximum",
+    onnx="Max",
     example="ops.maximum(x, y)",
     smooth=False,
 )
@@ -228,6 +256,7 @@ _abs = Operation(
     array_api="xp.abs",
     c="fabs{f}({x})",
     triton="tl.abs",
+    onnx="Abs",
     smooth=False,
 )
 sign: Operation = Operation(
@@ -239,6 +268,7 @@ sign: Operation = Operation(
     torch="torch.where(torch.isnan({x}), {x}.detach(), torch.sign({x}))",
     jax="jnp.sign",
     array_api="xp.sign",
+    onnx="Sign",
     jumps=lambda x: ~((x.low > 0) | (x.high < 0) | ((x.low == 0) & (x.high == 0))),
     smooth=False,
 )
@@ -256,5 +286,6 @@ relu = Operation(
     definition=lambda x: where(x < 0.0, 0.0, x),
     torch="torch.relu",
     jax="jax.nn.relu",
+    onnx="Relu",
     smooth=False,
 )

@@ -23,6 +23,7 @@ sqrt = Operation(
     array_api="xp.sqrt",
     c="sqrt{f}({x})",
     triton="tl.sqrt",
+    onnx="Sqrt",
     example="ops.sqrt(0.5 + abs(x))",
     smooth=False,
 )
@@ -38,6 +39,7 @@ exp = Operation(
     c="exp",
     c_float32="vexpf",
     triton="exp",
+    onnx="Exp",
     example="ops.exp(-x * x)",
 )
 
@@ -75,6 +77,7 @@ log = Operation(
     array_api="xp.log",
     c="log",
     triton="tl.log",
+    onnx="Log",
     example="ops.log(1.5 + x * x)",
 )
 
@@ -111,6 +114,7 @@ sin = Operation(
     array_api="xp.sin",
     c="sin",
     triton="tl.sin",
+    onnx="Sin",
 )
 cos: Operation = Operation(
     name="cos",
@@ -123,6 +127,7 @@ cos: Operation = Operation(
     array_api="xp.cos",
     c="cos",
     triton="tl.cos",
+    onnx="Cos",
 )
 tanh = Operation(
     name="tanh",
@@ -136,6 +141,7 @@ tanh = Operation(
     c="tanh",
     c_float32="vtanhf",
     triton="tanh",
+    onnx="Tanh",
 )
 
 
@@ -177,6 +183,7 @@ atan = Operation(
     jax="jnp.arctan",
     array_api="xp.atan",
     c="atan",
+    onnx="Atan",
 )
 
 
@@ -196,6 +203,7 @@ sigmoid = Operation(
     jax="jax.nn.sigmoid",
     c_float32="vsigmoidf",
     triton="1.0 / (1.0 + tl.exp(-{x}))",
+    onnx="Sigmoid",
 )
 
 
@@ -213,6 +221,7 @@ softplus = Operation(
     # the threshold beyond which softplus(x) is x: below it, float64 would lose digits
     torch="torch.nn.functional.softplus({x}, threshold=40.0)",
     jax="jax.nn.softplus",
+    onnx="Softplus",
 )
 
 
@@ -231,4 +240,5 @@ erf = Operation(
     jax="jax.lax.erf",
     c="erf",
     triton="tl.erf",
+    onnx="Erf",
 )

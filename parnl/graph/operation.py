@@ -5,7 +5,7 @@ bounds of its values over intervals; its cost; and how each target computes it. 
 library that follows that standard, `xp` its namespace. A target's form is
 
     a name         "torch.tanh", of a function of that target; in C it takes the type's suffix, and
-                   may be computed for a whole vector
+                   may be computed for a whole vector; of ONNX, an operator, and nothing but names
     an expression  "tl.where({x}, {y}, {z})", where {x}, {y}, {z} stand for the arguments, and in C
                    {f} for the suffix of its functions: "f" for float, nothing for double
     left out       then the target computes the entry's `definition`, written once in terms of other
@@ -24,7 +24,7 @@ from parnl.graph.intervals import Interval
 # (t, f, arguments) -> t times the derivative by one argument; f is the operation's own value
 Rule = Callable[..., Any]
 
-TARGETS = ("torch", "jax", "array_api", "c", "triton")
+TARGETS = ("torch", "jax", "array_api", "c", "triton", "onnx")
 DEFINED = "by definition"  # a form: the target has none of its own, or none that serves
 
 
@@ -35,9 +35,9 @@ class Operation:
     numpy: the function on arrays; enclosure: the same on `Interval`s, where a comparison gets a
     third argument, whether both sides are the same number; cost: in additions; derivative: a rule
     for each argument, none where the function is constant between its jumps; definition: the
-    function by other operations; syntax: how every target writes it, as in "{x} + {y}", and
-    `python` how those of arrays do, if not as a call; c_float32: the form for float, where C has
-    another for it; conditions: positions of the arguments that are conditions; is_condition:
+    function by other operations; syntax: how every target but ONNX writes it, as in "{x} + {y}",
+    and `python` how those of arrays do, if not as a call; c_float32: the form for float, where C
+    has another for it; conditions: positions of the arguments that are conditions; is_condition:
     whether the value is one; jumps: where the function may jump, given intervals; example: for
     random tests, an expression in x and y that is moderate everywhere, "" for the plain call;
     smooth: whether the example has derivatives everywhere.
@@ -58,6 +58,7 @@ class Operation:
     c: str = ""
     c_float32: str = ""
     triton: str = ""
+    onnx: str = ""
     conditions: tuple[int, ...] = ()
     is_condition: bool = False
     jumps: Callable[..., Any] | None = None
@@ -76,7 +77,7 @@ class Operation:
 
     def form(self, target: str) -> str:
         """Return how `target` writes it, `DEFINED` if by its definition."""
-        given = self.syntax or getattr(self, target)
+        given = getattr(self, target) if target == "onnx" else self.syntax or getattr(self, target)
         if given:
             return given
         if self.definition is None:

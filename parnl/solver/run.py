@@ -50,8 +50,14 @@ class Settings(NamedTuple):
             return min(self.chunks, steps)  # the last one of several stretches may be short
         if self.method == "sequential":
             return 1
-        automatic = auto_chunks(program, device, channels, steps)
+        free = is_free(channels) or is_free(steps)
+        automatic = 1 if free else auto_chunks(program, device, channels, steps)
         return max(automatic, min(8, steps)) if self.method == "newton" else automatic
+
+
+def is_free(size: Any) -> bool:
+    """Whether a size is left open, in a function that is exported for all of them."""
+    return not isinstance(size, _INTEGER)
 
 
 def settings(
