@@ -145,6 +145,12 @@ def solve(
     may be cut and continued without loss; only in PyTorch are products of matrices taken in the
     half type, as in `torch.autocast`, and accumulated in float32.
 
+    Exported functions: what `jax.export` writes is made of JAX's own operations, without parnl's
+    kernels, so a process runs it that does not have parnl; return `outputs`, and states as a plain
+    tuple. Chunks are those of the platform it is written on, or 1 where sizes are left open;
+    `chunks` says otherwise. For PyTorch see `parnl.torch.export_onnx`; what `torch.export` writes
+    calls parnl.
+
     Several devices: `inputs`, `dt`, `resets` and `outputs` are the device's own part, in the order
     of the axis, for features that do not look along time; in PyTorch parts may differ in length, or
     be empty. `initial_state`, `lengths` (of the whole) and `final_state` are the same on all, T is
