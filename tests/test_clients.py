@@ -111,7 +111,7 @@ def test_skorch_in_a_grid_search():
         Labels, lr=LR, max_epochs=15, batch_size=8, train_split=None, verbose=0,
         criterion=torch.nn.CrossEntropyLoss, iterator_train__shuffle=False,
     )  # fmt: skip
-    grid = {"module__cell": ["gru", "lstm"], "module__hidden": [1, 8]}
+    grid = {"module__cell": ["gru", "lstm"], "module__hidden": [8]}
     folds = StratifiedKFold(2)
     search = GridSearchCV(net, grid, n_jobs=2, cv=folds).fit(x, labels)
     assert search.best_score_ > 0.8
