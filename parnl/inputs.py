@@ -326,7 +326,13 @@ def time_array(xp: Any, dt: Any, inputs: Any, dtype: Any) -> Any:
 
 
 def initial_states(
-    backend: Any, cell: Cell, given: Any, inputs: Any, dtype: Any, batch: Sequence[int]
+    backend: Any,
+    cell: Cell,
+    given: Any,
+    inputs: Any,
+    dtype: Any,
+    batch: Sequence[int],
+    argument: str = "initial_state",
 ) -> list[Any]:
     """Return one array (*batch, hidden) for each state of the cell."""
     xp = backend.xp
@@ -334,19 +340,18 @@ def initial_states(
     if given is None:
         zeros = xp.zeros(shape, dtype=dtype, device=getattr(inputs, "device", None))
         return [zeros for _ in cell.states]
-    arrays = in_order("initial_state", cell.states, given)
+    arrays = in_order(argument, cell.states, given)
     if backend.usual([inputs, *arrays]) and all([x.shape == shape for x in arrays]):
         return arrays
-    for i, name in enumerate(cell.states):
-        backend_of([("inputs", inputs), (f"initial_state {name}", arrays[i])])
-        arrays[i] = x = backend.take(f"initial_state {name}", arrays[i])
-        check_devices(backend, {"inputs": inputs, f"initial_state {name}": x})
+    for i, state in enumerate(cell.states):
+        name = f"{argument} {state}"
+        backend_of([("inputs", inputs), (name, arrays[i])])
+        arrays[i] = x = backend.take(name, arrays[i])
+        check_devices(backend, {"inputs": inputs, name: x})
         if tuple(x.shape) != shape:
-            raise ValueError(f"initial_state {name}: expected shape {shape}, got {tuple(x.shape)}")
+            raise ValueError(f"{name}: expected shape {shape}, got {tuple(x.shape)}")
         if not is_floating(xp, x.dtype):
-            raise TypeError(
-                f"initial_state {name}: expected a floating point array, got dtype {x.dtype}"
-            )
+            raise TypeError(f"{name}: expected a floating point array, got dtype {x.dtype}")
     return arrays
 
 
@@ -390,3 +395,35 @@ def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
     if len(shape) > len(target):
         return False
     return all(s in (1, t) for s, t in zip(reversed(shape), reversed(target), strict=False))
+
+
+def beginnings(
+    backend: Any,
+    resets: Any,
+    pack: Packed | None,
+    mask: Any,
+    inputs: Any,
+    reverse: bool,
+    line: Line | None,
+    at_first: bool,
+) -> Any:
+    """Return at which steps the run begins anew, the operand `reset` (B, T, 1).
+
+    at_first: whether its first step may count as one, since it is no other there.
+    """
+    xp = backend.xp
+    *batch, steps, _ = inputs.shape
+    begins: Any = None if pack is None else pack.begins
+    if resets is not None:
+        told = xp.broadcast_to(resets, (*resets.shape[:-1], steps))
+        begins = told if begins is None else told | begins
+    if mask is not None:  # nothing happens in the padding
+        begins = begins & mask
+    if reverse:  # what begins in time at a step ends the run before it, and the run begins itself
+        last = xp.zeros_like(begins[..., :1]) | at_first
+        if line is not None:
+            last = line.following(begins[..., :1], last)
+        begins = xp.concat([begins[..., 1:], last], axis=-1)
+    if mask is not None:  # nothing happens in the padding
+        begins = begins & mask
+    return batched(xp, begins[..., None], tuple(batch))

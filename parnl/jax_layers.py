@@ -48,7 +48,8 @@ class JaxLayers:
     ) -> tuple[Any, Any]:
         self._check_input("input_t", given, "(B, {})", (1, 2))
         starts = self._starts("state", state, given.shape[:-1])
-        output, ends = self.layers.step(self._params(), given, starts, between, **told)
+        anew = None if told["reset"] is None else self._starts("state", None, given.shape[:-1])
+        output, ends = self.layers.step(self._params(), given, starts, between, anew, **told)
         return output, self.layers.state(ends, _stacked)
 
     def initialize_carry(self, batch: Sequence[int] = ()) -> Any:
@@ -93,8 +94,12 @@ class JaxLayers:
     def _run(
         self, x: Any, hx: Any, between: Callable[[Any], Any], told: Mapping[str, Any]
     ) -> tuple[Any, Any, list[Solution]]:
+        batch, anew = x.shape[:-2], None
+        starts = self._starts("hx", hx, batch)
+        if hx is not None and told["resets"] is not None and starts is not None:
+            anew = self._starts("hx", None, batch) or [jnp.zeros_like(s) for s in starts]
         output, solutions = self.layers.run(
-            self._params(), x, self._starts("hx", hx, x.shape[:-2]), _joined, between,
+            self._params(), x, starts, _joined, between, anew,
             method=self.method, chunks=fitting(self.chunks, x.shape[-2]),
             stretch=None if "states" in told else self.stretch, **told,
         )  # fmt: skip

@@ -117,6 +117,10 @@ class Layers:
     def _identity(self) -> tuple[Any, ...]:
         return (self.directions, *self.cells)
 
+    def _of(self, run: int, states: Sequence[Any] | None) -> Any:
+        """Return the named tuple of a run's states, of arrays (runs, ...) in the cell's order."""
+        return None if states is None else self.cells[0].State(*(s[run] for s in states))
+
     def in_module_order(self, state: Any) -> Any:
         """Return the module's state of a named tuple: one array, or such a tuple."""
         parts = [getattr(state, name) for name in self.names]
@@ -135,22 +139,25 @@ class Layers:
         starts: Sequence[Any] | None,
         concat: Callable[[Sequence[Any]], Any],
         between: Callable[[Any], Any],
+        anew: Sequence[Any] | None = None,
         **told: Any,
     ) -> tuple[Any, list[Solution]]:
         """Return the outputs (..., T, D * hidden) and each run's solution.
 
         params: of each run; x: (..., T, input); concat: joins directions along the last axis;
-        between: what is done between layers, dropout; told: keywords of `parnl.solve`.
+        between: what is done between layers, dropout; anew: like starts, where the state goes at
+        `resets`, if not there; told: keywords of `parnl.solve`.
         """
         solutions = []
         for layer in range(len(self.cells)):
             outputs = []
             for backward in range(self.directions):
                 run = layer * self.directions + backward
-                start = None if starts is None else self.cells[0].State(*(s[run] for s in starts))
+                start, fresh = self._of(run, starts), self._of(run, anew)
                 found = solve(
-                    self.cells[layer], params[run], x, start, reverse=bool(backward), **told
-                )
+                    self.cells[layer], params[run], x, start, reset_state=fresh,
+                    reverse=bool(backward), **told,
+                )  # fmt: skip
                 outputs.append(found.outputs)
                 solutions.append(found)
             x = outputs[0] if len(outputs) == 1 else concat(outputs)
@@ -164,18 +171,19 @@ class Layers:
         x: Any,
         starts: Sequence[Any] | None,
         between: Callable[[Any], Any],
+        anew: Sequence[Any] | None = None,
         **told: Any,
     ) -> tuple[Any, list[Any]]:
         """Return the output (..., hidden) of one time step and each layer's state.
 
-        x: (..., input); told: keywords of `parnl.step`.
+        x: (..., input); anew: as `run` has it; told: keywords of `parnl.step`.
         """
         if self.directions == 2:
             raise ValueError("step: expected a module of one direction, got a bidirectional one")
         ends = []
         for run, cell in enumerate(self.cells):
-            start = None if starts is None else cell.State(*(s[run] for s in starts))
-            x, end = step(cell, params[run], x, start, **told)
+            start, fresh = self._of(run, starts), self._of(run, anew)
+            x, end = step(cell, params[run], x, start, reset_state=fresh, **told)
             ends.append(end)
             if run + 1 < len(self.cells):
                 x = between(x)

@@ -27,7 +27,7 @@ from parnl.dtypes import dtype_name
 from parnl.frameworks import lenient, telling
 from parnl.inputs import (
     Packed,
-    batched,
+    beginnings,
     check_params,
     computed_features,
     feature_operands,
@@ -46,7 +46,6 @@ from parnl.inputs import (
 )
 from parnl.params import Values
 from parnl.solver.cost import shortest_streamed, stretch_length
-from parnl.solver.devices import Line
 from parnl.solver.run import Info, Settings, check_chunks, is_free, positive, settings
 from parnl.states import as_given
 from parnl.stretch import Stretch, Task, outputs_of, solve_stretch, streamed
@@ -76,6 +75,7 @@ def solve(
     dt: Any = None,
     lengths: Any = None,
     resets: Any = None,
+    reset_state: Any = None,
     cu_seqlens: Any = None,
     reverse: bool = False,
     method: str = "auto",
@@ -103,6 +103,9 @@ def solve(
             state as it is, and their outputs are 0.
         resets: booleans that broadcast to (..., T), true at the first step of each episode, say:
             the state before such a step is the initial state, and nothing of what came earlier.
+        reset_state: as `initial_state`: the state before the steps of `resets`, where it is another
+            than the initial one, as in a rollout that goes on from the one before. Not with
+            `cu_seqlens`.
         cu_seqlens: integers (S + 1,) that rise from 0 to T, where S sequences begin that stand one
             after the other, without padding, in inputs (T, input) or (1, T, input), and where the
             last one ends. `initial_state` and `final_state` are then (S, hidden). Not with
@@ -172,7 +175,7 @@ def solve(
     ((2, 100, 8), (2, 8))
     """
     checked = partial(
-        _checked, cell, params, inputs, initial_state, dt, lengths, resets, cu_seqlens,
+        _checked, cell, params, inputs, initial_state, dt, lengths, resets, reset_state, cu_seqlens,
         partial(settings, reverse, method, chunks, tolerance, max_iterations), check,
         {} if time_axis is None else {"stretch": stretch, "cu_seqlens": cu_seqlens},
     )  # fmt: skip
@@ -187,10 +190,12 @@ def solve(
         line = backend.line_of(time_axis, inputs, _alike(cell, given, initial_state, check))
         total = line.total()
 
-    dt, resets = given.dt, given.resets
+    dt, resets, anew = given.dt, given.resets, given.anew
     number = dt if isinstance(dt, float) else None
-    task = Task(cell, how, number, given.dtype, given.result, initial_state is None, line)
-    fixed: dict[str, Any] = {"params": given.params, "initial": initial}
+    task = Task(
+        cell, how, number, given.dtype, given.result, initial_state is None and anew is None, line
+    )
+    fixed: dict[str, Any] = {"params": given.params, "initial": anew or initial}
     along = {"inputs": inputs}
     mask = None if given.lengths is None else mask_of(backend, given.lengths, inputs, line)
     if dt is not None and number is None:
@@ -198,7 +203,9 @@ def solve(
     if mask is not None:
         along["mask"] = mask[..., None]
     if resets is not None or pack is not None:
-        along["begins"] = _beginnings(backend, resets, pack, mask, inputs, how.reverse, line)
+        along["begins"] = beginnings(
+            backend, resets, pack, mask, inputs, how.reverse, line, anew is None
+        )
     if pack is not None:
         fixed["offsets"] = pack.offsets
         along |= {"index": pack.index[:, None], "time": times(backend, inputs)[:, None]}
@@ -238,8 +245,9 @@ def solve(
 class _Given(NamedTuple):
     """The arguments of `solve`, checked.
 
-    initial: k arrays (B, D), or (S, D) of packed sequences; params, dtype, result: as
-    `inputs.wide_params` has them; dt: a number or an array; lengths and resets: as they came.
+    initial: k arrays (B, D), or (S, D) of packed sequences; anew: `reset_state` likewise; params,
+    dtype, result: as `inputs.wide_params` has them; dt: a number or an array; lengths and resets:
+    as they came.
     """
 
     backend: Any
@@ -247,6 +255,7 @@ class _Given(NamedTuple):
     inputs: Any
     initial: list[Any]
     pack: Packed | None
+    anew: list[Any] | None
     params: dict[str, Any]
     dtype: Any
     result: Any
@@ -263,6 +272,7 @@ def _checked(
     dt: Any,
     lengths: Any,
     resets: Any,
+    reset_state: Any,
     cu_seqlens: Any,
     make: Callable[[], Settings],
     check: bool,
@@ -291,8 +301,16 @@ def _checked(
     shape = (math.prod(several), cell.hidden_size)
     initial = initial_states(backend, cell, initial_state, inputs, dtype, several)
     initial = [backend.xp.reshape(x, shape) for x in initial]
+    anew = None
+    if reset_state is not None:
+        if resets is None or pack is not None:
+            raise ValueError("reset_state: expected None without resets, or with cu_seqlens")
+        anew = initial_states(backend, cell, reset_state, inputs, dtype, several, "reset_state")
+        anew = [backend.xp.reshape(x, shape) for x in anew]
     wide = {n: getattr(p, n) for n in params}
-    return _Given(backend, how, inputs, initial, pack, wide, dtype, result, dt, lengths, resets)
+    return _Given(
+        backend, how, inputs, initial, pack, anew, wide, dtype, result, dt, lengths, resets
+    )
 
 
 def _check_answer(cell: Cell, given: _Given, found: Stretch, mask: Any) -> None:
@@ -323,7 +341,7 @@ def _check_answer(cell: Cell, given: _Given, found: Stretch, mask: Any) -> None:
 
 def _alike(cell: Cell, given: _Given, initial_state: Any, check: bool) -> str:
     """Return what must be the same on devices that share the axis of time, but for arrays."""
-    absent = [x is None for x in (initial_state, given.lengths, given.resets)]
+    absent = [x is None for x in (initial_state, given.lengths, given.resets, given.anew)]
     dt = given.dt if isinstance(given.dt, float) else ""
     batch = given.inputs.shape[:-2]
     names = type(cell).__name__, cell.program.key, cell.hidden_size
@@ -380,15 +398,16 @@ def step(
     *,
     dt: Any = None,
     reset: Any = None,
+    reset_state: Any = None,
 ) -> tuple[Any, tuple[Any, ...]]:
     """Run one time step: streaming, in O(1) memory.
 
     input_t: (..., input); state: as `initial_state` of `solve`, and as this function returned it;
     dt: a number or (...); reset: booleans that broadcast to (...), where the state before this step
-    is zeros in place of `state`. Returns (output (..., hidden), state), one array (..., hidden) for
-    each state of the cell by name (plainly, if a plain tuple was given): in float32 if the output
-    is of half precision, see `solve`, so that what a state gathers over many steps is not lost to
-    rounding. Differentiable by the framework's own autodiff.
+    is `reset_state`, zeros if None, in place of `state`. Returns (output (..., hidden), state), one
+    array (..., hidden) for each state of the cell by name (plainly, if a plain tuple was given): in
+    float32 if the output is of half precision, see `solve`, so that what a state gathers over many
+    steps is not lost to rounding. Differentiable by the framework's own autodiff.
     """
     found = None
     ready = remembered(cell, input_t) if reset is None else None
@@ -406,7 +425,7 @@ def step(
                 output = outputs_of(ready.kernels, cell, p, whole, features, ready.dtype)
                 output = output[..., 0, :]
             return output, as_given(cell.State, state, new)
-    return _step(cell, params, input_t, state, dt, reset, found)
+    return _step(cell, params, input_t, state, dt, reset, reset_state, found)
 
 
 @lenient(2, "input_t")
@@ -417,6 +436,7 @@ def _step(
     state: Any,
     dt: Any,
     reset: Any,
+    reset_state: Any,
     found: Mapping[str, Any] | None,
 ) -> tuple[Any, tuple[Any, ...]]:
     """Run one time step that is not remembered; found: its features, if they are known."""
@@ -429,7 +449,10 @@ def _step(
     given = initial_states(backend, cell, state, inputs, dtype, inputs.shape[:-2])
     if reset is not None:
         anew = resets_of(backend, "reset", reset, inputs, tuple(inputs.shape[:-2]))[..., None]
-        given = [xp.where(anew, xp.zeros_like(x), x) for x in given]
+        fresh = initial_states(
+            backend, cell, reset_state, inputs, dtype, inputs.shape[:-2], "reset_state"
+        )
+        given = [xp.where(anew, n, x) for n, x in zip(fresh, given, strict=True)]
     rows, channels = math.prod(given[0].shape[:-1]), cell.hidden_size
     start = [xp.astype(xp.reshape(x, (rows, 1, channels)), dtype) for x in given]
     operands = [xp.astype(a, dtype) for a in operands]
@@ -445,29 +468,3 @@ def _step(
     whole = [xp.reshape(n, (*inputs.shape[:-1], cell.hidden_size)) for n in new]
     output = outputs_of(backend, cell, p, whole, features, result)[..., 0, :]
     return output, as_given(cell.State, state, [x[..., 0, :] for x in whole])
-
-
-def _beginnings(
-    backend: Any,
-    resets: Any,
-    pack: Packed | None,
-    mask: Any,
-    inputs: Any,
-    reverse: bool,
-    line: Line | None,
-) -> Any:
-    """Return at which steps the run begins anew, the operand `reset` (B, T, 1)."""
-    xp = backend.xp
-    *batch, steps, _ = inputs.shape
-    begins: Any = None if pack is None else pack.begins
-    if resets is not None:
-        told = xp.broadcast_to(resets, (*resets.shape[:-1], steps))
-        begins = told if begins is None else told | begins
-    if reverse:  # what begins in time at a step ends the run before it, and the run begins itself
-        last = xp.ones_like(begins[..., :1])
-        if line is not None:
-            last = line.following(begins[..., :1], last)
-        begins = xp.concat([begins[..., 1:], last], axis=-1)
-    if mask is not None:  # nothing happens in the padding
-        begins = begins & mask
-    return batched(xp, begins[..., None], tuple(batch))

@@ -174,7 +174,8 @@ class RNN(nn.Module):
     ) -> tuple[Any, Any]:
         """Return (output, h_n).
 
-        dt, lengths, resets, time_axis: as in `parnl.solve`, for all layers. dt and resets that have
+        dt, lengths, resets, time_axis: as in `parnl.solve`, for all layers; at resets the state is
+        that of a call without hx, zeros or the learned one, as in `step`. dt and resets that have
         one value for each step are laid out as the input is, (T, B), (B, T) or (T,), or packed as
         it is; lengths is (B,).
         """
@@ -216,12 +217,14 @@ class RNN(nn.Module):
         """Run one time step: (output_t (B, hidden), state), from an input (B, input).
 
         state: as `forward` returns it, and this function; None for the initial one. dt: a number or
-        (B,); reset: booleans (B,), see `parnl.step`. Not for a bidirectional module.
+        (B,); reset: booleans (B,), where the state is that of None. Not for a bidirectional module.
         """
         self._check_input("input_t", input_t, "(B, {})", (1, 2))
         starts = self._starts("state", state, input_t.shape[:-1])
-        told = {"dt": dt, "reset": reset}
-        output, ends = self._layers.step(self._params(), input_t, starts, self._dropped, **told)
+        anew = None if reset is None else self._starts("state", None, input_t.shape[:-1])
+        output, ends = self._layers.step(
+            self._params(), input_t, starts, self._dropped, anew, dt=dt, reset=reset
+        )
         return output, self._layers.state(ends, _stacked)
 
     def initial_state(self, batch: Sequence[int] = ()) -> Any:
@@ -287,8 +290,11 @@ class RNN(nn.Module):
     def _run(
         self, x: Tensor, hx: Any, batch: Sequence[int], told: Mapping[str, Any]
     ) -> tuple[Tensor, Any, list[Solution]]:
+        starts, anew = self._starts("hx", hx, batch), None
+        if hx is not None and told["resets"] is not None and starts is not None:
+            anew = self._starts("hx", None, batch) or [torch.zeros_like(s) for s in starts]
         output, solutions = self._layers.run(
-            self._params(), x, self._starts("hx", hx, batch), _joined, self._dropped,
+            self._params(), x, starts, _joined, self._dropped, anew,
             method=self.method, chunks=fitting(self.chunks, x.shape[-2]),
             stretch=None if "states" in told else self.stretch, **told,
         )  # fmt: skip
@@ -303,6 +309,8 @@ class RNN(nn.Module):
         for name in ("time_axis", "lengths"):
             if told[name] is not None:
                 raise ValueError(f"{name}: expected None for a PackedSequence")
+        if hx is not None and told["resets"] is not None:
+            raise ValueError("resets: expected None for a PackedSequence with hx")
         data, sizes, order, back = given
         self._check_input("input", data, "(N, {}) packed", (2,))
         rows, offsets = _one_after_the_other(sizes)

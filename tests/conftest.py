@@ -71,6 +71,7 @@ NEEDED = {
     "learn/test_models.py": {"torch", "jax"},
     "learn/test_training.py": {"torch", "jax"},
     "learn/test_checkpoints.py": {"torch", "jax"},
+    "test_clients.py": {"torch"},
     "test_fuzz.py": {"torch", "jax"},
     "test_jax_modules.py": {"jax"},
     "test_torch_layers.py": {"torch"},

@@ -112,6 +112,25 @@ def test_whole_in_pieces_and_step_by_step(kind, name):
         assert_close(alone, whole[:, 0], 1e-13)
 
 
+@pytest.mark.parametrize("learn_initial", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_resets_in_a_rollout_that_goes_on(kind, learn_initial):
+    with jax.enable_x64(True):
+        rnn = made(kind, "lstm", 2, 4, dtype="float64", learn_initial=learn_initial)
+        if learn_initial:
+            ours = rnn.weights if kind == "equinox" else rnn._weights()
+            rnn = put(rnn, {n: w + 0.3 for n, w in ours.items()})
+        x, resets = inputs(), np.zeros((STEPS, BATCH), bool)
+        resets[3, 0] = resets[0, 1] = True
+        _, start = rnn(x[::-1])
+        whole, _ = rnn(x, start, resets=jnp.asarray(resets))
+        _, streamed = jax.lax.scan(
+            lambda s, a: rnn.step(a[0], s, reset=a[1])[::-1], start, (x, jnp.asarray(resets))
+        )
+        assert_close(streamed, whole, 1e-13)
+        assert_close(whole[3:, 0], rnn(x[3:, 0])[0], 1e-13)
+
+
 def test_equinox_transformations():
     rnn = made("equinox", "lrc", 2, 4, num_layers=2)
     x = inputs().astype(jnp.float32)

@@ -105,6 +105,31 @@ def test_whole_in_pieces_and_step_by_step(name, batch_first):
             assert_close(a, b, 1e-13)
 
 
+@pytest.mark.parametrize("learn_initial", [False, True])
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_resets_in_a_rollout_that_goes_on(name, learn_initial):
+    """At resets the state is the module's initial one, in `step` and in the whole, after any hx."""
+    rnn = RNN(name, 2, 4, num_layers=2, learn_initial=learn_initial).double()
+    with torch.no_grad():
+        for parameter in rnn.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    x = inputs()
+    resets = torch.zeros(STEPS, BATCH, dtype=torch.bool)
+    resets[3, 0] = resets[0, 1] = True
+    _, start = rnn(inputs())
+    whole, _ = rnn(x, start, resets=resets)
+    streamed, state = [], start
+    for x_t, reset in zip(x, resets, strict=True):
+        y, state = rnn.step(x_t, state, reset=reset)
+        streamed.append(y)
+    assert_close(torch.stack(streamed).detach(), whole.detach(), 1e-13)
+    alone, _ = rnn(x[3:, 0])
+    assert_close(whole[3:, 0].detach(), alone.detach(), 1e-13)
+    packed, told = (pack_padded_sequence(a, [STEPS] * BATCH) for a in (x, resets[..., None]))
+    with pytest.raises(ValueError, match="resets: expected None for a PackedSequence with hx"):
+        rnn(packed, start, resets=told)
+
+
 def test_states_are_taken_by_name():
     rnn = RNN("lstm", 2, 4).double()
     _, state = rnn(inputs())

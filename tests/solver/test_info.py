@@ -69,7 +69,8 @@ def test_info_of_a_stopped_solve(backend):
     assert 1 < int(whole.info.iterations) <= T
     assert float(whole.info.residual) <= 1e-9 < float(stopped.info.residual)
     assert float(whole.info.update) <= float(stopped.info.update)
-    assert stopped._fields == ("outputs", "final_state", "info")
+    assert stopped._fields == ("outputs", "final_state", "info", "states")
+    assert stopped.states is None
     assert stopped.info._fields == (
         "iterations",
         "chunks",
