@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-optimised test-newest test-oldest fuzz mutations lint typecheck clean
+.PHONY: demo test test-optimised test-newest test-oldest test-clients fuzz mutations lint typecheck clean
 
 demo: $(READY)
 	$(BIN)/parnl train
@@ -24,6 +24,11 @@ test-newest:
 # The same suite with the oldest releases that pyproject.toml declares.
 test-oldest:
 	.ci/oldest
+
+# Programs that use parnl's modules: Lightning, skorch, accelerate. They are many packages.
+test-clients: $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[clients]'
+	$(BIN)/pytest tests/test_clients.py
 
 # What `make test` has a part of: random cells through every kernel, random tasks through the solver,
 # and tables of tests (marked `turns`) with every case, compiled as users do. PARNL_FUZZ sets how many
