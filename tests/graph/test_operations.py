@@ -13,6 +13,7 @@ from parnl import ops
 from parnl.frameworks import get_backend
 from parnl.graph import derivatives
 from parnl.graph.nodes import Graph
+from parnl.graph.operation import TARGETS
 from parnl.graph.operations import OPERATIONS
 from parnl.graph.program import Program
 from parnl.solver.newton import Plan
@@ -247,10 +248,7 @@ class Sine(parnl.Cell):
         return 0.5 * x + ops.sin(f.f)
 
 
-_LIBRARIES = ("numpy", "torch", "jax", "array_api_strict")
-UNITS = {(t, d): 4 for t in (*_LIBRARIES, "c", "triton", "onnx") for d in _DTYPES}
-
-
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_target_that_lacks_an_operation_says_so(target):
     lacking = dataclasses.replace(OPERATIONS["sin"], **{target: ""})
     with pytest.raises(NotImplementedError, match=f"{target} has no form of sin"):
