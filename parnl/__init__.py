@@ -15,9 +15,10 @@ from parnl.export.to_c import to_c
 from parnl.graph.nodes import StepError
 from parnl.learn.checkpoints import load_params, save_params
 from parnl.registry import get_cell, list_cells, register
-from parnl.solve import Info, Solution, solve, step
+from parnl.solve import Info, Solution, solve
 from parnl.stability.certificates import Certificate, certify
 from parnl.stability.reports import Lyapunov, Report, diagnose, lyapunov
+from parnl.step import step
 
 __version__ = "0.1.0"
 

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from parnl.cell import Cell
 from parnl.registry import get_class
-from parnl.solve import Solution, solve, step
+from parnl.solve import Solution, solve
 from parnl.solver.run import settings
 from parnl.states import in_order, state_type
+from parnl.step import step
 
 
 class LayersSolution(NamedTuple):

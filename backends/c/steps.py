@@ -3,7 +3,7 @@
 The kernel of a step takes 1 us. To check the arguments, to make operands of them and to find the
 kernel takes a hundred. So what an earlier call came to is remembered with its cell: names, shapes,
 a dtype, and where in the kernel's table an address goes; no array. All that was checked is looked
-at again, in one pass over the arrays. If anything is not as it was, `parnl.solve.step` goes the
+at again, in one pass over the arrays. If anything is not as it was, `parnl.step` goes the
 long way, which says what is wrong, or does what is needed.
 """
 

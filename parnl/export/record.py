@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from parnl.cell import Cell
 from parnl.export.aten import NUMBERS
 from parnl.inputs import check_params
-from parnl.solve import step
+from parnl.step import step
 
 _FIXED = "step depends on values, or on chance, in a way that cannot be recorded"
 _FLOATS = (torch.float32, torch.float64)

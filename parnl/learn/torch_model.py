@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from parnl.registry import get_cell
-from parnl.solve import solve, step
+from parnl.solve import solve
+from parnl.step import step
 
 # Of a block with attention in the place of a recurrence.
 HEADS = 4

@@ -15,8 +15,8 @@ import numpy as np
 
 from parnl.frameworks import get_backend
 from parnl.params import Values
-from parnl.solve import step
 from parnl.stability.certificates import certify
+from parnl.step import step
 from parnl.testing.problems import HOSTILE, Problem
 from parnl.testing.reference import (
     TOLERANCES,

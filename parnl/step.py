@@ -1,0 +1,111 @@
+"""`step`: one time step, for streaming.
+
+The first call of a kind is checked and laid out as `solve` does it. In PyTorch and NumPy the cell
+remembers what that came to, so that the next one like it is a look at its arrays, the features and
+one call of a kernel: see `parnl.backends.c.steps`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+
+from parnl.cell import Cell
+from parnl.frameworks import lenient
+from parnl.inputs import (
+    check_params,
+    computed_features,
+    feature_operands,
+    given_time_step,
+    initial_states,
+    remembered,
+    resets_of,
+    time_step,
+)
+from parnl.params import Values
+from parnl.states import as_given
+from parnl.stretch import outputs_of
+
+
+def step(
+    cell: Cell,
+    params: Mapping[str, Any],
+    input_t: Any,
+    state: Any = None,
+    *,
+    dt: Any = None,
+    reset: Any = None,
+    reset_state: Any = None,
+) -> tuple[Any, tuple[Any, ...]]:
+    """Run one time step: streaming, in O(1) memory.
+
+    input_t: (..., input); state: as `initial_state` of `solve`, and as this function returned it;
+    dt: a number or (...); reset: booleans that broadcast to (...), where the state before this step
+    is `reset_state`, zeros if None, in place of `state`. Returns (output (..., hidden), state), one
+    array (..., hidden) for each state of the cell by name (plainly, if a plain tuple was given): in
+    float32 if the output is of half precision, see `solve`, so that what a state gathers over many
+    steps is not lost to rounding. Differentiable by the framework's own autodiff.
+    """
+    found = None
+    ready = remembered(cell, input_t) if reset is None else None
+    looked = None if ready is None else ready.look(params, input_t, state)
+    if ready is not None and looked is not None:
+        p, inputs = Values("parameter", params), input_t[..., None, :]
+        found = cell.features(p, inputs)
+        now = given_time_step(ready.kernels, cell, dt, inputs, time_axis=False)
+        new = ready.run(looked, state, found, now)
+        if new is not None:
+            *new, output = new
+            if hasattr(cell, "output"):
+                whole = [x[..., None, :] for x in new]
+                features = Values("feature", found)
+                output = outputs_of(ready.kernels, cell, p, whole, features, ready.dtype)
+                output = output[..., 0, :]
+            return output, as_given(cell.State, state, new)
+    return _step(cell, params, input_t, state, dt, reset, reset_state, found)
+
+
+@lenient(2, "input_t")
+def _step(
+    cell: Cell,
+    params: Mapping[str, Any],
+    input_t: Any,
+    state: Any,
+    dt: Any,
+    reset: Any,
+    reset_state: Any,
+    found: Mapping[str, Any] | None,
+) -> tuple[Any, tuple[Any, ...]]:
+    """Run one time step that is not remembered; found: its features, if they are known."""
+    backend, params, input_t = check_params(cell, params, input_t, time_axis=False)
+    xp = backend.xp
+    inputs = input_t[..., None, :]
+    p, features, dtype, result = computed_features(backend, cell, params, inputs, found)
+    dt = time_step(backend, cell, dt, inputs, dtype, time_axis=False)
+    operands = feature_operands(backend, cell, p, features, dt, inputs)
+    given = initial_states(backend, cell, state, inputs, dtype, inputs.shape[:-2])
+    if reset is not None:
+        anew = resets_of(backend, "reset", reset, inputs, tuple(inputs.shape[:-2]))[..., None]
+        fresh = initial_states(
+            backend, cell, reset_state, inputs, dtype, inputs.shape[:-2], "reset_state"
+        )
+        given = [xp.where(anew, n, x) for n, x in zip(fresh, given, strict=True)]
+    rows, channels = math.prod(given[0].shape[:-1]), cell.hidden_size
+    start = [xp.astype(xp.reshape(x, (rows, 1, channels)), dtype) for x in given]
+    operands = [xp.astype(a, dtype) for a in operands]
+    new = backend.step_by_kernel(cell.program, operands, start)
+    if new is None:
+        # overflow and NaN are answers here, not warnings; Dynamo cannot follow NumPy's context
+        with nullcontext() if backend.name == "torch" else np.errstate(all="ignore"):
+            results = backend.step(cell.program)(*start, *operands)
+        # a step may return a number, or an array that has yet to be broadcast
+        new = [xp.zeros_like(x) + n for n, x in zip(results, start, strict=True)]
+    elif result == dtype == input_t.dtype:
+        backend.remember(cell, tuple(input_t.shape), dtype, vars(features))
+    whole = [xp.reshape(n, (*inputs.shape[:-1], cell.hidden_size)) for n in new]
+    output = outputs_of(backend, cell, p, whole, features, result)[..., 0, :]
+    return output, as_given(cell.State, state, [x[..., 0, :] for x in whole])
