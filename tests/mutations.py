@@ -147,13 +147,13 @@ FAULTS = [
     ),
     Fault(
         "what begins in the padding changes the final state",
-        "parnl/solve.py",
-        "begins = begins & mask",
-        "begins = begins | ~mask",
+        "parnl/inputs.py",
+        "begins = begins & mask\n    return",
+        "begins = begins | ~mask\n    return",
     ),
     Fault(
         "reversed runs begin anew one step too late",
-        "parnl/solve.py",
+        "parnl/inputs.py",
         "begins = xp.concat([begins[..., 1:], last], axis=-1)",
         "begins = begins | False",
     ),
