@@ -78,6 +78,7 @@ def by_exported_torch(name, cell, params, u, folder):
 
 
 def by_exported_jax(name, cell, params, u, folder):
+    pytest.importorskip("flatbuffers")  # which JAX asks for
     given = {n: jnp.asarray(p) for n, p in params.items()}
     solve = jax.jit(lambda u: parnl.solve(cell, given, u).outputs)
     data = jax.export.export(solve)(jnp.asarray(u)).serialize()
