@@ -65,6 +65,12 @@ def _made(text: str) -> bool:
     return True
 
 
+@torch.compiler.assume_constant_result
+def _autocasts(kind: str) -> bool:
+    """Whether `torch.autocast` knows this kind of device; Dynamo of PyTorch 2.10 cannot ask."""
+    return torch.amp.is_autocast_available(kind)
+
+
 def _devices() -> Any:
     """Return the module that needs torch.distributed, which takes a while to import."""
     from parnl.backends.torch import devices
@@ -258,7 +264,7 @@ class TorchBackend(CompiledSteps):
     def products(self, dtype: Any, array: Any) -> AbstractContextManager[Any]:
         """Return `torch.autocast` for half precision where the device has it."""
         kind = array.device.type
-        if is_half(dtype) and torch.amp.is_autocast_available(kind):
+        if is_half(dtype) and _autocasts(kind):
             return torch.autocast(kind, dtype)
         return nullcontext()
 
