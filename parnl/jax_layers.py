@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from parnl.frameworks import name_of
-from parnl.layers import Layers, LayersSolution, fitting
+from parnl.layers import Layers, LayersSolution, laid_out, moved, shape_in_time, solver
 from parnl.solve import Solution
 
 
@@ -31,17 +31,14 @@ class JaxLayers:
     ) -> tuple[Any, Any]:
         x, told = self._laid_out(given, told)
         output, h_n, _ = self._run(x, hx, between, told)
-        return self._layout(output), h_n
+        return moved(output, self.batch_first), h_n
 
     def _solved(
         self, given: Any, hx: Any, between: Callable[[Any], Any], told: dict[str, Any]
     ) -> LayersSolution:
         x, told = self._laid_out(given, told)
         output, h_n, solutions = self._run(x, hx, between, told | {"states": True})
-        states = [[self._layout(x) for x in s.states or ()] for s in solutions]
-        named = tuple(self.layers.cells[0].State(*s) for s in states)
-        infos = tuple(s.info for s in solutions)
-        return LayersSolution(self._layout(output), h_n, named, infos)
+        return self.layers.solution(output, h_n, solutions, self.batch_first)
 
     def _stepped(
         self, given: Any, state: Any, between: Callable[[Any], Any], told: dict[str, Any]
@@ -100,25 +97,14 @@ class JaxLayers:
             anew = self._starts("hx", None, batch) or [jnp.zeros_like(s) for s in starts]
         output, solutions = self.layers.run(
             self._params(), x, starts, _joined, between, anew,
-            method=self.method, chunks=fitting(self.chunks, x.shape[-2]),
-            stretch=None if "states" in told else self.stretch, **told,
+            **solver(self, x.shape[-2], told), **told,
         )  # fmt: skip
         h_n = self.layers.state([s.final_state for s in solutions], _stacked)
         return output, h_n, solutions
 
     def _laid_out(self, given: Any, told: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Return input and keywords with the batch first."""
-        shape = "(B, T, {})" if self.batch_first else "(T, B, {})"
-        self._check_input("input", given, shape, (2, 3))
-        moved = dict(told)
-        for name in ("dt", "resets"):
-            if getattr(told[name], "ndim", 0) == 2 and not self.batch_first:
-                moved[name] = told[name].swapaxes(0, 1)
-        return self._layout(given), moved
-
-    def _layout(self, x: Any) -> Any:
-        """Put time first that was second, or the other way round."""
-        return x.swapaxes(0, 1) if x.ndim == 3 and not self.batch_first else x
+        self._check_input("input", given, shape_in_time(self.batch_first), (2, 3))
+        return laid_out(given, told, self.batch_first)
 
     def _check_input(self, name: str, x: Any, shape: str, dimensions: Sequence[int]) -> None:
         if name_of(x) != "jax":

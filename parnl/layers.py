@@ -133,6 +133,15 @@ class Layers:
         whole = self.cells[0].State(*(stack([getattr(end, n) for end in ends]) for n in names))
         return self.in_module_order(whole)
 
+    def solution(
+        self, output: Any, state: Any, solutions: Sequence[Solution], batch_first: bool
+    ) -> LayersSolution:
+        """Return what a module's `solve` does, of what `run` found, in the module's layout."""
+        every = [[moved(x, batch_first) for x in s.states or ()] for s in solutions]
+        named = tuple(self.cells[0].State(*states) for states in every)
+        infos = tuple(s.info for s in solutions)
+        return LayersSolution(moved(output, batch_first), state, named, infos)
+
     def run(
         self,
         params: Sequence[Mapping[str, Any]],
@@ -210,7 +219,34 @@ def check_options(method: Any, chunks: Any, dropout: Any) -> None:
         raise ValueError(f"dropout: expected a number, 0 <= dropout < 1, got {dropout!r}")
 
 
-def fitting(chunks: Any, steps: int) -> Any:
-    """Return `chunks`, at most as many as there are steps: sequences of all lengths come along."""
+def shape_in_time(batch_first: bool) -> str:
+    """Return the shape of inputs, as messages have it."""
+    return "(B, T, {})" if batch_first else "(T, B, {})"
+
+
+def moved(x: Any, batch_first: bool) -> Any:
+    """Put time first that was second, or the other way round, of what has a batch."""
+    return x.swapaxes(0, 1) if x.ndim == 3 and not batch_first else x
+
+
+def laid_out(given: Any, told: Mapping[str, Any], batch_first: bool) -> tuple[Any, dict[str, Any]]:
+    """Return input and keywords of a module as `parnl.solve` has them, with the batch first."""
+    found = dict(told)
+    if given.ndim == 3 and not batch_first:
+        for name in ("dt", "resets"):
+            if getattr(told[name], "ndim", 0) == 2:
+                found[name] = told[name].swapaxes(0, 1)
+    return moved(given, batch_first), found
+
+
+def solver(module: Any, steps: int, told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keywords of `parnl.solve` that a module's settings come to.
+
+    Of fewer steps than its chunks, each is a chunk: sequences of all lengths come along.
+    """
+    chunks = module.chunks
     # compared, not min(): of a graph's free number of steps that is no integer
-    return chunks if not isinstance(chunks, int) or chunks <= steps else max(steps, 1)
+    if isinstance(chunks, int) and chunks > steps:
+        chunks = max(steps, 1)
+    stretch = None if "states" in told else module.stretch
+    return {"method": module.method, "chunks": chunks, "stretch": stretch}

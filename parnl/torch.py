@@ -14,7 +14,15 @@ from parnl.backends.torch.operators import recorded
 from parnl.cell import Cell
 from parnl.frameworks import name_of
 from parnl.interop import layers_of
-from parnl.layers import Layers, LayersSolution, check_options, fitting
+from parnl.layers import (
+    Layers,
+    LayersSolution,
+    check_options,
+    laid_out,
+    moved,
+    shape_in_time,
+    solver,
+)
 from parnl.learn.torch_model import Block, Classifier
 from parnl.solve import Solution
 
@@ -184,7 +192,7 @@ class RNN(nn.Module):
             return self._packed(input, hx, told)
         x, told = self._laid_out(input, told)
         output, h_n, _ = self._run(x, hx, x.shape[:-2], told)
-        output = self._layout(output, output.ndim == 3)
+        output = moved(output, self.batch_first)
         # what the gradient is computed from is no memory of the caller's, who may write to it
         if output.requires_grad:
             return output.clone(memory_format=torch.contiguous_format), h_n
@@ -204,12 +212,7 @@ class RNN(nn.Module):
         told = {"dt": dt, "lengths": lengths, "resets": resets, "time_axis": time_axis}
         x, told = self._laid_out(input, told)
         output, h_n, solutions = self._run(x, hx, x.shape[:-2], told | {"states": True})
-        batched = output.ndim == 3
-        states = [[self._layout(x, batched) for x in s.states or ()] for s in solutions]
-        named = tuple(self.cells[0].State(*s) for s in states)
-        return LayersSolution(
-            self._layout(output, batched), h_n, named, tuple(s.info for s in solutions)
-        )
+        return self._layers.solution(output, h_n, solutions, self.batch_first)
 
     def step(
         self, input_t: Tensor, state: Any = None, *, dt: Any = None, reset: Any = None
@@ -239,19 +242,8 @@ class RNN(nn.Module):
         return self._layers.in_module_order(cell.State(*starts))
 
     def _laid_out(self, given: Any, told: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Return input and keywords with the batch first."""
-        shape = "(B, T, {})" if self.batch_first else "(T, B, {})"
-        self._check_input("input", given, shape, (2, 3))
-        batched = given.ndim == 3
-        moved = dict(told)
-        for name in ("dt", "resets"):
-            if isinstance(told[name], Tensor) and told[name].ndim == 2:
-                moved[name] = self._layout(told[name], batched)
-        return self._layout(given, batched), moved
-
-    def _layout(self, x: Tensor, batched: bool) -> Tensor:
-        """Put time first that was second, or the other way round."""
-        return x.transpose(0, 1) if batched and not self.batch_first else x
+        self._check_input("input", given, shape_in_time(self.batch_first), (2, 3))
+        return laid_out(given, told, self.batch_first)
 
     def _check_input(self, name: str, x: Any, shape: str, dimensions: Sequence[int]) -> None:
         if not isinstance(x, Tensor):
@@ -295,8 +287,7 @@ class RNN(nn.Module):
             anew = self._starts("hx", None, batch) or [torch.zeros_like(s) for s in starts]
         output, solutions = self._layers.run(
             self._params(), x, starts, _joined, self._dropped, anew,
-            method=self.method, chunks=fitting(self.chunks, x.shape[-2]),
-            stretch=None if "states" in told else self.stretch, **told,
+            **solver(self, x.shape[-2], told), **told,
         )  # fmt: skip
         h_n = self._layers.state([s.final_state for s in solutions], _stacked)
         # what is exported has no names

@@ -10,6 +10,7 @@ from oracles import (
     BACKENDS,
     CELLS,
     assert_close,
+    numpy_of,
     to,
 )
 from small_cells import LINEAR, T, own
@@ -89,3 +90,29 @@ def test_looser_tolerance_takes_fewer_iterations():
     assert int(loose.info.iterations) < int(tight.info.iterations)
     expected = parnl.solve(task.cell, task.params, task.inputs, method="sequential").outputs
     assert_close(tight.outputs, expected, 1e-14)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("how", [{}, {"chunks": 5}, {"lengths": [T, 9, 0]}, {"reverse": True}])
+def test_all_states_are_returned_where_they_are_asked_for(backend, how):
+    task = oracles.problem("lstm", steps=T, batch=(3,), reverse=how.get("reverse", False))
+    params = {k: to(backend, v) for k, v in task.params.items()}
+    if "lengths" in how:
+        how = {"lengths": to(backend, np.array(how["lengths"]))}
+    found = parnl.solve(task.cell, params, to(backend, task.inputs), states=True, **how)
+    plain = parnl.solve(task.cell, params, to(backend, task.inputs), **how)
+    assert plain.states is None
+    assert found.states._fields == ("c", "h")
+    lengths = numpy_of(how["lengths"]) if "lengths" in how else [T] * 3
+    for b, n in enumerate(lengths):  # each prefix, or suffix, ends in the state of that step
+        for t in range(0, n, 7):
+            cut = slice(t, None) if how.get("reverse") else slice(t + 1)
+            alone = to(backend, task.inputs[b, cut])
+            end = parnl.solve(
+                task.cell, params, alone, method="sequential", reverse=how.get("reverse", False)
+            ).final_state
+            for name in ("c", "h"):
+                states = numpy_of(getattr(found.states, name))
+                assert_close(states[b, t], numpy_of(getattr(end, name)), 1e-12)
+    with pytest.raises(ValueError, match="stretch: expected None where all states are asked for"):
+        parnl.solve(task.cell, params, to(backend, task.inputs), states=True, stretch=4)
