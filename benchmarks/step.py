@@ -1,4 +1,4 @@
-"""The time of one step: `parnl.step` beside `nn.GRUCell` and `nn.LSTMCell`, in one run.
+"""The time of one step: `parnl.step` and `RNN.step` beside PyTorch's own cells, in one run.
 
     python benchmarks/step.py [--repeat 400] [--cells gru lstm lrc] [--out step.json]
 
@@ -22,6 +22,7 @@ from measure import Run, close, processor
 
 import parnl
 from parnl.testing import loop
+from parnl.torch import RNN
 
 SIZE = 64
 
@@ -40,6 +41,18 @@ def runs(name: str, batch: int) -> dict[str, Run]:
             close(run()[0], expected[:, 0], f"{name} in {framework}")
         found[f"{name}, {framework}"] = run
     return found
+
+
+def layers(count: int, batch: int) -> dict[str, Run]:
+    """Return a step of several layers: parnl's, and `nn.GRU` on a sequence of one step."""
+    ours, theirs = RNN("gru", SIZE, SIZE, count), torch.nn.GRU(SIZE, SIZE, count)
+    u, state = torch.randn(batch, SIZE), ours.initial_state((batch,))
+    for _ in range(2):
+        close(ours.step(u, state)[0], ours(u[None], state)[0][0], "RNN.step")
+    return {
+        f"nn.GRU, {count} layers, T = 1": partial(theirs, u[None], state),
+        f"RNN.step, {count} layers": partial(ours.step, u, state),
+    }
 
 
 def timed(contenders: dict[str, Run], repeat: int) -> dict[str, float]:
@@ -74,6 +87,8 @@ def main() -> None:
             }  # fmt: skip
             for name in options.cells:
                 ways |= runs(name, batch)
+            for count in (1, 2):
+                ways |= layers(count, batch)
             tables[f"B = {batch}"] = timed(ways, options.repeat)
     print(f"{processor()}, us a step, and over nn.GRUCell\n")
     print(f"| | {' | '.join(tables)} |\n| --- |{' --- |' * len(tables)}")
