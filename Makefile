@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Tests start many processes: what one has compiled of Python, the next need not.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-optimised test-newest test-oldest test-clients fuzz mutations lint typecheck clean
 
 demo: $(READY)
-	$(BIN)/parnl train
+	$(BIN)/parnl train --overwrite
 
 test: $(READY) lint typecheck
 	$(BIN)/pytest -n auto --dist worksteal --durations 15

@@ -139,11 +139,15 @@ def build() -> Any:
             bool,
             typer.Option("--resume", help="Continue the run in --out with the options it had."),
         ] = False,
+        overwrite: Annotated[
+            bool,
+            typer.Option("--overwrite", help="Begin anew where --out holds a run, which is lost."),
+        ] = False,
     ) -> None:
         """Train a classifier of series; print its test accuracy and how exact the solve is."""
         given = {name: value for name, value in locals().items() if value is not None}
-        del given["resume"]
-        run_training(given, given.pop("out", None), resume)
+        del given["resume"], given["overwrite"]
+        run_training(given, given.pop("out", None), resume, overwrite)
 
     @app.command(epilog="Example: parnl check my_cells.py:MyCell")
     def check(
@@ -240,7 +244,9 @@ def show_cells(input_size: int = 64, hidden_size: int = 64) -> None:
     console.print(note if narrow else table)
 
 
-def run_training(given: dict[str, Any], out: Path | None, resume: bool) -> None:
+def run_training(
+    given: dict[str, Any], out: Path | None, resume: bool, overwrite: bool = False
+) -> None:
     """`parnl train` with the options that were given on the command line."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -277,14 +283,21 @@ def run_training(given: dict[str, Any], out: Path | None, resume: bool) -> None:
         console.print(HEADING)
         try:
             result = training.fit(
-                config, dataset, folder, resume=resume, on_step=on_step, on_epoch=on_epoch
+                config,
+                dataset,
+                folder,
+                resume=resume,
+                overwrite=overwrite,
+                on_step=on_step,
+                on_epoch=on_epoch,
             )
         except KeyboardInterrupt:
             sys.exit("parnl: stopped; with --resume it goes on after the last finished epoch")
-    test = training.compare(result.trainer, dataset.test, config.batch, config.chunks)
+    with plain_errors():
+        test = training.compare(result.trainer, dataset.test, config.batch, config.chunks)
     plot(result.history, folder / "training.png")
     report = dict(config=asdict(config), history=result.history, test=test._asdict())
-    (folder / "report.json").write_text(json.dumps(report, indent=1))
+    (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False))
     seconds = sum(record["seconds"] for record in result.history)
     console.print(
         f"\ntest accuracy     {test.accuracy:.1%}   "

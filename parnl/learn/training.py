@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from parnl.learn.checkpoints import check_arrays, read_checkpoint, write_checkpoint
-from parnl.learn.data import Dataset, Split, load, patched
+from parnl.learn.data import Dataset, Split, fingerprint, load, patched
 
 CHECKPOINT, MODEL = "checkpoint.safetensors", "model.safetensors"
 # A resumed run may go on for longer; every other option would make it another run.
@@ -110,6 +110,7 @@ def fit(
     folder: Path,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     trainer: Any = None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
@@ -118,15 +119,25 @@ def fit(
 
     `trainer` takes the place of `build(config, ...)`, which decides the model by default.
     `folder` gets a checkpoint after every epoch, and at the end the best epoch's model. With
-    `resume` the run of the checkpoint there goes on. `on_step(batches done, batches in an epoch)`
-    and `on_epoch(record)` report progress.
+    `resume` the run of the checkpoint there goes on, on the same data; a run that is there is not
+    lost unless `overwrite` says so. `on_step(batches done, batches in an epoch)` and
+    `on_epoch(record)` report progress.
+
+    Raises ValueError for such a folder or other data, FloatingPointError where the loss or an
+    answer of the model is not finite; the checkpoint is then the last good epoch's.
     """
+    if (folder / CHECKPOINT).exists() and not (resume or overwrite):
+        raise ValueError(
+            f"out: {folder} holds a run; to go on with it, give --resume, to lose it, --overwrite, "
+            "or name another folder"
+        )
     channels, classes = dataset.train.inputs.shape[-1], list(dataset.classes)
+    data = fingerprint(dataset)
     trainer = trainer or build(config, channels, len(classes))
     history: list[dict[str, Any]] = []
     best = _model_of(trainer.export_state())
     if resume:
-        history, best = _restore(trainer, config, folder / CHECKPOINT)
+        history, best = _restore(trainer, config, data, folder / CHECKPOINT)
     while len(history) < config.epochs and _stalled(history) < config.patience:
         record = _epoch(trainer, config, dataset, len(history), on_step)
         record["best"] = _score(record) > max(map(_score, history), default=(-1.0, 0.0))
@@ -135,7 +146,8 @@ def fit(
         if record["best"]:
             best = _model_of(state)
         state |= {f"best.{name}": value for name, value in best.items()}
-        write_checkpoint(folder / CHECKPOINT, state, config=asdict(config), history=history)
+        about = dict(config=asdict(config), data=data, history=history)
+        write_checkpoint(folder / CHECKPOINT, state, **about)
         on_epoch(record)
     trainer.import_state(best)
     chosen = max(history, key=_score)
@@ -199,10 +211,19 @@ def load_model(path: Path, **changes: Any) -> tuple[Any, list[str]]:
 
 
 def evaluate(trainer: Any, split: Split, batch: int, **solver: Any) -> tuple[np.ndarray, list[int]]:
-    """Logits (N, classes) of a split, and the most iterations each block took."""
+    """Logits (N, classes) of a split, and the most iterations each block took.
+
+    Raises FloatingPointError where a logit is not finite: the largest of them would be any.
+    """
     logits, counts = [], []
     for rows, weights in _batches(np.arange(len(split.labels)), batch):
         found, iterations = trainer.predict(*_take(split, rows), **solver)
+        bad = rows[~np.isfinite(found).all(axis=1)]
+        if bad.size:
+            raise FloatingPointError(
+                f"model: its answer to series {bad[0]} is not finite; if it was just trained, "
+                "a lower learning rate may help"
+            )
         logits.append(found[weights > 0])
         counts.append(iterations)
     return np.concatenate(logits), np.max(counts, axis=0).tolist()
@@ -295,7 +316,7 @@ def _model_of(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _restore(
-    trainer: Any, config: Config, path: Path
+    trainer: Any, config: Config, data: str, path: Path
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Put the checkpoint into the trainer; its history and the best model so far."""
     arrays, header = read_checkpoint(path)
@@ -308,5 +329,10 @@ def _restore(
     state = trainer.export_state()
     best = {f"best.{name}": value for name, value in _model_of(state).items()}
     check_arrays(arrays, state | best)
+    if header.get("data") != data:
+        raise ValueError(
+            f"data: {config.data} has changed since the run of {path}; without --resume and in "
+            "another folder it is a run of its own"
+        )
     trainer.import_state(arrays)
     return header["history"], {name.removeprefix("best."): arrays[name] for name in best}

@@ -98,6 +98,19 @@ def test_resume_finds_the_default_folder_and_refuses_other_options(parnl, tmp_pa
     status, text = parnl("train", "--data", "UnitTest", "--resume", "--width", 5)
     assert status == 1
     assert "width: got 5, the checkpoint" in text
+    status, text = parnl("train", *SMALL, "--epochs", 1)
+    assert status == 1
+    assert "out: runs/UnitTest-lrc-torch holds a run" in text
+    status, text = parnl("train", *SMALL, "--epochs", 1, "--overwrite")
+    assert status == 0, text
+
+
+def test_a_run_that_blows_up_is_told_and_not_kept(parnl, tmp_path):
+    status, text = parnl("train", *SMALL, "--batch", 32, "--lr", 1e30, "--out", tmp_path / "run")
+    assert status == 1
+    assert "parnl: model: its answer to series 0 is not finite" in text
+    assert "learning rate" in text
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

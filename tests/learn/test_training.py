@@ -144,6 +144,36 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         training.fit(SMALL, dataset, tmp_path)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_that_are_not_finite_end_the_run(backend, tmp_path):
+    """The loss of the only batch was finite; what the step made of the weights is not."""
+    config = replace(SMALL, backend=backend, batch=64, learning_rate=1e30)
+    with pytest.raises(FloatingPointError, match="model: its answer to series 0 is not finite"):
+        training.fit(config, toy(count=8), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_not_lost_by_another(tmp_path):
+    config = replace(SMALL, epochs=1)
+    first = training.fit(config, toy(count=8), tmp_path)
+    with pytest.raises(ValueError, match=r"out: .* holds a run; .* --resume, .* --overwrite"):
+        training.fit(config, toy(count=8), tmp_path)
+    again = training.fit(config, toy(count=8), tmp_path, overwrite=True)
+    assert again.history[0]["loss"] == first.history[0]["loss"]
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+@pytest.mark.parametrize("array", Split._fields)
+def test_other_data_are_not_gone_on_with(part, array, tmp_path):
+    config, dataset = replace(SMALL, epochs=1), toy(count=8)
+    training.fit(config, dataset, tmp_path)
+    training.fit(replace(config, epochs=2), toy(count=8), tmp_path, resume=True)
+    changed = getattr(getattr(dataset, part), array)
+    changed.flat[-1] = 1 if changed.flat[-1] != 1 else 2
+    with pytest.raises(ValueError, match="data: .* has changed since the run"):
+        training.fit(replace(config, epochs=3), dataset, tmp_path, resume=True)
+
+
 def test_batches_have_one_size_and_cover_all_rows():
     batches = list(training._batches(np.array([4, 2, 0, 1, 3]), 2))
     assert [rows.tolist() for rows, _ in batches] == [[4, 2], [0, 1], [3, 3]]
