@@ -170,7 +170,7 @@ def test_other_data_are_not_gone_on_with(part, array, tmp_path):
     training.fit(replace(config, epochs=2), toy(count=8), tmp_path, resume=True)
     changed = getattr(getattr(dataset, part), array)
     changed.flat[-1] = 1 if changed.flat[-1] != 1 else 2
-    with pytest.raises(ValueError, match="data: .* has changed since the run"):
+    with pytest.raises(ValueError, match=r"data: .* has changed since the run"):
         training.fit(replace(config, epochs=3), dataset, tmp_path, resume=True)
 
 
