@@ -10,8 +10,9 @@ from flax import nnx
 from parnl.cell import Cell
 from parnl.jax_layers import JaxLayers, drawn
 from parnl.layers import Layers, LayersSolution, check_options
+from parnl.learn.flax_model import Block, Classifier
 
-__all__ = ["RNN"]
+__all__ = ["RNN", "Block", "Classifier"]
 
 
 class RNN(JaxLayers, nnx.Module):

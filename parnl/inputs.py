@@ -73,6 +73,12 @@ def check_params(
     return backend, params, inputs
 
 
+def check_series(inputs: Any, channels: int) -> None:
+    """Raise ValueError unless these are the inputs of a classifier, (N, T, channels)."""
+    if inputs.ndim != 3 or inputs.shape[-1] != channels:
+        raise ValueError(f"inputs: expected shape (N, T, {channels}), got {tuple(inputs.shape)}")
+
+
 def _mapping(params: Any) -> Mapping[str, Any]:
     """Return what is a mapping but in name, as `torch.nn.ParameterDict`, as one."""
     if not (hasattr(params, "keys") and hasattr(params, "__getitem__")):

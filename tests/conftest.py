@@ -68,6 +68,7 @@ NEEDED = {
     "cells/test_library.py": {"torch"},
     "interop": {"torch"},
     "learn/test_commands.py": {"torch", "jax"},
+    "learn/test_jax_models.py": {"jax"},
     "learn/test_models.py": {"torch", "jax"},
     "learn/test_training.py": {"torch", "jax"},
     "learn/test_checkpoints.py": {"torch", "jax"},

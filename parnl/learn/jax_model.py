@@ -1,5 +1,6 @@
 """A sequence classifier around any cell: the LrcSSM architecture in JAX, of Equinox layers."""
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -7,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from parnl.learn.jax_blocks import run_block, run_classifier
 from parnl.registry import get_cell
-from parnl.solve import solve
 
 
 class Block(eqx.Module):
@@ -37,15 +38,10 @@ class Block(eqx.Module):
         self, x: Array, lengths: Array | None, key: Array | None, **solver: Any
     ) -> tuple[Array, Any]:
         """The block's output and the solve's info. Without a key nothing is dropped."""
-        out = solve(
-            self.cell, self.recurrence, at_every_step(self.norm)(x), lengths=lengths, **solver
-        )
-        x = x + at_every_step(self.back)(out.outputs)
-        hidden = at_every_step(self.expand)(at_every_step(self.norm)(x))
-        hidden = jax.nn.gelu(hidden, approximate=False)
-        # A hidden unit is dropped at all steps or at none (Gal and Ghahramani, 2016).
-        kept = self.dropout(jnp.ones_like(hidden[:, :1]), key=key, inference=key is None)
-        return x + at_every_step(self.contract)(hidden * kept), out.info
+        parts = self.norm, self.back, self.expand, self.contract
+        layers = [at_every_step(layer) for layer in parts]
+        dropout = partial(self.dropout, key=key, inference=key is None)
+        return run_block(self.cell, self.recurrence, x, lengths, layers, dropout, solver)
 
 
 class Classifier(eqx.Module):
@@ -56,9 +52,10 @@ class Classifier(eqx.Module):
 
     `state` is the hidden size of the cell; further keywords are options of the cell. With `loops`
     all blocks are applied that often, with the same weights (arXiv 2605.16048). Names and shapes
-    of the arrays are those of `parnl.learn.torch_model.Classifier`.
+    of the arrays are those of `parnl.torch.Classifier`.
     """
 
+    input_size: int = eqx.field(static=True)
     loops: int = eqx.field(static=True)
     lift: eqx.nn.Linear
     encoder: eqx.nn.Linear
@@ -79,7 +76,7 @@ class Classifier(eqx.Module):
         seed: int = 0,
         **options: Any,
     ) -> None:
-        self.loops = loops
+        self.input_size, self.loops = channels, loops
         recurrence = get_cell(cell, input_size=width, hidden_size=state, **options)
         lift, encoder, head, *keys = jax.random.split(jax.random.key(seed), blocks + 3)
         self.lift = _linear(channels, width, lift)
@@ -102,14 +99,12 @@ class Classifier(eqx.Module):
 
         With a `key` dropout is on. Other keywords (`method`, `chunks`, ...) go to `parnl.solve`.
         """
-        lifted = jax.nn.gelu(at_every_step(self.lift)(inputs), approximate=False)
-        x = at_every_step(self.encoder)(lifted)
-        infos = []
+        blocks = []
         for index, block in enumerate(self.blocks * self.loops):
             own = None if key is None else jax.random.fold_in(key, index)
-            x, info = block(x, lengths, own, **solver)
-            infos.append(info)
-        return mean_over_time(at_every_step(self.head)(x), lengths), infos
+            blocks.append(partial(block, lengths=lengths, key=own, **solver))
+        layers = [at_every_step(layer) for layer in (self.lift, self.encoder, self.head)]
+        return run_classifier(inputs, lengths, self.input_size, layers, blocks)
 
 
 def _linear(size: int, out: int, key: Array) -> eqx.nn.Linear:
@@ -120,12 +115,3 @@ def _linear(size: int, out: int, key: Array) -> eqx.nn.Linear:
 def at_every_step(layer: Any) -> Any:
     """The layer, made for one vector (k,), applied to (N, T, k)."""
     return jax.vmap(jax.vmap(layer))
-
-
-def mean_over_time(x: Array, lengths: Array | None) -> Array:
-    """The mean of x (N, T, k) over each row's first `lengths` (N,) steps, as (N, k)."""
-    if lengths is None:
-        return x.mean(axis=1)
-    real = jnp.arange(x.shape[1]) < lengths[:, None]
-    total = jnp.where(real[..., None], x, 0).sum(axis=1)
-    return total / jnp.maximum(lengths, 1)[:, None]

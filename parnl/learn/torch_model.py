@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from parnl.inputs import check_series
 from parnl.registry import get_cell
 from parnl.solve import solve
 from parnl.step import step
@@ -134,6 +135,7 @@ class Classifier(nn.Module):
 
         Keywords (`method`, `chunks`, `tolerance`, ...) go to `parnl.solve`.
         """
+        check_series(inputs, self.input_size)
         x = self.encoder(self.activation(self.lift(inputs)))
         if self.blocks[0].cell is None:
             x = x + positions(*x.shape[1:]).to(x.device)

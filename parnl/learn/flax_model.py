@@ -1,0 +1,109 @@
+"""A sequence classifier around any cell: the LrcSSM architecture in JAX, of Flax layers (`nnx`)."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from parnl.learn.jax_blocks import run_block, run_classifier
+from parnl.registry import get_cell
+
+
+class Linear(nnx.Module):
+    """x @ weight.T + bias, by PyTorch's names and shapes: weight (out, in), bias (out,)."""
+
+    def __init__(self, size: int, out: int, *, rngs: nnx.Rngs) -> None:
+        def drawn(*shape: int) -> nnx.Param:
+            bound = size**-0.5
+            value = jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound)
+            return nnx.Param(value)
+
+        self.weight, self.bias = drawn(out, size), drawn(out)
+
+    def __call__(self, x: Array) -> Array:
+        """Map (..., in) to (..., out)."""
+        return x @ self.weight[...].T + self.bias[...]
+
+
+class Block(nnx.Module):
+    """Norm, recurrence, residual; norm, MLP, residual. Maps (N, T, width) to (N, T, width)."""
+
+    def __init__(self, cell: Any, width: int, *, dropout: float, rngs: nnx.Rngs) -> None:
+        self.cell = cell
+        self.norm = nnx.LayerNorm(
+            width, epsilon=1e-5, use_bias=False, use_scale=False, use_fast_variance=False, rngs=rngs
+        )
+        start = cell.init(rngs.params(), backend="jax")
+        self.recurrence = nnx.Dict({n: nnx.Param(v) for n, v in start.items()})
+        same = cell.hidden_size == width
+        self.back = _same if same else Linear(cell.hidden_size, width, rngs=rngs)
+        self.expand = Linear(width, width, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        self.contract = Linear(width, width, rngs=rngs)
+
+    def __call__(self, x: Array, lengths: Array | None, **solver: Any) -> tuple[Array, Any]:
+        """The block's output and the solve's info."""
+        recurrence = {n: v[...] for n, v in self.recurrence.items()}
+        layers = self.norm, self.back, self.expand, self.contract
+        return run_block(self.cell, recurrence, x, lengths, layers, self.dropout, solver)
+
+
+class Classifier(nnx.Module):
+    """Encoder MLP, `blocks` blocks, a head at every step, and the mean over time.
+
+        model = Classifier(channels=12, classes=9, cell="lrc", width=64, state=64, rngs=nnx.Rngs(0))
+        logits, infos = model(inputs, lengths)
+
+    `state` is the hidden size of the cell; further keywords are options of the cell. With `loops`
+    all blocks are applied that often, with the same weights (arXiv 2605.16048). The stream "params"
+    of `rngs` draws parameters, and "dropout" is for dropout, which `train()` and `eval()` turn on
+    and off.
+
+    Paths and shapes of the parameters are those of `parnl.torch.Classifier`, so its weights are
+    carried over by their names:
+
+        known = nnx.to_flat_state(nnx.state(model, nnx.Param))
+        found = [(path, nnx.Param(weights[".".join(map(str, path))])) for path, _ in known]
+        nnx.update(model, nnx.from_flat_state(found))
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        *,
+        cell: str = "lrc",
+        width: int = 64,
+        state: int = 64,
+        blocks: int = 2,
+        loops: int = 1,
+        dropout: float = 0.0,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ) -> None:
+        self.input_size, self.loops = channels, loops
+        recurrence = get_cell(cell, input_size=width, hidden_size=state, **options)
+        self.lift = Linear(channels, width, rngs=rngs)
+        self.encoder = Linear(width, width, rngs=rngs)
+        self.blocks = nnx.List(
+            Block(recurrence, width, dropout=dropout, rngs=rngs) for _ in range(blocks)
+        )
+        self.head = Linear(width, classes, rngs=rngs)
+
+    def __call__(
+        self, inputs: Array, lengths: Array | None = None, **solver: Any
+    ) -> tuple[Array, list[Any]]:
+        """Logits (N, classes) of inputs (N, T, channels), and the solver's info of each solve.
+
+        Keywords (`method`, `chunks`, `tolerance`, ...) go to `parnl.solve`.
+        """
+        blocks = [partial(b, lengths=lengths, **solver) for b in [*self.blocks] * self.loops]
+        layers = self.lift, self.encoder, self.head
+        return run_classifier(inputs, lengths, self.input_size, layers, blocks)
+
+
+def _same(x: Array) -> Array:
+    return x
