@@ -141,7 +141,7 @@ def trained(epochs: int | None) -> tuple[list[tuple[Any, Params, list[np.ndarray
     with tempfile.TemporaryDirectory() as folder:
         result = training.fit(config, dataset, Path(folder))
     model = result.trainer.model.eval()
-    accuracy = training.compare(result.trainer, dataset.test, config.batch).accuracy
+    accuracy = training.compare(result.trainer, dataset.test, config.batch).metrics["accuracy"]
     blocks: list[tuple[Any, Params, list[np.ndarray]]] = []
     split = dataset.test
     lengths = torch.from_numpy(split.lengths)

@@ -12,6 +12,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
+from parnl.learn.progress import count, describe, further, heading, plot, row, shown
+
 EXTRAS = {
     "torch": ["torch"],
     "jax": ["jax", "jaxlib"],
@@ -81,6 +83,20 @@ def build() -> Any:
 
     @app.command(epilog="Example: parnl train --data JapaneseVowels --cell gru --epochs 20")
     def train(
+        task: Annotated[
+            str | None,
+            option(
+                "What is learned of a series: its class (classify) or numbers (regress).",
+                Config.task,
+            ),
+        ] = None,
+        best: Annotated[
+            str | None,
+            option(
+                "The metric that decides which epoch is the best and when to stop.",
+                "accuracy of classify, mse of regress",
+            ),
+        ] = None,
         cell: Annotated[
             str | None, option("The recurrent cell, a name from `parnl cells`.", Config.cell)
         ] = None,
@@ -144,7 +160,7 @@ def build() -> Any:
             typer.Option("--overwrite", help="Begin anew where --out holds a run, which is lost."),
         ] = False,
     ) -> None:
-        """Train a classifier of series; print its test accuracy and how exact the solve is."""
+        """Train a model of series; print what it makes of the test part, and how exact it is."""
         given = {name: value for name, value in locals().items() if value is not None}
         del given["resume"], given["overwrite"]
         run_training(given, given.pop("out", None), resume, overwrite)
@@ -267,6 +283,7 @@ def run_training(
             config = replace(training.Config(**header["config"]), **given)
         dataset = training.dataset_of(config)
     console.print(describe(dataset))
+    metric = config.best or training.TASKS[config.task].best
 
     columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn())
     live = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -278,9 +295,9 @@ def run_training(
 
         def on_epoch(record: dict[str, Any]) -> None:
             progress.update(bar, completed=0, epoch=record["epoch"] + 1)
-            console.print(row(record))
+            console.print(row(record, metric))
 
-        console.print(HEADING)
+        console.print(heading(metric))
         try:
             result = training.fit(
                 config,
@@ -293,84 +310,27 @@ def run_training(
             )
         except KeyboardInterrupt:
             sys.exit("parnl: stopped; with --resume it goes on after the last finished epoch")
+    task, scale = training.TASKS[config.task], training.Scale.of(dataset.train.labels)
     with plain_errors():
-        test = training.compare(result.trainer, dataset.test, config.batch, config.chunks)
-    plot(result.history, folder / "training.png")
+        test = training.compare(
+            result.trainer, dataset.test, config.batch, config.chunks, task=task, scale=scale
+        )
+    plot(result.history, config.best or task.best, folder / "training.png")
     report = dict(config=asdict(config), history=result.history, test=test._asdict())
     (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False))
     seconds = sum(record["seconds"] for record in result.history)
     console.print(
-        f"\ntest accuracy     {test.accuracy:.1%}   "
+        f"\n{f'test {task.best}':<17} {shown(task.best, test.metrics)}   "
         f"({len(dataset.test.labels)} series, weights of epoch {result.best['epoch']})\n"
+        f"{' ' * 18}{further(task.best, test.metrics)}\n"
         f"training          {seconds:.1f} s   ({len(result.history)} epochs, "
         f"{count(result.best['chunks'], 'chunk')})\n"
-        f"parallel solve    {test.gap:.1e} from the sequential one at most, in logits up to "
+        f"parallel solve    {test.gap:.1e} from the sequential one at most, in answers up to "
         f"{test.scale:.1f}\n"
         f"                  ({count(test.chunks, 'chunk')}, Newton iterations of the blocks: "
         f"{', '.join(map(str, test.iterations))})\n"
         f"written           {', '.join(sorted(path.name for path in folder.iterdir()))} in {folder}"
     )
-
-
-def count(number: int, name: str) -> str:
-    """1 chunk, 2 chunks."""
-    return f"{number} {name}{'' if number == 1 else 's'}"
-
-
-def describe(dataset: Any) -> str:
-    """A line on the data."""
-    inputs, _, lengths = dataset.train
-    steps = f"{inputs.shape[1]} steps"
-    if lengths is not None:
-        steps = f"{lengths.min()} to {inputs.shape[1]} steps"
-    return (
-        f"{dataset.name}: {len(inputs)} series to train on, {len(dataset.validation.labels)} to "
-        f"validate, {len(dataset.test.labels)} to test; {inputs.shape[2]} channels, {steps}, "
-        f"{len(dataset.classes)} classes"
-    )
-
-
-HEADING = (
-    "          train             validation         Newton      \n"
-    "epoch     loss  accuracy     loss  accuracy  iterations  seconds"
-)
-
-
-def row(record: dict[str, Any]) -> str:
-    """A line of the table under HEADING; a star marks the best epoch so far."""
-    return (
-        f"{record['epoch']:5} {record['loss']:8.4f}  {record['accuracy']:8.1%} "
-        f"{record['validation_loss']:8.4f}  {record['validation_accuracy']:8.1%}  "
-        f"{' '.join(map(str, record['iterations'])):>10} {record['seconds']:8.2f}"
-        f"{' *' if record['best'] else ''}"
-    )
-
-
-def plot(history: list[dict[str, Any]], path: Path) -> None:
-    """Loss, accuracy and Newton iterations over the epochs, as an image."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    epochs = [record["epoch"] for record in history]
-    figure = Figure(figsize=(12, 3.5), layout="constrained")
-    loss, accuracy, iterations = figure.subplots(1, 3)
-    for axis, name in ((loss, "loss"), (accuracy, "accuracy")):
-        axis.plot(epochs, [record[name] for record in history], label="training")
-        axis.plot(epochs, [record[f"validation_{name}"] for record in history], label="validation")
-        axis.set(title=name, xlabel="epoch")
-        axis.legend()
-    loss.set_yscale("log")
-    for block, counts in enumerate(zip(*(record["iterations"] for record in history), strict=True)):
-        # Blocks often take equally many: markers of different sizes keep them all in sight.
-        size = 4 + 3 * (len(history[0]["iterations"]) - block)
-        iterations.plot(epochs, counts, ".", markersize=size, label=f"block {block + 1}")
-    iterations.set(title="Newton iterations (validation)", xlabel="epoch")
-    iterations.set_ylim(bottom=0)
-    iterations.legend()
-    for axis in (loss, accuracy, iterations):
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    iterations.yaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.savefig(path, dpi=120)
 
 
 def show_diagnosis(

@@ -12,56 +12,66 @@ from jax import Array
 
 from parnl.learn.jax_model import Classifier
 
+LOSSES = {
+    "cross_entropy": optax.softmax_cross_entropy_with_integer_labels,
+    "squared_error": optax.squared_error,
+}
+
 
 class Trainer:
-    """A classifier and its Adam optimizer. Arrays are NumPy's on the way in and on the way out."""
+    """A model and its Adam optimizer. Arrays are NumPy's on the way in and on the way out."""
 
     def __init__(
         self,
         model: dict[str, Any],
         *,
+        loss: str = "cross_entropy",
         learning_rate: float,
         clip: float,
         seed: int,
         chunks: int | None = None,
     ) -> None:
-        """`model` holds the keywords of `Classifier`; `clip` bounds the global gradient norm."""
+        """`model` holds the keywords of `Classifier`; `clip` bounds the global gradient norm.
+
+        loss: see `parnl.learn.tasks.Task`.
+        """
         self.model = Classifier(**model, seed=seed)
         self.optimizer = _adam(learning_rate, clip)
         self.moments = self.optimizer.init(eqx.filter(self.model, eqx.is_array))
-        self.seed, self.chunks = seed, chunks
+        self.loss, self.seed, self.chunks = loss, seed, chunks
         self.count = 0
 
     def step(
         self,
         inputs: np.ndarray,
         lengths: np.ndarray | None,
-        labels: np.ndarray,
+        targets: np.ndarray,
         weights: np.ndarray,
-    ) -> tuple[float, float, int]:
+    ) -> tuple[float, np.ndarray, int]:
         """One optimizer step on a batch; rows of weight 0 do not count.
 
-        inputs: (N, T, channels). lengths, labels, weights: (N,).
-        Returns the mean loss, the number of right answers and the chunks of the solve.
+        inputs: (N, T, channels). lengths, weights: (N,). targets: see `parnl.learn.tasks.Task`.
+        Returns the mean loss, the answers (N, k) before the step and the chunks of the solve.
         """
         key = jax.random.fold_in(jax.random.key(self.seed), self.count)
-        self.model, self.moments, loss, right, chunks = _step(
+        self.model, self.moments, loss, answers, chunks = _step(
             self.model,
             self.moments,
             self.optimizer,
+            self.loss,
             key,
-            (inputs, lengths, labels, weights),
+            (inputs, lengths, targets, weights),
             self.chunks,
         )
         self.count += 1
-        return float(loss), float(right), chunks
+        return float(loss), np.array(answers), chunks
 
     def predict(
         self, inputs: np.ndarray, lengths: np.ndarray | None, **solver: Any
     ) -> tuple[np.ndarray, list[int]]:
-        """Logits (N, classes) of inputs (N, T, channels), and the iterations of each block."""
-        logits, iterations = _predict(self.model, inputs, lengths, solver)
-        return np.array(logits), [int(count) for count in iterations]
+        """Answers (N, k) to inputs (N, T, channels), and the iterations of each block."""
+        answers, iterations = _predict(self.model, inputs, lengths, solver)
+        return np.array(answers), [int(count) for count in iterations]
 
     def export_state(self) -> dict[str, np.ndarray]:
         """All that decides the next step: `model.*`, `optimizer.*` and the step count."""
@@ -87,30 +97,30 @@ def _step(
     model: Classifier,
     moments: Any,
     optimizer: optax.GradientTransformation,
+    loss: str,
     key: Array,
     batch: tuple[Any, Any, Any, Any],
     chunks: int | None,
 ) -> tuple[Classifier, Any, Array, Array, int]:
-    inputs, lengths, labels, weights = batch
+    inputs, lengths, targets, weights = batch
 
     @eqx.filter_value_and_grad(has_aux=True)
-    def loss(model: Classifier) -> tuple[Array, tuple[Array, int]]:
-        logits, infos = model(inputs, lengths, key=key, chunks=chunks)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        right = (weights * (logits.argmax(axis=1) == labels)).sum()
-        return (weights * losses).sum() / weights.sum(), (right, infos[0].chunks)
+    def mean_loss(model: Classifier) -> tuple[Array, tuple[Array, int]]:
+        answers, infos = model(inputs, lengths, key=key, chunks=chunks)
+        losses = LOSSES[loss](answers, targets).reshape(len(weights), -1).mean(axis=1)
+        return (weights * losses).sum() / weights.sum(), (answers, infos[0].chunks)
 
-    (value, (right, used)), gradient = loss(model)
+    (value, (answers, used)), gradient = mean_loss(model)
     updates, moments = optimizer.update(gradient, moments)
-    return eqx.apply_updates(model, updates), moments, value, right, used
+    return eqx.apply_updates(model, updates), moments, value, answers, used
 
 
 @eqx.filter_jit
 def _predict(
     model: Classifier, inputs: Any, lengths: Any, solver: dict[str, Any]
 ) -> tuple[Array, list[Array]]:
-    logits, infos = model(inputs, lengths, **solver)
-    return logits, _iterations(infos)
+    answers, infos = model(inputs, lengths, **solver)
+    return answers, _iterations(infos)
 
 
 def _iterations(infos: list[Any]) -> list[Array]:

@@ -1,33 +1,43 @@
 """What `parnl.learn.training` asks of a framework, in PyTorch."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 
 from parnl.learn.torch_model import Classifier
 
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "squared_error": mse_loss,
+}
+
 
 class Trainer:
-    """A classifier and its Adam optimizer. Arrays are NumPy's on the way in and on the way out."""
+    """A model and its Adam optimizer. Arrays are NumPy's on the way in and on the way out."""
 
     def __init__(
         self,
         model: dict[str, Any],
         *,
+        loss: str = "cross_entropy",
         learning_rate: float,
         clip: float,
         seed: int,
         chunks: int | None = None,
     ) -> None:
-        """`model` holds the keywords of `Classifier`; `clip` bounds the global gradient norm."""
+        """`model` holds the keywords of `Classifier`; `clip` bounds the global gradient norm.
+
+        loss: see `parnl.learn.tasks.Task`.
+        """
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = Classifier(**model, seed=seed).to(self.device)
         self.parameters = dict(self.model.named_parameters())
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=learning_rate, fused=True)
-        self.clip, self.seed, self.chunks = clip, seed, chunks
+        self.loss, self.clip, self.seed, self.chunks = LOSSES[loss], clip, seed, chunks
         self.count = 0
         moments = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
         self._set_moments(moments, moments)
@@ -36,41 +46,41 @@ class Trainer:
         self,
         inputs: np.ndarray,
         lengths: np.ndarray | None,
-        labels: np.ndarray,
+        targets: np.ndarray,
         weights: np.ndarray,
-    ) -> tuple[float, float, int]:
+    ) -> tuple[float, np.ndarray, int]:
         """One optimizer step on a batch; rows of weight 0 do not count.
 
-        inputs: (N, T, channels). lengths, labels, weights: (N,).
-        Returns the mean loss, the number of right answers and the chunks of the solve (of
+        inputs: (N, T, channels). lengths, weights: (N,). targets: see `parnl.learn.tasks.Task`.
+        Returns the mean loss, the answers (N, k) before the step and the chunks of the solve (of
         attention 0).
         """
         self.model.train()
-        answer, weight = self._tensor(labels), self._tensor(weights)
+        target, weight = self._tensor(targets), self._tensor(weights)
         # Seeded by the step, so that a resumed run needs no generator state to repeat it.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed((self.seed << 32) + self.count)
-            logits, infos = self.model(
+            answers, infos = self.model(
                 self._tensor(inputs), self._tensor(lengths), chunks=self.chunks
             )
-        losses = cross_entropy(logits, answer, reduction="none")
+        losses = self.loss(answers, target, reduction="none").reshape(len(weights), -1).mean(dim=1)
         loss = (weight * losses).sum() / weight.sum()
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.clip)
         self.optimizer.step()
         self.count += 1
-        right = (weight * (logits.argmax(dim=1) == answer)).sum()
-        return float(loss.detach()), float(right), 0 if infos[0] is None else infos[0].chunks
+        used = 0 if infos[0] is None else infos[0].chunks
+        return float(loss.detach()), answers.numpy(force=True), used
 
     @torch.no_grad()
     def predict(
         self, inputs: np.ndarray, lengths: np.ndarray | None, **solver: Any
     ) -> tuple[np.ndarray, list[int]]:
-        """Logits (N, classes) of inputs (N, T, channels), and the iterations of each block."""
+        """Answers (N, k) to inputs (N, T, channels), and the iterations of each block."""
         self.model.eval()
-        logits, infos = self.model(self._tensor(inputs), self._tensor(lengths), **solver)
-        return logits.cpu().numpy(), _iterations(infos)
+        answers, infos = self.model(self._tensor(inputs), self._tensor(lengths), **solver)
+        return answers.numpy(force=True), _iterations(infos)
 
     def export_state(self) -> dict[str, np.ndarray]:
         """All that decides the next step: `model.*`, `optimizer.*` and the step count."""

@@ -72,9 +72,7 @@ def test_train_and_resume(parnl, backend, tmp_path):
     epochs = 2 if backend == "torch" else 1
     status, text = parnl("train", *SMALL, "--backend", backend, "--epochs", epochs, "--out", out)
     assert status == 0, text
-    assert (
-        "UnitTest: 16 series to train on, 4 to validate, 22 to test; 1 channels, 24 steps" in text
-    )
+    assert "UnitTest: 16 series to train on, 4 to validate, 22 to test; 1 channel, 24 steps" in text
     assert "test accuracy" in text
     assert "from the sequential one at most" in text
     assert "24 chunks, Newton iterations of the blocks:" in text

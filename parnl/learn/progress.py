@@ -1,0 +1,82 @@
+"""What a run of training prints and draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def count(number: int, name: str) -> str:
+    """1 chunk, 2 chunks."""
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
+def describe(dataset: Any) -> str:
+    """A line on the data."""
+    inputs, _, lengths = dataset.train
+    steps = f"{inputs.shape[1]} steps"
+    if lengths is not None:
+        steps = f"{lengths.min()} to {inputs.shape[1]} steps"
+    learned = f"{len(dataset.classes)} classes"
+    if not dataset.classes:
+        learned = count(dataset.train.labels.shape[1], "number") + " to learn"
+    return (
+        f"{dataset.name}: {len(inputs)} series to train on, {len(dataset.validation.labels)} to "
+        f"validate, {len(dataset.test.labels)} to test; "
+        f"{count(inputs.shape[2], 'channel')}, {steps}, {learned}"
+    )
+
+
+def shown(metric: str, metrics: dict[str, float]) -> str:
+    """A share as a percentage, another number as it is."""
+    return f"{metrics[metric]:.1%}" if metric.endswith("accuracy") else f"{metrics[metric]:.4g}"
+
+
+def further(best: str, metrics: dict[str, float]) -> str:
+    """The other metrics, on one line."""
+    return ", ".join(f"{name} {shown(name, metrics)}" for name in metrics if name != best)
+
+
+def heading(metric: str) -> str:
+    """The two lines above the rows of epochs."""
+    return (
+        "          train             validation         Newton      \n"
+        f"epoch     loss  {metric:>8}     loss  {metric:>8}  iterations  seconds"
+    )
+
+
+def row(record: dict[str, Any], metric: str) -> str:
+    """A line of the table under `heading`; a star marks the best epoch so far."""
+    return (
+        f"{record['epoch']:5} {record['loss']:8.4f}  {shown(metric, record):>8} "
+        f"{record['validation_loss']:8.4f}  {shown(f'validation_{metric}', record):>8}  "
+        f"{' '.join(map(str, record['iterations'])):>10} {record['seconds']:8.2f}"
+        f"{' *' if record['best'] else ''}"
+    )
+
+
+def plot(history: list[dict[str, Any]], metric: str, path: Path) -> None:
+    """Loss, a metric and Newton iterations over the epochs, as an image."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = [record["epoch"] for record in history]
+    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    loss, judged, iterations = figure.subplots(1, 3)
+    for axis, name in ((loss, "loss"), (judged, metric)):
+        axis.plot(epochs, [record[name] for record in history], label="training")
+        axis.plot(epochs, [record[f"validation_{name}"] for record in history], label="validation")
+        axis.set(title=name, xlabel="epoch")
+        axis.legend()
+    loss.set_yscale("log")
+    for block, counts in enumerate(zip(*(record["iterations"] for record in history), strict=True)):
+        # Blocks often take equally many: markers of different sizes keep them all in sight.
+        size = 4 + 3 * (len(history[0]["iterations"]) - block)
+        iterations.plot(epochs, counts, ".", markersize=size, label=f"block {block + 1}")
+    iterations.set(title="Newton iterations (validation)", xlabel="epoch")
+    iterations.set_ylim(bottom=0)
+    iterations.legend()
+    for axis in (loss, judged, iterations):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    iterations.yaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.savefig(path, dpi=120)
