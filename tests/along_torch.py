@@ -1,6 +1,6 @@
 """Solves along processes that share the axis of time, against one process and float64 loops.
 
-python tests/along_torch.py CASE 5,0,7      three processes of so many steps each
+python tests/along_torch.py CASE,CASE 5,0,7      three processes of so many steps each
 """
 
 import os
@@ -363,11 +363,12 @@ def errors(part):
 CASES = {f.__name__: f for f in (solves, bits, hostile, modules, dtensors, parallel, errors)}
 
 
-def process(rank, case, parts, store):
+def process(rank, cases, parts, store):
     torch.set_num_threads(1)
     shared = dist.FileStore(f"{store}/store", len(parts))
     dist.init_process_group("gloo", store=shared, rank=rank, world_size=len(parts))
-    CASES[case](Part(parts))
+    for case in cases:
+        CASES[case](Part(parts))
     shared.add("done", 1)
     while shared.add("done", 0) < len(parts):  # nobody hangs up on one who still listens
         time.sleep(0.01)
@@ -381,5 +382,5 @@ if __name__ == "__main__":
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.start_processes(
-            process, (sys.argv[1], sizes, folder), nprocs=len(sizes), start_method="spawn"
+            process, (sys.argv[1].split(","), sizes, folder), nprocs=len(sizes), start_method="spawn"
         )

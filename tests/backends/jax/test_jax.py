@@ -367,7 +367,7 @@ found = jax.jit(jax.shard_map(
     in_specs=(P(), rows, rows), out_specs=(gradients, rows, gradients),
 ))(params, inputs, x0)
 assert len(found[1].sharding.device_set) == 2
-expected = each(oracles.scan_loop, params, inputs, x0)
+expected = jax.jit(functools.partial(each, oracles.scan_loop))(params, inputs, x0)
 jax.tree.map(lambda f, e: oracles.assert_close(f, e, 1e-10), found, expected)
 """
 
@@ -384,7 +384,7 @@ jax.tree.map(lambda f, e: oracles.assert_close(f, e, 1e-10), found, expected)
 )
 def test_sequences_shared_among_devices(kernels, how):
     """In a shard_map gradients of what all devices share are summed over them, as JAX's own are."""
-    flags = "--xla_force_host_platform_device_count=2"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
     there = {**os.environ, "PARNL_KERNELS": kernels, "XLA_FLAGS": flags, "TRITON_INTERPRET": "1"}
     if kernels == "triton":
         pytest.importorskip("triton", minversion="3.6")

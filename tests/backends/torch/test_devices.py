@@ -11,21 +11,19 @@ SCRIPT = Path(__file__).parents[2] / "along_torch.py"
 
 
 @pytest.mark.parametrize(
-    ("case", "parts", "kernels"),
+    ("cases", "parts", "kernels"),
     [
         ("solves", "20,20", ""),
         ("solves", "17,0,23", ""),
         ("solves", "0,3,37", "off"),
         ("bits", "16,16,16", ""),
         ("hostile", "8,8", ""),
-        ("modules", "20,20,11", ""),
-        ("dtensors", "1,1", ""),
-        ("parallel", "1,1", ""),
-        ("errors", "6,5,6", ""),
+        ("modules,errors", "20,20,11", ""),
+        ("dtensors,parallel", "1,1", ""),
     ],
 )
-def test_along_processes(case, parts, kernels):
+def test_along_processes(cases, parts, kernels):
     there = {**os.environ, "PARNL_KERNELS": kernels}
-    run = [sys.executable, str(SCRIPT), case, parts]
+    run = [sys.executable, str(SCRIPT), cases, parts]
     done = subprocess.run(run, env=there, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-4000:]
