@@ -16,7 +16,7 @@ EXTRAS = {
     "torch": ["torch"],
     "jax": ["jax", "jaxlib"],
     "testing": ["hypothesis", "pytest"],
-    "train": ["aeon", "equinox", "matplotlib", "optax", "rich", "safetensors", "typer"],
+    "train": "aeon equinox matplotlib optax pandas pyarrow rich safetensors typer".split(),
 }
 
 
@@ -86,7 +86,32 @@ def build() -> Any:
         ] = None,
         data: Annotated[
             str | None,
-            option("The name of a data set that aeon knows, or an .npz file.", Config.data),
+            option(
+                "The name of a data set that aeon knows, or a file: csv, tsv, parquet, feather, "
+                "npz, npy, ts, arff. Or a folder with one series a file.",
+                Config.data,
+            ),
+        ] = None,
+        id_: Annotated[
+            str | None,
+            option("The column that tells the series of a table apart.", "by its name", "--id"),
+        ] = None,
+        time: Annotated[
+            str | None, option("The column of time stamps: numbers or dates.", "by its name")
+        ] = None,
+        label: Annotated[
+            str | None, option("The column of the classes, or a file of them.", "by its name")
+        ] = None,
+        columns: Annotated[
+            str | None, option("The columns that the model reads: NAME,NAME,...", "all others")
+        ] = None,
+        layout: Annotated[
+            str | None,
+            option("Whether a row of a table is a step (long) or a series (wide).", "auto"),
+        ] = None,
+        missing: Annotated[
+            str | None,
+            option("What missing values become: interpolate, mean, mask.", "interpolate"),
         ] = None,
         standardise: Annotated[
             bool | None,
@@ -141,8 +166,10 @@ def build() -> Any:
         ] = False,
     ) -> None:
         """Train a classifier of series; print its test accuracy and how exact the solve is."""
-        given = {name: value for name, value in locals().items() if value is not None}
+        given = {n.rstrip("_"): value for n, value in locals().items() if value is not None}
         del given["resume"]
+        if columns is not None:
+            given["columns"] = [name.strip() for name in columns.split(",")]
         run_training(given, given.pop("out", None), resume)
 
     @app.command(epilog="Example: parnl check my_cells.py:MyCell")
@@ -306,14 +333,14 @@ def count(number: int, name: str) -> str:
 
 def describe(dataset: Any) -> str:
     """A line on the data."""
-    inputs, _, lengths = dataset.train
+    inputs, _, lengths = dataset.train[:3]
     steps = f"{inputs.shape[1]} steps"
     if lengths is not None:
         steps = f"{lengths.min()} to {inputs.shape[1]} steps"
     return (
         f"{dataset.name}: {len(inputs)} series to train on, {len(dataset.validation.labels)} to "
         f"validate, {len(dataset.test.labels)} to test; {inputs.shape[2]} channels, {steps}, "
-        f"{len(dataset.classes)} classes"
+        f"{len(dataset.classes)} classes" + "".join(f"\n  {note}" for note in dataset.notes)
     )
 
 
