@@ -84,6 +84,12 @@ class Preparation:
                 raise ValueError("means and deviations of other channels")
             if made.missing not in WAYS or not np.isfinite(numbers).all():
                 raise ValueError("a way or a number that is none")
+            if not (min(made.deviation, default=1.0) > 0 and (made.time_step or 1.0) > 0):
+                raise ValueError("a deviation or a step that is not positive")
+            if not {*made.masked, *made.categories} <= {*made.channels}:
+                raise ValueError("names of other channels")
+            if not isinstance(made.standardise, bool):
+                raise ValueError("no yes or no for standardise")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"preparation: got {shown(str(error), 200)}, which is none") from error
         return made

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parnl.learn.readers.collection import MISSING, Collection, counted, listed, shown, wrong
+from parnl.learn.readers.collection import NAMELESS, Collection, counted, listed, shown, wrong
 from parnl.learn.readers.lines import lines_of
 from parnl.learn.readers.ts import values_of
 
@@ -83,7 +83,7 @@ def _quoted(path: Path, line: int, text: str) -> list[str]:
     """The quoted series and the label of a row."""
     if text[0] not in "'\"" or text.count(text[0]) < 2:
         raise wrong(path, f"line {line}", shown(text), "a series in quotes and a label")
-    series, _, label = text[1:].rpartition(text[0])
+    series, _, label = text[1:].partition(text[0])
     return [series, label.strip(" ,")]
 
 
@@ -100,7 +100,7 @@ def _classes(attribute: str) -> list[str] | None:
 
 
 def _label(path: Path, line: int, label: str, classes: list[str]) -> str:
-    if label.lower() in MISSING:
+    if label.lower() in NAMELESS:
         raise wrong(path, f"line {line}", shown(label), "a label")
     if classes and label not in classes:
         raise wrong(

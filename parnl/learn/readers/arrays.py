@@ -63,7 +63,7 @@ def read_npz(path: Path, seed: int) -> Collection:
             tested = any(k.startswith("test_") and k[5:].isdecimal() for k in names)
 
             def array(name: str) -> Any:
-                place = places.get(name)
+                place = places.get(name) if name.startswith("X") else None
                 if place is not None and place.bytes >= mapped.MAPPED_FROM:
                     return place
                 return file[name]
@@ -161,8 +161,6 @@ def _collected(
 
 def _labels(path: Path, name: str, labels: np.ndarray, count: int) -> np.ndarray:
     """Text, or float64; (N,) or (N, k)."""
-    if isinstance(labels, mapped.Place):
-        raise ValueError(f"data: {path}: {name} is larger than what is kept in memory")
     if labels.ndim not in (1, 2) or len(labels) != count:
         raise wrong(path, name, f"shape {labels.shape}", f"({count},): one for each series")
     if labels.ndim == 2 and labels.shape[1] == 1:

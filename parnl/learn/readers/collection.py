@@ -17,6 +17,9 @@ _FINITE = "a finite number that float32 holds, up to 3e38"
 MISSING = frozenset(("", "?", "na", "n/a", "nan", "-nan", "null", "none", "<na>", "nat"))
 """Cells, in small letters, that say a value is missing."""
 
+NAMELESS = frozenset(("", "?", "nan", "<na>"))
+"""Of labels and ids; a class may be called none, or NA."""
+
 
 class Options(NamedTuple):
     """What a user may say of a file; None and "auto" are found out.

@@ -27,7 +27,9 @@ def read_folder(
     )
     if not files:
         raise ValueError(f"data: {folder} holds no files, expected one a series")
-    kinds = {path.suffix.lower(): path for path in reversed(files)}
+    kinds: dict[str, Path] = {}
+    for path in files:
+        kinds.setdefault(path.suffix.lower(), path)
     if len(kinds) > 1 or not kinds.keys() <= {*SUFFIXES}:
         found = listed([str(path.relative_to(folder)) for path in kinds.values()])
         raise ValueError(

@@ -82,7 +82,7 @@ class _Found:
 
 def _layout(table: Table, id_name: str | None, time_name: str | None, labels: Sequence[str]) -> str:
     if id_name is not None:
-        column = table.column(id_name)
+        column = table.texts(id_name, "the series' id")
         return "wide" if len(np.unique(column)) == len(column) > 1 else "long"
     if not labels:
         numbered = all(name.isdecimal() for name in table.names)

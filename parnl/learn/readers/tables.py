@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 
 from parnl.learn.readers.collection import (
-    LARGEST,
     MISSING,
+    NAMELESS,
     check_values,
     counted,
     listed,
@@ -88,6 +88,8 @@ class Table(NamedTuple):
     def texts(self, name: str, what: str) -> np.ndarray:
         """A column as text without gaps: ids or labels. `what` names it in the error."""
         column, missing = self.column(name), self.missing(name)
+        if column.dtype.kind == "U":
+            missing = np.isin(np.char.lower(np.char.strip(column)), list(NAMELESS))
         if missing.any():
             row = int(missing.argmax())
             raise wrong(self.source, self.place(row, name), "an empty cell", what)
@@ -208,6 +210,10 @@ def _block(path: Path, rows: list[list[str]], lines: list[int]) -> list[np.ndarr
             line = lines[len(lines) - len(rows) + row]
             expected = f"a number, a time or a name of at most {LONGEST} letters"
             raise wrong(path, f"line {line}, column {i + 1}", shown(column[row]), expected)
+        if "\0" in "".join(column):  # NumPy's text drops it at the end of a cell
+            row = next(r for r, cell in enumerate(column) if "\0" in cell)
+            line = lines[len(lines) - len(rows) + row]
+            raise wrong(path, f"line {line}, column {i + 1}", "a byte that is 0", "text")
     return [np.array(column, str) for column in columns]
 
 
@@ -227,6 +233,7 @@ def _floats(column: np.ndarray) -> np.ndarray | None:
 
 def _is_number(text: str) -> bool:
     try:
-        return abs(float(text)) <= LARGEST and "_" not in text
+        float(text)
+        return "_" not in text
     except ValueError:
         return False

@@ -45,7 +45,7 @@ def _dates(table: Table, name: str) -> np.ndarray:
     texts = np.char.strip(table.column(name))
     dates = _parse(texts, "ISO8601")
     if dates.isna().any():
-        likely = [kind for kind in FORMATS if not _parse(texts[:50], kind).isna().any()]
+        likely = [kind for kind in FORMATS if _parse(texts[:50], kind).notna().mean() >= 0.5]
         tried = [_parse(texts, kind) for kind in likely]
         fitting = [found for found in tried if not found.isna().any()]
         if len(fitting) > 1:

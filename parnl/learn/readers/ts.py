@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from parnl.learn.readers.collection import (
-    MISSING,
+    NAMELESS,
     Collection,
     counted,
     listed,
@@ -35,7 +35,7 @@ def read_ts(path: Path) -> Collection:
     target = False
     for line, text in lines:
         words = text.split()
-        if text.startswith("#"):
+        if text.startswith(("#", "%")):
             continue
         if not text.startswith("@"):
             raise wrong(
@@ -97,7 +97,7 @@ def _label(path: Path, line: int, parts: list[str], classes: list[str]) -> str:
         raise wrong(
             path, f"line {line}", shown(label), f"a class that @classLabel names: {listed(classes)}"
         )
-    if label.lower() in MISSING:
+    if label.lower() in NAMELESS:
         raise wrong(path, f"line {line}", shown(label), "a label")
     return label
 
