@@ -378,9 +378,12 @@ def process(rank, cases, parts, store):
 
 
 if __name__ == "__main__":
-    sizes = [int(n) for n in sys.argv[2].split(",")]
+    cases, sizes = sys.argv[1].split(","), [int(n) for n in sys.argv[2].split(",")]
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.start_processes(
-            process, (sys.argv[1].split(","), sizes, folder), nprocs=len(sizes), start_method="spawn"
+            process,
+            (sys.argv[1].split(","), sizes, folder),
+            nprocs=len(sizes),
+            start_method="spawn",
         )

@@ -18,7 +18,7 @@ EXTRAS = {
     "torch": ["torch"],
     "jax": ["jax", "jaxlib"],
     "testing": ["hypothesis", "pytest"],
-    "train": ["aeon", "equinox", "matplotlib", "optax", "rich", "safetensors", "typer"],
+    "train": "aeon equinox matplotlib optax pandas pyarrow rich safetensors typer".split(),
 }
 
 
@@ -102,7 +102,32 @@ def build() -> Any:
         ] = None,
         data: Annotated[
             str | None,
-            option("The name of a data set that aeon knows, or an .npz file.", Config.data),
+            option(
+                "The name of a data set that aeon knows, or a file: csv, tsv, parquet, feather, "
+                "npz, npy, ts, arff. Or a folder with one series a file.",
+                Config.data,
+            ),
+        ] = None,
+        id_: Annotated[
+            str | None,
+            option("The column that tells the series of a table apart.", "by its name", "--id"),
+        ] = None,
+        time: Annotated[
+            str | None, option("The column of time stamps: numbers or dates.", "by its name")
+        ] = None,
+        label: Annotated[
+            str | None, option("The column of the classes, or a file of them.", "by its name")
+        ] = None,
+        columns: Annotated[
+            str | None, option("The columns that the model reads: NAME,NAME,...", "all others")
+        ] = None,
+        layout: Annotated[
+            str | None,
+            option("Whether a row of a table is a step (long) or a series (wide).", "auto"),
+        ] = None,
+        missing: Annotated[
+            str | None,
+            option("What missing values become: interpolate, mean, mask.", "interpolate"),
         ] = None,
         standardise: Annotated[
             bool | None,
@@ -161,8 +186,10 @@ def build() -> Any:
         ] = False,
     ) -> None:
         """Train a model of series; print what it makes of the test part, and how exact it is."""
-        given = {name: value for name, value in locals().items() if value is not None}
+        given = {n.rstrip("_"): value for n, value in locals().items() if value is not None}
         del given["resume"], given["overwrite"]
+        if columns is not None:
+            given["columns"] = [name.strip() for name in columns.split(",")]
         run_training(given, given.pop("out", None), resume, overwrite)
 
     @app.command(epilog="Example: parnl check my_cells.py:MyCell")

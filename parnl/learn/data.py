@@ -1,4 +1,4 @@
-"""Labelled time series by name, as padded arrays a model can read.
+"""Labelled time series, from aeon by name or from a file, as padded arrays a model can read.
 
 Every classification data set known to `aeon` can be named. Some ship inside its wheel
 (JapaneseVowels, BasicMotions, GunPoint, OSULeaf, ACSF1, ...); others are downloaded by aeon.
@@ -7,117 +7,232 @@ Every classification data set known to `aeon` can be named. Some ship inside its
     dataset.train.inputs.shape       # (216, 29, 12): (series, steps, channels)
     dataset.train.lengths[:3]        # array([20, 26, 22])
 
-A file `name.npz` can take the place of a name. It holds the series `X` (N, T, channels), their
-labels `y` (N,), and the indices `val_<seed>` and `test_<seed>` of one or more splits; what is in
-neither is trained on.
+    dataset = load("walks.csv", id="walk", time="t", label="kind")
+
+`parnl.learn.readers` reads files; `parnl.learn.preparation` makes numbers of them that a model can
+learn from, and does the same to new data later: `dataset.preparation`.
 """
 
 import difflib
 import hashlib
 import json
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from parnl.learn import readers, splits
+from parnl.learn.labels import class_numbers, classes_of, targets_of
+from parnl.learn.preparation import Mapped, Preparation, learn, said
+from parnl.learn.readers import Collection, Options, Parts
+from parnl.learn.readers.collection import check_values, listed, shown, wrong
+from parnl.learn.readers.mapped import lengths_of
 
 
 class Split(NamedTuple):
     """Labelled series, padded at the end to one length.
 
-    inputs: (N, T, channels) float32. labels: (N,) int64.
-    lengths: (N,) int64, the number of real steps of each, or None when all T steps are real.
+    inputs: (N, T, channels) float32; of files larger than memory, something that is indexed by rows
+    like an array. labels: (N,) int64 classes, or (N, k) float32 targets. lengths: (N,)
+    int64, the number of real steps of each, or None when all T steps are real. dt: (N, T) float32,
+    the time since the step before, 1 for the usual step; None when all are usual or not known.
     """
 
-    inputs: np.ndarray
+    inputs: Any
     labels: np.ndarray
     lengths: np.ndarray | None
+    dt: np.ndarray | None = None
 
 
 class Dataset(NamedTuple):
-    """A data set in three parts; label k stands for `classes[k]`. All parts share one T."""
+    """A data set in three parts; label k stands for `classes[k]`. All parts share one T.
+
+    classes: none for targets that are numbers. preparation: what was done to the series.
+    notes: sentences that say what was taken for what.
+    """
 
     name: str
     classes: tuple[str, ...]
     train: Split
     validation: Split
     test: Split
+    preparation: Preparation | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load(
     name: str,
     *,
     validation: float = 0.2,
+    test: float = 0.2,
     seed: int = 0,
     pooled: bool = False,
     channels: Sequence[int] | None = None,
     standardise: bool = True,
+    id: str | None = None,
+    time: str | None = None,
+    label: str | Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    layout: str = "auto",
+    missing: str | None = None,
+    task: str = "classify",
 ) -> Dataset:
     """The data set `name`, standardised channel by channel or its values as they are.
 
-    The test part is the published one. A share `validation` of every class of the published
-    training part, drawn with `seed`, is set aside for validation. With `pooled` the published parts
-    are thrown together and split anew with `seed`, 15 % of every class for the test and 15 % for
-    validation. A file is split as it says for `seed`. Means and deviations are those of the
-    training series alone; missing values become the mean. `channels` keeps only these.
+    `name` is one of aeon's, or a file or folder (`parnl.learn.readers`). The parts are those that
+    are published, or that a file gives. Else a share `test` of every class, drawn with `seed`, is
+    set aside to test on, and of the rest a share `validation` to validate on. With `pooled` the
+    parts of aeon's data, of NAME_TRAIN and NAME_TEST are thrown together and split anew with
+    `seed`, 15 % of every class for the test and 15 % for validation.
+
+    Means and deviations are those of the training series alone. `missing` says what becomes of
+    missing values: "interpolate", "mean", or "mask": the mean, and a further channel that marks
+    them. None is the mean in aeon's data and in files with splits by seed, and else interpolates.
+    `channels` keeps only these, by their indices, `columns` by their names.
+
+    Of a table, `id` is the column that tells series apart, `time` that of the time stamps, `label`
+    that of the labels, or a file of them; `layout` is "long" (a row is a step), "wide" (a row is a
+    series) or "auto". `task` is "classify", or "regress", whose labels are real numbers.
     """
-    if not 0 < validation < 1:
-        raise ValueError(f"validation: got {validation}, expected a share between 0 and 1")
-    if name.endswith(".npz"):
-        series, names, held, tested = _read_file(Path(name), seed)
-    else:
-        series, names, held, tested = _read_published(name, validation, seed, pooled)
-    if channels is not None:
-        series = [one[:, list(channels)] for one in series]
-    classes, numbers = np.unique(names, return_inverse=True)
-    labels = numbers.astype(np.int64)
-
-    lengths = np.array([len(one) for one in series], np.int64)
-    steps = lengths.max()
-    kept = np.setdiff1d(np.arange(len(series)), np.concatenate([held, tested]))
-    mean, deviation = _moments(np.concatenate([series[i] for i in kept]))
-
-    def split(rows: np.ndarray) -> Split:
-        inputs = np.zeros((len(rows), steps, len(mean)), np.float32)
-        for row, i in zip(inputs, rows, strict=True):
-            real = np.where(np.isnan(series[i]), mean, series[i])
-            row[: lengths[i]] = (real - mean) / deviation if standardise else real
-        return Split(inputs, labels[rows], lengths[rows] if lengths.min() < steps else None)
-
-    return Dataset(
-        Path(name).stem, tuple(map(str, classes)), split(kept), split(held), split(tested)
+    for option, value in (("validation", validation), ("test", test)):
+        if not 0 < value < 1:
+            raise ValueError(f"{option}: got {value}, expected a share between 0 and 1")
+    if task not in ("classify", "regress"):
+        raise ValueError(f"task: got {task!r}, expected 'classify' or 'regress'")
+    options = Options(id, time, label, columns, layout)
+    file = readers.is_file(name)
+    collection = readers.read(name, options, seed=seed) if file else _published(name, options)
+    names = _names(collection, channels, columns)
+    by_seed = file and collection.parts is not None and collection.parts.train is None
+    classes, labels = _labels(collection, task, text=not file)
+    shares = dict(validation=validation, test=test)
+    rows = _rows(collection, labels, task, shares, pooled and not by_seed, seed)
+    if missing is None:
+        missing = "mean" if by_seed or not file else "interpolate"
+    preparation = learn(
+        collection, rows.train, channels=names, standardise=standardise, missing=missing
     )
+    lengths = lengths_of(collection.series)
+    longest = int(lengths.max())
+
+    def split(own: np.ndarray) -> Split:
+        inputs, _, dt = preparation.apply(collection, own, longest)
+        return Split(inputs, labels[own], lengths[own] if lengths.min() < longest else None, dt)
+
+    notes = [*collection.notes, *said(preparation, collection)]
+    unseen = [k for k in range(len(classes)) if not (labels[rows.train] == k).any()]
+    if unseen:
+        notes.append(f"no training series has the class {listed([classes[k] for k in unseen])}")
+    train, validate, tested = (split(own) for own in rows)
+    return Dataset(Path(name).stem, classes, train, validate, tested, preparation, tuple(notes))
+
+
+def prepared(collection: Collection, preparation: Preparation, classes: Sequence[str]) -> Split:
+    """New data as a model reads it, by the preparation and the classes of its training.
+
+    Labels are -1 where the collection has none; without `classes` they are real targets.
+    """
+    inputs, lengths, dt = preparation.apply(collection)
+    if collection.labels is None:
+        labels = np.full(len(collection.series), -1, np.int64)
+    elif classes:
+        labels = class_numbers(collection, tuple(classes))
+    else:
+        labels = targets_of(collection)
+    return Split(inputs, labels, lengths, dt)
+
+
+def _labels(collection: Collection, task: str, text: bool) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names of classes and the class of each series, or no names and targets."""
+    if task == "regress":
+        return (), targets_of(collection)
+    if not text:
+        return classes_of(collection)
+    # the names of aeon's classes are text, whatever they look like
+    names, found = np.unique(np.asarray(collection.labels), return_inverse=True)
+    return tuple(map(str, names)), found.astype(np.int64)
 
 
 def patched(dataset: Dataset, size: int) -> Dataset:
     """The data set with `size` steps of a series joined into one step of `size` times the channels.
 
     The input reshaping of arXiv 2605.16048, for long series of few channels. The last step is
-    filled up with zeros: with the mean, where channels are standardised.
+    filled up with zeros: with the mean, where channels are standardised. dt is the mean of the
+    steps that are joined.
     """
     if size < 1:
         raise ValueError(f"patch: got {size}, expected at least 1")
+    steps = dataset.train.inputs.shape[1]
+    if size > steps:
+        raise ValueError(f"patch: got {size}, expected at most {steps}, the steps of a series")
 
     def joined(split: Split) -> Split:
-        count, steps, channels = split.inputs.shape
-        whole = -(-steps // size)
-        inputs = np.zeros((count, whole * size, channels), np.float32)
-        inputs[:, :steps] = split.inputs
         lengths = None if split.lengths is None else -(-split.lengths // size)
-        return Split(inputs.reshape(count, whole, size * channels), split.labels, lengths)
+        dt = split.dt
+        if dt is not None:
+            whole = np.ones((len(dt), -(-steps // size) * size), np.float32)
+            whole[:, :steps] = dt
+            dt = whole.reshape(len(dt), -1, size).mean(axis=2)
+        made: Any = Joined(split.inputs, size)
+        inputs = made if isinstance(split.inputs, Mapped) else made[:]
+        return Split(inputs, split.labels, lengths, dt)
 
-    parts = (joined(part) for part in (dataset.train, dataset.validation, dataset.test))
-    return Dataset(dataset.name, dataset.classes, *parts)
+    return _through(joined, dataset)
+
+
+class Joined:
+    """Inputs (N, T, channels) with `size` steps joined when they are indexed by rows."""
+
+    def __init__(self, inputs: Any, size: int) -> None:
+        self._inputs, self._size = inputs, size
+        count, steps, channels = inputs.shape
+        self.shape = (count, -(-steps // size), size * channels)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        taken = self._inputs[rows]
+        count, steps, channels = taken.shape
+        inputs = np.zeros((count, self.shape[1] * self._size, channels), np.float32)
+        inputs[:, :steps] = taken
+        return inputs.reshape(count, *self.shape[1:])
+
+
+def timed(dataset: Dataset) -> Dataset:
+    """The data set with dt, where it has one, as one more channel: for models without a clock."""
+    if dataset.train.dt is None:
+        return dataset
+
+    def joined(split: Split) -> Split:
+        if split.dt is None:
+            return split
+        real = np.arange(split.dt.shape[1]) < (
+            np.inf if split.lengths is None else split.lengths[:, None]
+        )
+        dt = np.where(real, split.dt, 0).astype(np.float32)[..., None]
+        return split._replace(inputs=np.concatenate([split.inputs, dt], axis=2), dt=None)
+
+    notes = (*dataset.notes, "dt is one more channel of the model's inputs")
+    return _through(joined, dataset)._replace(notes=notes)
+
+
+def _through(change: Callable[[Split], Split], dataset: Dataset) -> Dataset:
+    """The data set with each of its parts changed."""
+    train, validation, test = map(change, (dataset.train, dataset.validation, dataset.test))
+    return dataset._replace(train=train, validation=validation, test=test)
 
 
 def fingerprint(dataset: Dataset) -> str:
     """A short text that differs wherever the numbers, classes or parts of two data sets differ."""
     digest = hashlib.sha256(json.dumps(dataset.classes).encode())
-    for array in (a for part in dataset[2:] for a in part):
-        known = None if array is None else np.ascontiguousarray(array)
-        digest.update(str(None if known is None else (known.shape, known.dtype)).encode())
-        digest.update(b"" if known is None else known.data)
+    for array in (a for part in (dataset.train, dataset.validation, dataset.test) for a in part):
+        digest.update(str(None if array is None else array.shape).encode())
+        count = 0 if array is None else len(array)
+        for first in range(0, count, 256):  # inputs larger than memory are read by rows
+            rows = np.ascontiguousarray(array[np.arange(first, min(first + 256, count))])
+            digest.update(rows.data)
     return digest.hexdigest()[:16]
 
 
@@ -129,47 +244,64 @@ def shipped() -> list[str]:
     return sorted({f.parent.name for f in files if "@classlabel true" in f.read_text().lower()})
 
 
-Pool = tuple[Sequence[np.ndarray], np.ndarray, np.ndarray, np.ndarray]
+def _names(
+    collection: Collection, channels: Sequence[int] | None, columns: Sequence[str] | None
+) -> tuple[str, ...]:
+    """The channels that are kept."""
+    if channels is not None and columns is not None:
+        raise ValueError("channels: got columns as well, expected one of them")
+    known = collection.channels
+    if columns is not None:
+        for name in columns:
+            if name not in known:
+                raise wrong(collection.source, "columns", shown(name), f"among {listed(known)}")
+    else:
+        for index in channels or ():
+            if isinstance(index, bool) or index != int(index) or not 0 <= index < len(known):
+                expected = f"indices at least 0 and less than {len(known)}"
+                raise wrong(collection.source, "channels", index, expected)
+    found = known
+    if columns is not None:
+        found = tuple(columns)
+    elif channels is not None:
+        found = tuple(known[int(index)] for index in channels)
+    if not found or len(set(found)) < len(found):
+        option = "columns" if channels is None else "channels"
+        raise wrong(collection.source, option, listed(found) or "none", "one or more, each once")
+    return found
 
 
-def _read_published(name: str, validation: float, seed: int, pooled: bool) -> Pool:
-    """Series (steps, channels), class names, and the rows to validate and to test on."""
+def _rows(
+    collection: Collection, labels: np.ndarray, task: str, shares: dict[str, float], pooled: bool,
+    seed: int,
+) -> splits.Rows:  # fmt: skip
+    count = len(labels)
+    classes = labels if task == "classify" else None
+    parts = None if pooled else collection.parts
+    if pooled:
+        shares = dict(validation=0.15 / 0.85, test=0.15)
+    return splits.drawn(collection.source, count, classes, parts, seed=seed, **shares)
+
+
+def _published(name: str, options: Options) -> Collection:
+    """The two published parts of one of aeon's data sets."""
+    for option in ("id", "time", "label"):
+        if getattr(options, option) is not None:
+            raise ValueError(
+                f"data: {name}: {option}: one of aeon's data sets has no columns with names; "
+                "expected a file"
+            )
     (series, names), (test_series, test_names) = _read(name, "train"), _read(name, "test")
-    everything, every_name = [*series, *test_series], np.concatenate([names, test_names])
-    if not pooled:
-        _, held = _stratify(names, validation, seed)
-        return everything, every_name, held, np.arange(len(series), len(everything))
-    rest, tested = _stratify(every_name, 0.15, seed)
-    _, held = _stratify(every_name[rest], 0.15 / 0.85, seed)
-    return everything, every_name, rest[held], tested
-
-
-def _read_file(path: Path, seed: int) -> Pool:
-    """What `_read_published` returns, of an .npz file. Nothing in it is unpickled."""
-    if not path.is_file():
-        raise FileNotFoundError(f"data: there is no file {path}")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            held = {key: file[key] for key in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"data: {path} is not a file of plain arrays ({error})") from error
-    seeds = sorted(int(k[4:]) for k in held if k.startswith("val_") and k[4:].isdecimal())
-    if not {"X", "y", f"val_{seed}", f"test_{seed}"} <= held.keys():
-        raise ValueError(
-            f"data: {path} has no X, y, val_{seed} and test_{seed}; it has splits for {seeds}"
-        )
-    series, rows = np.asarray(held["X"], np.float64), np.arange(len(held["X"]))
-    parts = held[f"val_{seed}"], held[f"test_{seed}"]
-    if (
-        series.ndim != 3
-        or held["y"].shape != rows.shape
-        or not np.isin(np.hstack(parts), rows).all()
-    ):
-        raise ValueError(
-            f"data: {path} has X {series.shape} and y {held['y'].shape}, expected (N, T, channels) "
-            "and (N,), and indices of splits below N"
-        )
-    return list(series), held["y"], *parts
+    both = [*series, *test_series]
+    for i, one in enumerate(both):
+        check_values(one, name, lambda step, c, i=i: f"series {i}, step {step}, channel {c}")
+    return Collection(
+        name,
+        tuple(map(str, range(both[0].shape[1]))),
+        both,
+        labels=np.concatenate([names, test_names]),
+        parts=Parts(np.arange(len(series)), None, np.arange(len(series), len(both))),
+    )
 
 
 def _read(name: str, part: str) -> tuple[list[np.ndarray], np.ndarray]:
@@ -185,26 +317,3 @@ def _read(name: str, part: str) -> tuple[list[np.ndarray], np.ndarray]:
         hint = f"did you mean {near[0]!r}?" if near else f"aeon ships {', '.join(shipped())}"
         raise ValueError(f"data: aeon cannot load {name!r}; {hint} (aeon says: {error})") from error
     return [np.asarray(one, np.float64).T for one in series], np.asarray(names)
-
-
-def _stratify(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted indices (kept, held): `share` of every class is held, but never its last member."""
-    generator = np.random.default_rng(seed)
-    held: list[int] = []
-    for label in np.unique(labels):
-        members = generator.permutation(np.flatnonzero(labels == label))
-        count = min(max(1, round(share * len(members))), len(members) - 1)
-        held.extend(members[:count].tolist())
-    if not held:
-        raise ValueError("validation: every class has a single training series, none can be held")
-    indices = np.array(sorted(held))
-    return np.setdiff1d(np.arange(len(labels)), indices), indices
-
-
-def _moments(steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of each channel of (steps, channels); a constant channel gets 1."""
-    real = ~np.isnan(steps)
-    count = np.maximum(real.sum(axis=0), 1)
-    mean = np.where(real, steps, 0).sum(axis=0) / count
-    square = np.where(real, (steps - mean) ** 2, 0).sum(axis=0) / count
-    return mean, np.where(square > 0, np.sqrt(square), 1.0)

@@ -13,7 +13,7 @@ def count(number: int, name: str) -> str:
 
 def describe(dataset: Any) -> str:
     """A line on the data."""
-    inputs, _, lengths = dataset.train
+    inputs, _, lengths = dataset.train[:3]
     steps = f"{inputs.shape[1]} steps"
     if lengths is not None:
         steps = f"{lengths.min()} to {inputs.shape[1]} steps"
@@ -24,6 +24,7 @@ def describe(dataset: Any) -> str:
         f"{dataset.name}: {len(inputs)} series to train on, {len(dataset.validation.labels)} to "
         f"validate, {len(dataset.test.labels)} to test; "
         f"{count(inputs.shape[2], 'channel')}, {steps}, {learned}"
+        + "".join(f"\n  {note}" for note in dataset.notes)
     )
 
 

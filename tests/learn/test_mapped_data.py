@@ -1,0 +1,108 @@
+"""Files larger than memory: read block by block, and as exact as in memory."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from toy_runs import SMALL
+
+from parnl.learn import data, training
+from parnl.learn.readers import mapped
+
+SLOW = pytest.mark.skipif("PARNL_EVERY" not in os.environ, reason="reads for 20 s")
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def file(tmp_path):
+    values = RNG.normal(3, 2, size=(40, 30, 3)).astype(np.float32)
+    values[7, 3, 1] = np.nan
+    np.savez(tmp_path / "a.npz", X=values, y=np.arange(40) % 2)
+    return tmp_path / "a.npz"
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(mapped, "MAPPED_FROM", 1000)
+    monkeypatch.setattr(mapped, "BLOCK", 500)  # some six series
+
+
+@pytest.mark.parametrize("missing", ["interpolate", "mask", "mean"])
+def test_mapped_sets_are_those_in_memory(file, missing, request):
+    expected = data.load(str(file), missing=missing)
+    request.getfixturevalue("small")
+    found = data.load(str(file), missing=missing)
+    np.testing.assert_allclose(found.preparation.mean, expected.preparation.mean, rtol=1e-12)
+    np.testing.assert_allclose(
+        found.preparation.deviation, expected.preparation.deviation, rtol=1e-12
+    )
+    rows = np.array([5, 0, 5])
+    for size in (1, 4):
+        for part, other in zip(data.patched(found, size)[2:5], data.patched(expected, size)[2:5],
+                               strict=True):  # fmt: skip
+            assert not isinstance(part.inputs, np.ndarray)
+            assert part.inputs.shape == other.inputs.shape
+            assert len(part.inputs) == len(other.inputs)
+            np.testing.assert_allclose(part.inputs[rows], other.inputs[rows], atol=1e-6)
+            np.testing.assert_allclose(part.inputs[:3], other.inputs[:3], atol=1e-6)
+            np.testing.assert_array_equal(part.labels, other.labels)
+    assert "series are read as needed" in found.notes[0]
+
+
+def test_a_mapped_set_trains(file, small, tmp_path):
+    config = SMALL.__class__(**{**SMALL.__dict__, "data": str(file), "epochs": 1})
+    dataset = training.dataset_of(config)
+    result = training.fit(config, dataset, tmp_path / "run")
+    assert np.isfinite(result.best["validation_loss"])
+
+
+def test_values_are_checked_where_they_are_read(file, small):
+    with np.load(file) as held:
+        arrays = dict(held)
+    for i in (0, 39):
+        values = arrays["X"].copy()
+        values[:, 2, 1] = np.where(np.arange(40) == i, np.inf, values[:, 2, 1])
+        np.savez(file, X=values, y=arrays["y"], val_0=[38], test_0=[39])
+        message = f"series {i}, step 2, channel 1: got inf, expected a finite number"
+        with pytest.raises(ValueError, match=message):
+            data.load(str(file)).test.inputs[[0]]
+
+
+LARGE = """
+import resource, sys
+import numpy as np
+from parnl.learn import data
+shape = (128, 4096, 1024)                                # 4 GiB, of which few pages are written
+array = np.lib.format.open_memmap(sys.argv[1], "w+", np.float64, shape)
+rng = np.random.default_rng(0)
+for i in range(0, 128, 8):
+    array[i, ::64] = rng.normal(size=(64, 1024))
+del array
+np.save(sys.argv[2], np.arange(128) % 2)
+dataset = data.load(sys.argv[1], label=sys.argv[2], test=float(sys.argv[3]))
+order = rng.permutation(len(dataset.train.labels))
+for rows in (order[:4], order[4:8], order[8:12]):
+    batch = dataset.train.inputs[rows]
+    assert batch.shape == (4, 4096, 1024) and np.isfinite(batch).all()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, *dataset.preparation.deviation[:2])
+"""
+
+
+@pytest.mark.parametrize("test", ["0.8", pytest.param("0.1", marks=SLOW)])
+def test_a_set_of_4_gib_takes_less_than_2_gib(tmp_path, test):
+    """Of the first, 0.6 GiB are the training part and so read; of the second, 2.9 GiB."""
+    path = tmp_path / "large.npy"
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE, path, tmp_path / "y.npy", test],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    peak, *deviations = map(float, done.stdout.split())
+    assert path.stat().st_size > 4 * 2**30
+    print(f"peak {peak / 2**20:.2f} GiB")
+    assert peak * 1024 < 2**30  # measured: half of it
+    assert all(0.01 < one < 0.1 for one in deviations)  # of 1 in 512 values, the others are 0
+    path.unlink()
