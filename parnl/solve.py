@@ -142,8 +142,9 @@ def solve(
 
     Exported functions: what `jax.export` writes is made of JAX's own operations, without parnl's
     kernels, so a process runs it that does not have parnl; return `outputs`, and states as a plain
-    tuple. Chunks are those of the platform it is written on, or 1 where sizes are left open;
-    `chunks` says otherwise. For PyTorch see `parnl.torch.export_onnx`; what `torch.export` writes
+    tuple. Automatic chunks are those of the platform it is written for, or 1 where sizes are left
+    open; `info.chunks` and stretches are those of the platform it is written on, and `stretch=T`
+    forbids stretches. For PyTorch see `parnl.torch.export_onnx`; what `torch.export` writes
     calls parnl.
 
     Several devices: `inputs`, `dt`, `resets` and `outputs` are the device's own part, in the order

@@ -15,7 +15,7 @@ from jax import lax
 from parnl.backends.c.calls import compiled_device, processors
 from parnl.backends.jax import devices, divided, ffi, keys, product, stretches, triton
 from parnl.backends.jax.implicit import implicit_solve
-from parnl.backends.jax.kernels import by_chunks
+from parnl.backends.jax.kernels import by_chunks, platform
 from parnl.backends.jax.private import Tracer
 from parnl.frameworks import loaded
 from parnl.graph.flatcode import array_functions
@@ -80,7 +80,7 @@ class JaxBackend:
         """
         if triton.chosen():
             return triton.device(array)
-        if jax.default_backend() != "cpu":
+        if platform() != "cpu":
             return Device(triton.LANES, 4.0)
         if ffi.usable(array.dtype):
             return compiled_device(array.dtype, processors(), price=300.0)

@@ -26,7 +26,7 @@ from parnl.backends.c.calls import backward
 from parnl.backends.jax import ffi, triton
 from parnl.backends.jax.devices import MeshLine
 from parnl.backends.jax.divided import explicitly
-from parnl.backends.jax.kernels import at_once, by_chunks
+from parnl.backends.jax.kernels import at_once, by_chunks, is_exported, on_each_platform
 from parnl.backends.jax.primitive import primitive
 from parnl.backends.jax.private import ShapedArray, ad
 from parnl.backends.jax.problem import (
@@ -323,12 +323,26 @@ def _leading(arrays: Sequence[Any], axes: Sequence[Any]) -> tuple[int, list, lis
     return size, moved, [axis is not None for axis in axes]
 
 
-solve_p = primitive("parnl_solve", _solve, solve_shapes, solve_rule, _solve_jvp, _solve_batch)
+def _planned(function: Callable) -> Callable:
+    """Make function(*arrays, problem=...) have the chunks of the platform it is exported for."""
+
+    def run(*arrays: Any, problem: Problem) -> list:
+        differs = problem.line is None and (problem.plan.automatic or problem.plan.chunks > 1)
+        if not (differs and is_exported()):
+            return function(*arrays, problem=problem)
+        return on_each_platform(lambda *a: function(*a, problem=problem.anew(a)), *arrays)
+
+    return run
+
+
+solve_p = primitive(
+    "parnl_solve", _planned(_solve), solve_shapes, solve_rule, _solve_jvp, _solve_batch
+)
 tangent_p = primitive(
-    "parnl_tangent", _tangent, tangent_shapes, tangent_rule, _tangent_jvp, _tangent_batch
+    "parnl_tangent", _planned(_tangent), tangent_shapes, tangent_rule, _tangent_jvp, _tangent_batch
 )
 gradients_p = primitive(
-    "parnl_gradients", _gradients, gradients_shapes, gradients_rule, _gradients_jvp
+    "parnl_gradients", _planned(_gradients), gradients_shapes, gradients_rule, _gradients_jvp
 )
 ad.primitive_transposes[solve_p] = _solve_transpose
 ad.primitive_transposes[tangent_p] = _tangent_transpose

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from parnl.backends.c import build
 from parnl.backends.jax import divided
+from parnl.backends.jax.kernels import exported
 from parnl.backends.jax.private import (
     Primitive,
     ad,
@@ -63,7 +63,7 @@ def primitive(
         known = None if isinstance(problem, _Mapped) else rule(made, *types, problem=problem)
         context = context.replace(avals_in=types)
         if for_export(context):  # another process has no kernels: `compiled` may know of some
-            with unchecked(), build.without_kernels():
+            with unchecked(), exported():
                 return divided.lowered(context, arrays, partial(compute, problem=problem), known)
         with unchecked():
             return divided.lowered(context, arrays, partial(compiled, problem=problem), known)

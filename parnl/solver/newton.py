@@ -64,7 +64,8 @@ class Plan(NamedTuple):
 
     steps: T; chunks: C; epsilon: the machine epsilon of the arrays' dtype; tolerance: as given, see
     `allowed`; max_iterations: as given, None for as many updates as are worth it; reverse: run from
-    the last step to the first; backward_chunks: C of the adjoint.
+    the last step to the first; backward_chunks: C of the adjoint; automatic: the method, where the
+    device has decided C, else "".
     """
 
     steps: int
@@ -74,6 +75,7 @@ class Plan(NamedTuple):
     max_iterations: int | None = None
     reverse: bool = False
     backward_chunks: int | None = None
+    automatic: str = ""
 
     @property
     def length(self) -> int:

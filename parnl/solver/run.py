@@ -116,7 +116,17 @@ def planned(backend: Any, program: Program, like: Any, steps: int, how: Settings
     back = None if given or count == 1 else backward_chunks(*where, count)
     epsilon = float(backend.xp.finfo(like.dtype).eps)
     count = count if rows else 1
-    return Plan.make(steps, count, epsilon, how.tolerance, how.max_iterations, how.reverse, back)
+    plan = Plan.make(steps, count, epsilon, how.tolerance, how.max_iterations, how.reverse, back)
+    told = how.chunks is not None or how.method == "sequential"
+    return plan._replace(automatic="" if told else how.method)
+
+
+def planned_anew(backend: Any, program: Program, like: Any, plan: Plan) -> Plan:
+    """Return the plan with the chunks of the backend's present device, where devices decide."""
+    if not plan.automatic:
+        return plan
+    how = Settings(plan.reverse, plan.automatic, None, plan.tolerance, plan.max_iterations)
+    return planned(backend, program, like, plan.steps, how)._replace(automatic="")
 
 
 def planned_along(backend: Any, program: Program, like: Any, line: Line, how: Settings) -> Plan:

@@ -1,5 +1,6 @@
 """jax.export: what is exported is run by a process that does not have parnl."""
 
+import re
 import subprocess
 import sys
 
@@ -113,3 +114,92 @@ def test_states_go_in_and_out_as_plain_tuples():
     outputs, _ = exported.call(u, middle)
     twice = run(jnp.concatenate([u, u], axis=1), state)[0]
     np.testing.assert_allclose(outputs, twice[:, 30:], atol=1e-10)
+
+
+def chunk_axes(exported, rows, channels):
+    """Return the sizes of the middle axis of all arrays (rows, size, channels)."""
+    found = re.findall(rf"tensor<{rows}x(\d+)x{channels}xf64>", exported.mlir_module())
+    return {int(size) for size in found}
+
+
+def exported_for(function, *arrays, platforms, **how):
+    return export.export(jax.jit(function), platforms=platforms, **how)(*arrays)
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_chunks_are_those_of_the_platform_that_is_exported_for(gradient):
+    """On a GPU a chunk of such few channels is as short as chunks get: 16 steps."""
+    steps = 2048
+    function, params = function_of("gru")
+    automatic, told = (
+        jax.grad(lambda p, u, f=f: (f(p, u) ** 2).sum(), (0, 1)) if gradient else f
+        for f in (function, function_of("gru", chunks=40)[0])
+    )
+    u = inputs(2, steps)
+    cpu, cuda, both = (
+        exported_for(automatic, params, u, platforms=names)
+        for names in (["cpu"], ["cuda"], ["cpu", "cuda"])
+    )
+    # B = 2, D = 4: the arrays that a solve in chunks has, and a loop does not
+    assert steps // 16 in chunk_axes(cuda, 2, 4)
+    assert chunk_axes(cpu, 2, 4) <= {1, steps - 1, steps}
+    assert chunk_axes(both, 2, 4) == chunk_axes(cpu, 2, 4) | chunk_axes(cuda, 2, 4)
+    # what is asked for stays
+    as_told = chunk_axes(exported_for(told, params, u, platforms=["cuda"]), 2, 4)
+    assert 40 in as_told
+    assert steps // 16 not in as_told
+    expected = jax.tree.leaves(jax.jit(automatic)(params, u))
+    # a CPU runs the chunks of a GPU, too
+    anywhere = [export.DisabledSafetyCheck.platform()]
+    gpu_s = exported_for(automatic, params, u, disabled_checks=anywhere, platforms=["cuda"])
+    for found in (cpu, both, gpu_s):
+        for value, true in zip(jax.tree.leaves(found.call(params, u)), expected, strict=True):
+            scale = max(1.0, float(abs(true).max()))
+            np.testing.assert_allclose(value / scale, true / scale, atol=1e-10)
+
+
+def test_a_cpu_keeps_the_chunks_it_has_chosen(monkeypatch):
+    monkeypatch.delenv("PARNL_KERNELS", raising=False)
+    if not ffi.usable("float64"):
+        pytest.skip("the C kernels of JAX are not in use")
+    cell = parnl.get_cell("gru", 3, 1)
+    params, u = cell.init(0, "jax", "float64"), inputs(1, 1 << 14)
+    chosen = parnl.solve(cell, params, u).info.chunks
+    assert 1 < chosen <= 16
+
+    def outputs(params, u):
+        return parnl.solve(cell, params, u).outputs
+
+    cpu = exported_for(outputs, params, u, platforms=["cpu"])
+    assert chosen in chunk_axes(cpu, 1, 1)
+    assert 1024 not in chunk_axes(cpu, 1, 1)
+    assert 1024 in chunk_axes(exported_for(outputs, params, u, platforms=["cuda"]), 1, 1)
+    # from a GPU, it is the loop
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+    def again(params, u):  # JAX remembers what it has lowered
+        return outputs(params, u)
+
+    other = exported_for(again, params, u, platforms=["cpu"])
+    assert chunk_axes(other, 1, 1) <= {1, (1 << 14) - 1, 1 << 14}
+    np.testing.assert_allclose(other.call(params, u), cpu.call(params, u), atol=1e-10)
+
+
+def test_an_update_is_worth_what_it_is_worth_on_that_platform():
+    """A solve gives up after so many updates: 2 on a CPU without kernels, more on a GPU."""
+    function, params = function_of("gru", chunks=64)
+    module = {
+        name: exported_for(function, params, inputs(2, 2048), platforms=[name]).mlir_module()
+        for name in ("cpu", "cuda")
+    }
+    most = {n: set(re.findall(r"dense<(\d+)> : tensor<i32>", m)) for n, m in module.items()}
+    assert "2" in most["cpu"]
+    assert "2" not in most["cuda"]
+
+
+def test_sizes_left_open_have_one_chunk_on_every_platform():
+    function, params = function_of("gru")
+    free = jax.ShapeDtypeStruct((*export.symbolic_shape("batch, time"), 3), jnp.float64)
+    both = exported_for(function, params, free, platforms=["cpu", "cuda"])
+    u = inputs(2, 40)
+    np.testing.assert_allclose(both.call(params, u), function(params, u), atol=1e-10)
