@@ -1,18 +1,11 @@
-"""The command `parnl`: list, train, check and diagnose cells; show the cache of kernels."""
+"""The command `parnl`: its subcommands and options. What they do is in `parnl.learn.actions`."""
 
-import inspect
-import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
-from datetime import datetime
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
-from parnl.learn.progress import count, describe, further, heading, plot, row, shown
+from parnl.learn import actions
 
 EXTRAS = {
     "torch": ["torch"],
@@ -79,7 +72,7 @@ def build() -> Any:
     @app.command(epilog="Example: parnl cells")
     def cells() -> None:
         """List the cells that parnl and the installed packages bring."""
-        show_cells()
+        actions.show_cells()
 
     @app.command(epilog="Example: parnl train --data JapaneseVowels --cell gru --epochs 20")
     def train(
@@ -190,7 +183,37 @@ def build() -> Any:
         del given["resume"], given["overwrite"]
         if columns is not None:
             given["columns"] = [name.strip() for name in columns.split(",")]
-        run_training(given, given.pop("out", None), resume, overwrite)
+        actions.run_training(given, given.pop("out", None), resume, overwrite)
+
+    run = typer.Argument(metavar="RUN", help="The folder of the run that trained the model.")
+    new = typer.Option(help="The file or folder of new series, of a kind that train reads.")
+    backend_of_model = option("The framework, torch or jax.", "the run's own")
+
+    @app.command(epilog="Example: parnl predict runs/walks-lrc-torch --data new.csv --out out.csv")
+    def predict(
+        folder: Annotated[Path, run],
+        data: Annotated[str, new],
+        out: Annotated[
+            Path,
+            typer.Option(help="The file to write: .csv, .tsv or .parquet, a row for each series."),
+        ],
+        backend: Annotated[str | None, backend_of_model] = None,
+    ) -> None:
+        """Write what a trained model answers to new series."""
+        actions.run_model(folder, data, backend, out=out)
+
+    @app.command(epilog="Example: parnl evaluate runs/walks-lrc-torch --data more.csv")
+    def evaluate(
+        folder: Annotated[Path, run],
+        data: Annotated[str, new],
+        label: Annotated[
+            str | None,
+            option("The column of the labels, or a file of them.", "as in the training data"),
+        ] = None,
+        backend: Annotated[str | None, backend_of_model] = None,
+    ) -> None:
+        """Print how well a trained model does on labelled series."""
+        actions.run_model(folder, data, backend, label=label)
 
     @app.command(epilog="Example: parnl check my_cells.py:MyCell")
     def check(
@@ -204,7 +227,7 @@ def build() -> Any:
         ],
     ) -> None:
         """Test a cell of your own: its parallel answer, its gradients and other properties."""
-        run_check(target)
+        actions.run_check(target)
 
     @app.command(epilog="Example: parnl diagnose lrc --hidden 64 --steps 4096")
     def diagnose(
@@ -223,7 +246,7 @@ def build() -> Any:
         ] = None,
     ) -> None:
         """Report how stable a cell with fresh weights is, and how fast its solve converges."""
-        show_diagnosis(name, inputs, hidden, steps, seed, budget, out)
+        actions.show_diagnosis(name, inputs, hidden, steps, seed, budget, out)
 
     @app.command(epilog="Example: parnl cache --clear")
     def cache(
@@ -238,182 +261,6 @@ def build() -> Any:
         When there are too many, parnl removes those that were not used for the longest time.
         The environment variable PARNL_CACHE names another folder.
         """
-        show_cache(clear)
+        actions.show_cache(clear)
 
     return app
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """Answer a user's mistake with its message alone."""
-    try:
-        yield
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"parnl: {error}")
-
-
-def show_cells(input_size: int = 64, hidden_size: int = 64) -> None:
-    """A table of the registered cells; parameters are counted at the given sizes."""
-    from math import prod
-
-    from rich.console import Console
-    from rich.table import Table
-
-    import parnl
-
-    console = Console(highlight=False, markup=False)
-    note = (
-        f"parameters: at input {input_size}, hidden {hidden_size}; "
-        "operations: of one channel, a transcendental function counts ten"
-    )
-    table = Table(caption=note)
-    for column in ("name", "states", "linear"):
-        table.add_column(column, overflow="fold")
-    table.add_column("parameters", justify="right")
-    table.add_column("operations\nper step", justify="right")
-    table.add_column("description", overflow="fold")
-    narrow = console.width < 75  # too narrow for a table: a paragraph for each cell
-    for name in parnl.list_cells():
-        cell = parnl.get_cell(name, input_size=input_size, hidden_size=hidden_size)
-        states, kind = ", ".join(cell.states), "yes" if cell.linear else "no"
-        size = f"{sum(prod(shape) for shape in cell.parameter_shapes.values()):,}"
-        description = (inspect.getdoc(type(cell)) or "").partition("\n")[0]
-        if narrow:
-            console.print(f"{name}: {description}")
-            kind = "linear" if cell.linear else "nonlinear"
-            console.print(f"{states}; {kind}; {size} parameters; {cell.cost} operations\n")
-        else:
-            table.add_row(name, states, kind, size, str(cell.cost), description)
-    console.print(note if narrow else table)
-
-
-def run_training(
-    given: dict[str, Any], out: Path | None, resume: bool, overwrite: bool = False
-) -> None:
-    """`parnl train` with the options that were given on the command line."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    from parnl.learn import training
-    from parnl.memory import keep_memory
-
-    keep_memory()
-    # Torch reads it on import. Measured: a second thread gains 1.3 times at T = 1460 and nothing at
-    # T = 29, and loses up to 100 times where another process keeps its core busy.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    with plain_errors():
-        config = training.Config(**given)
-        folder = out or Path("runs", f"{Path(config.data).stem}-{config.cell}-{config.backend}")
-        if resume:
-            _, header = training.read_checkpoint(folder / training.CHECKPOINT)
-            config = replace(training.Config(**header["config"]), **given)
-        dataset = training.dataset_of(config)
-    console.print(describe(dataset))
-    metric = config.best or training.TASKS[config.task].best
-
-    columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn())
-    live = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    with live as progress, plain_errors():
-        bar = progress.add_task("", total=None, epoch=1)
-
-        def on_step(done: int, total: int) -> None:
-            progress.update(bar, completed=done, total=total)
-
-        def on_epoch(record: dict[str, Any]) -> None:
-            progress.update(bar, completed=0, epoch=record["epoch"] + 1)
-            console.print(row(record, metric))
-
-        console.print(heading(metric))
-        try:
-            result = training.fit(
-                config,
-                dataset,
-                folder,
-                resume=resume,
-                overwrite=overwrite,
-                on_step=on_step,
-                on_epoch=on_epoch,
-            )
-        except KeyboardInterrupt:
-            sys.exit("parnl: stopped; with --resume it goes on after the last finished epoch")
-    task, scale = training.TASKS[config.task], training.Scale.of(dataset.train.labels)
-    with plain_errors():
-        test = training.compare(
-            result.trainer, dataset.test, config.batch, config.chunks, task=task, scale=scale
-        )
-    plot(result.history, config.best or task.best, folder / "training.png")
-    report = dict(config=asdict(config), history=result.history, test=test._asdict())
-    (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False))
-    seconds = sum(record["seconds"] for record in result.history)
-    console.print(
-        f"\n{f'test {task.best}':<17} {shown(task.best, test.metrics)}   "
-        f"({len(dataset.test.labels)} series, weights of epoch {result.best['epoch']})\n"
-        f"{' ' * 18}{further(task.best, test.metrics)}\n"
-        f"training          {seconds:.1f} s   ({len(result.history)} epochs, "
-        f"{count(result.best['chunks'], 'chunk')})\n"
-        f"parallel solve    {test.gap:.1e} from the sequential one at most, in answers up to "
-        f"{test.scale:.1f}\n"
-        f"                  ({count(test.chunks, 'chunk')}, Newton iterations of the blocks: "
-        f"{', '.join(map(str, test.iterations))})\n"
-        f"written           {', '.join(sorted(path.name for path in folder.iterdir()))} in {folder}"
-    )
-
-
-def show_diagnosis(
-    name: str, inputs: int, hidden: int, steps: int, seed: int, budget: int, out: Path | None
-) -> None:
-    """`parnl diagnose`: the report on a cell with fresh weights and normal inputs."""
-    import numpy as np
-    from rich.console import Console
-
-    import parnl
-
-    with plain_errors():
-        cell = parnl.get_cell(name, input_size=inputs, hidden_size=hidden)
-        u = np.random.default_rng(seed).normal(size=(steps, inputs)).astype(np.float32)
-        report = parnl.diagnose(cell, cell.init(seed), u, budget=budget)
-    Console(highlight=False, markup=False, soft_wrap=True).print(str(report))
-    if out is not None:
-        report.plot(out)
-
-
-def show_cache(clear: bool) -> None:
-    """`parnl cache`: what is kept in the cache of compiled kernels; `clear` removes it."""
-    from parnl import kernel_cache
-
-    try:
-        with plain_errors():
-            folder = kernel_cache.location()
-            kernels = kernel_cache.clear(folder) if clear else kernel_cache.kernels(folder)
-    except RuntimeError as error:
-        sys.exit(f"parnl: {error}; set PARNL_CACHE to a folder of your own")
-    size = sum(kernel.size for kernel in kernels) / 1e6
-    if clear:
-        print(f"removed {count(len(kernels), 'kernel')}, {size:.1f} MB, from {folder}")
-        return
-    most = kernel_cache.MOST_BYTES / 1e6
-    print(f"folder      {folder}")
-    print(f"kernels     {len(kernels)} of at most {kernel_cache.MOST_KERNELS}")
-    print(f"size        {size:.1f} MB of at most {most:.0f} MB")
-    if kernels:
-        first, last = (
-            datetime.fromtimestamp(kernel.used).strftime("%Y-%m-%d %H:%M")
-            for kernel in (kernels[0], kernels[-1])
-        )
-        print(f"last used   from {first} to {last}")
-
-
-def run_check(target: str) -> None:
-    """`parnl check`: put the cell that `target` names through `parnl.testing.check_cell`."""
-    os.environ.setdefault("JAX_ENABLE_X64", "1")  # float64 tells a mistake from rounding
-    from parnl import StepError
-    from parnl.testing import check_cell, find
-
-    try:
-        with plain_errors():
-            cell = find(target)
-        check_cell(cell)
-    except (AssertionError, NotImplementedError, StepError) as error:
-        sys.exit(f"parnl: {target} fails: {error}")
-    print(f"{target} passes")

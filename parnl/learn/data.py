@@ -49,7 +49,7 @@ class Dataset(NamedTuple):
     """A data set in three parts; label k stands for `classes[k]`. All parts share one T.
 
     classes: none for targets that are numbers. preparation: what was done to the series.
-    notes: sentences that say what was taken for what.
+    notes: sentences that say what was taken for what. reading: how a table was read.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Dataset(NamedTuple):
     test: Split
     preparation: Preparation | None = None
     notes: tuple[str, ...] = ()
+    reading: Options | None = None
 
 
 def load(
@@ -125,7 +126,8 @@ def load(
     if unseen:
         notes.append(f"no training series has the class {listed([classes[k] for k in unseen])}")
     train, validate, tested = (split(own) for own in rows)
-    return Dataset(Path(name).stem, classes, train, validate, tested, preparation, tuple(notes))
+    parts = train, validate, tested
+    return Dataset(Path(name).stem, classes, *parts, preparation, tuple(notes), collection.taken)
 
 
 def prepared(collection: Collection, preparation: Preparation, classes: Sequence[str]) -> Split:
@@ -166,19 +168,21 @@ def patched(dataset: Dataset, size: int) -> Dataset:
     steps = dataset.train.inputs.shape[1]
     if size > steps:
         raise ValueError(f"patch: got {size}, expected at most {steps}, the steps of a series")
+    return _through(lambda split: joined(split, size), dataset)
 
-    def joined(split: Split) -> Split:
-        lengths = None if split.lengths is None else -(-split.lengths // size)
-        dt = split.dt
-        if dt is not None:
-            whole = np.ones((len(dt), -(-steps // size) * size), np.float32)
-            whole[:, :steps] = dt
-            dt = whole.reshape(len(dt), -1, size).mean(axis=2)
-        made: Any = Joined(split.inputs, size)
-        inputs = made if isinstance(split.inputs, Mapped) else made[:]
-        return Split(inputs, split.labels, lengths, dt)
 
-    return _through(joined, dataset)
+def joined(split: Split, size: int) -> Split:
+    """What `patched` does, for one part."""
+    steps = split.inputs.shape[1]
+    lengths = None if split.lengths is None else -(-split.lengths // size)
+    dt = split.dt
+    if dt is not None:
+        whole = np.ones((len(dt), -(-steps // size) * size), np.float32)
+        whole[:, :steps] = dt
+        dt = whole.reshape(len(dt), -1, size).mean(axis=2)
+    made: Any = Joined(split.inputs, size)
+    inputs = made if isinstance(split.inputs, Mapped) else made[:]
+    return Split(inputs, split.labels, lengths, dt)
 
 
 class Joined:
@@ -204,18 +208,18 @@ def timed(dataset: Dataset) -> Dataset:
     """The data set with dt, where it has one, as one more channel: for models without a clock."""
     if dataset.train.dt is None:
         return dataset
-
-    def joined(split: Split) -> Split:
-        if split.dt is None:
-            return split
-        real = np.arange(split.dt.shape[1]) < (
-            np.inf if split.lengths is None else split.lengths[:, None]
-        )
-        dt = np.where(real, split.dt, 0).astype(np.float32)[..., None]
-        return split._replace(inputs=np.concatenate([split.inputs, dt], axis=2), dt=None)
-
     notes = (*dataset.notes, "dt is one more channel of the model's inputs")
-    return _through(joined, dataset)._replace(notes=notes)
+    return _through(with_clock, dataset)._replace(notes=notes)
+
+
+def with_clock(split: Split) -> Split:
+    """What `timed` does, for one part."""
+    if split.dt is None:
+        return split
+    lengths = np.inf if split.lengths is None else split.lengths[:, None]
+    real = np.arange(split.dt.shape[1]) < lengths
+    dt = np.where(real, split.dt, 0).astype(np.float32)[..., None]
+    return split._replace(inputs=np.concatenate([split.inputs, dt], axis=2), dt=None)
 
 
 def _through(change: Callable[[Split], Split], dataset: Dataset) -> Dataset:

@@ -7,8 +7,8 @@ from typing import Any
 
 
 def count(number: int, name: str) -> str:
-    """1 chunk, 2 chunks."""
-    return f"{number} {name}{'' if number == 1 else 's'}"
+    """1 chunk, 2 chunks; series stay as they are."""
+    return f"{number} {name}{'' if number == 1 or name.endswith('s') else 's'}"
 
 
 def describe(dataset: Any) -> str:

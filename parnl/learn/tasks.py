@@ -85,6 +85,14 @@ class Scale(NamedTuple):
         """As JSON has it; `Scale(*map(np.array, listed))` reads it."""
         return [self.mean.tolist(), self.deviation.tolist()]
 
+    def check(self) -> None:
+        """Raise ValueError for what cannot be a scale: it may come from a file."""
+        whole = self.mean.shape == self.deviation.shape and self.mean.ndim == 1
+        if not whole or not np.isfinite([self.mean, self.deviation]).all():
+            raise ValueError("a scale that is none")
+        if not (self.deviation > 0).all():
+            raise ValueError("a scale whose deviations are not positive")
+
     def learned(self, targets: np.ndarray) -> np.ndarray:
         """What a model is to answer for these targets."""
         if targets.ndim == 1:

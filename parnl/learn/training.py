@@ -10,7 +10,7 @@ stopped and resumed ends with the same bits as one that was not.
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,7 +158,7 @@ def fit(
     def value(record: dict[str, Any]) -> tuple[float, float]:
         return score(task, config.best or task.best, record)
 
-    best = _model_of(trainer.export_state())
+    best = model_of(trainer.export_state())
     if resume:
         history, best = _restore(trainer, config, data, folder / CHECKPOINT)
     while (
@@ -172,14 +172,20 @@ def fit(
         history.append(record)
         state = trainer.export_state()
         if record["best"]:
-            best = _model_of(state)
+            best = model_of(state)
         state |= {f"best.{name}": value for name, value in best.items()}
         about: dict[str, Any] = dict(config=asdict(config), data=data, history=history)
         write_checkpoint(folder / CHECKPOINT, state, **about)
         on_epoch(record)
     trainer.import_state(best)
     chosen = max(history, key=value)
-    model = dict(channels=channels, classes=list(dataset.classes), scale=scale.listed())
+    model: dict[str, Any] = dict(
+        channels=channels, classes=list(dataset.classes), scale=scale.listed()
+    )
+    if dataset.preparation is not None:
+        model |= dict(preparation=dataset.preparation.to_dict())
+    if dataset.reading is not None:
+        model |= dict(reading=dataset.reading._asdict())
     write_checkpoint(folder / MODEL, best, config=asdict(config), **model, epoch=chosen)
     return Result(trainer, history, chosen)
 
@@ -216,33 +222,6 @@ def build(config: Config, channels: int, answers: int, **changes: Any) -> Any:
         seed=config.seed,
         chunks=config.chunks,
     )
-
-
-def load_model(path: Path, **changes: Any) -> tuple[Any, list[str]]:
-    """The trainer of a `model.safetensors` and the names of its classes.
-
-    `changes` replace options of the run: `backend="jax"` reads in JAX what torch has trained.
-    """
-    arrays, header = read_checkpoint(path)
-    if "channels" not in header:
-        raise ValueError(f"checkpoint: {path} is no model; expected the {MODEL} of a run")
-    try:
-        config = Config(**header["config"])
-        channels, classes = int(header["channels"]), list(header["classes"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"checkpoint: the header of {path} is no model's ({error})") from error
-    # A header may name any size: only what the file's arrays can fill is built.
-    numbers = sum(value.size for value in arrays.values())
-    wanted = config.blocks * config.width**2 + config.width * (channels + len(classes))
-    if channels < 1 or max(wanted, config.state) > numbers:
-        raise ValueError(
-            f"checkpoint: {path} holds {numbers} numbers, too few for the model in its header"
-        )
-    config = replace(config, **changes)
-    trainer = build(config, channels, len(classes))
-    check_arrays(arrays, _model_of(trainer.export_state()))
-    trainer.import_state(arrays)
-    return trainer, classes
 
 
 def evaluate(trainer: Any, split: Split, batch: int, **solver: Any) -> tuple[np.ndarray, list[int]]:
@@ -349,7 +328,8 @@ def _stalled(scores: list[float]) -> int:
     return len(scores) - 1 - scores.index(max(scores)) if scores else 0
 
 
-def _model_of(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def model_of(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of the model among those of a trainer."""
     return {name: value for name, value in state.items() if name.startswith("model.")}
 
 
@@ -365,7 +345,7 @@ def _restore(
                 f"{name}: got {value!r}, the checkpoint {path} was trained with {before[name]!r}"
             )
     state = trainer.export_state()
-    best = {f"best.{name}": value for name, value in _model_of(state).items()}
+    best = {f"best.{name}": value for name, value in model_of(state).items()}
     check_arrays(arrays, state | best)
     if header.get("data") != data:
         raise ValueError(

@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 from toy_runs import SMALL, toy
 
-from parnl.learn import training
+from parnl.learn import trained, training
 
 
 def test_a_trained_model_is_read_by_either_framework(tmp_path):
     dataset = toy(count=8)
-    trained = training.fit(replace(SMALL, epochs=1), dataset, tmp_path).trainer
-    expected, _ = trained.predict(*dataset.test[::2])
+    trainer = training.fit(replace(SMALL, epochs=1), dataset, tmp_path).trainer
+    expected, _ = trainer.predict(*dataset.test[::2])
     for changes, tolerance in (({}, 0), ({"backend": "jax"}, 5e-6)):
-        trainer, classes = training.load_model(tmp_path / training.MODEL, **changes)
-        found, _ = trainer.predict(*dataset.test[::2])
+        model = trained.load_model(tmp_path / training.MODEL, **changes)
+        found, _ = model.trainer.predict(*dataset.test[::2])
         np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
-        assert classes == ["0", "1", "2"]
+        assert model.classes == ("0", "1", "2")
     with pytest.raises(ValueError, match=f"expected the {training.MODEL} of a run"):
-        training.load_model(tmp_path / training.CHECKPOINT)
+        trained.load_model(tmp_path / training.CHECKPOINT)
     with pytest.raises(ValueError, match="the model expects float32"):
-        training.load_model(tmp_path / training.MODEL, state=3)
+        trained.load_model(tmp_path / training.MODEL, state=3)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,13 @@ def test_a_trained_model_is_read_by_either_framework(tmp_path):
         (dict(config=dict(command="rm")), "no model's"),
         (dict(config=[1]), "no model's"),
         (dict(classes=7), "no model's"),
+        (dict(classes=[], scale=[[0.0] * 10**6, [1.0] * 10**6]), "too few for the model"),
+        (dict(scale=[[0.0], [0.0]]), "no model's"),
+        (dict(scale=[[0.0, 1.0], [1.0]]), "no model's"),
+        (dict(scale=None), "no model's"),
+        (dict(preparation={"channels": ["a"]}), "no model's"),
+        (dict(preparation=3), "no model's"),
+        (dict(reading={"command": "rm"}), "no model's"),
     ],
 )
 def test_a_header_builds_nothing_the_file_does_not_hold(tmp_path, changes, message):
@@ -45,7 +52,7 @@ def test_a_header_builds_nothing_the_file_does_not_hold(tmp_path, changes, messa
         changes = {"config": header["config"] | changes["config"]}
     training.write_checkpoint(tmp_path / "other", arrays, **(header | changes))
     with pytest.raises(ValueError, match=message):
-        training.load_model(tmp_path / "other")
+        trained.load_model(tmp_path / "other")
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):

@@ -26,7 +26,7 @@ class Options(NamedTuple):
 
     id, time: names of columns. label: names of columns, or of one file with the labels.
     columns: the columns that are channels. layout: "long" (a row is a step), "wide" (a row is a
-    series) or "auto".
+    series) or "auto". unlabelled: columns of labels may be missing, as in data to predict.
     """
 
     id: str | None = None
@@ -34,6 +34,7 @@ class Options(NamedTuple):
     label: str | Sequence[str] | None = None
     columns: Sequence[str] | None = None
     layout: str = "auto"
+    unlabelled: bool = False
 
 
 class Parts(NamedTuple):
@@ -56,7 +57,8 @@ class Collection(NamedTuple):
     times: of each step, N arrays (steps,), which never decrease; unit: of these numbers, "" if the
     file does not say. labels: (N,) of text, or (N,) or (N, k) of numbers. parts: as the file gives
     them. label_place: where the label of a series stands. ids: names of the series.
-    notes: sentences that say what was taken for what.
+    notes: sentences that say what was taken for what; taken: the same of a table's columns, for
+    reading another file in the same way.
     """
 
     source: str
@@ -70,6 +72,7 @@ class Collection(NamedTuple):
     label_place: Callable[[int], str] = _somewhere
     ids: Sequence[str] | None = None
     notes: tuple[str, ...] = ()
+    taken: Options | None = None
 
 
 def wrong(source: Any, place: str, got: Any, expected: str) -> ValueError:

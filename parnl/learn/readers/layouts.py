@@ -25,6 +25,8 @@ def read(table: Table, options: Options) -> Collection:
         raise ValueError(f"layout: got {options.layout!r}, expected 'auto', 'long' or 'wide'")
     columns = None if options.columns is None else list(options.columns)
     labels = [options.label] if isinstance(options.label, str) else list(options.label or ())
+    if options.unlabelled:
+        labels = [name for name in labels if name in table.names]
     for option, names in (
         ("id", [options.id]),
         ("time", [options.time]),
@@ -56,7 +58,8 @@ def read(table: Table, options: Options) -> Collection:
             f"{listed([n for n in table.names])}; columns= names them"
         )
     make = _wide if layout == "wide" else _long
-    return make(table, id_name, time_name, labels, values)
+    found = make(table, id_name, time_name, labels, values)
+    return found._replace(taken=Options(id_name, time_name, labels or None, None, layout))
 
 
 class _Found:

@@ -1,0 +1,130 @@
+"""A trained model at work: read from the folder of its run, it answers for new data.
+
+    model = load_model(Path("runs/walks-lrc-torch/model.safetensors"))
+    found = answer(model, "new.csv")
+    found.ids, found.values          # series, and the logits or numbers (N, k) of each
+    judge(model, found)              # {"accuracy": ...}, where the file has labels
+
+The file of a model holds all that was done to its data: new data is read, prepared and joined in
+the same way, whichever framework trained it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from parnl.learn import readers
+from parnl.learn.checkpoints import check_arrays, read_checkpoint
+from parnl.learn.data import Split, joined, prepared, with_clock
+from parnl.learn.preparation import Preparation
+from parnl.learn.readers import Options
+from parnl.learn.tasks import TASKS, Metrics, Scale, judged
+from parnl.learn.training import MODEL, Config, build, evaluate, model_of
+
+
+class Trained(NamedTuple):
+    """What the file of a model holds.
+
+    classes: their names, none where numbers were learned; scale: of those numbers. preparation,
+    reading: how data becomes inputs, and how a table was read; None if the run does not tell.
+    """
+
+    trainer: Any
+    config: Config
+    classes: tuple[str, ...]
+    scale: Scale
+    preparation: Preparation | None
+    reading: Options | None
+
+
+class Answers(NamedTuple):
+    """A model's answers (N, k) to the series of a file: logits of classes, or numbers.
+
+    ids: a name of each series. split: what the model read. labelled: whether the file has labels.
+    """
+
+    ids: tuple[str, ...]
+    values: np.ndarray
+    split: Split
+    labelled: bool
+
+
+def load_model(path: Path, **changes: Any) -> Trained:
+    """Read a `model.safetensors`, which need not be trusted.
+
+    `changes` replace options of the run: `backend="jax"` reads in JAX what torch has trained.
+    """
+    arrays, header = read_checkpoint(path)
+    if "channels" not in header:
+        raise ValueError(f"checkpoint: {path} is no model; expected the {MODEL} of a run")
+    try:
+        config = Config(**header["config"])
+        channels, classes = int(header["channels"]), tuple(map(str, list(header["classes"])))
+        mean, deviation = (np.array(numbers, np.float64) for numbers in header["scale"])
+        made, read = header.get("preparation"), header.get("reading")
+        preparation = None if made is None else Preparation.from_dict(dict(made))
+        reading = None if read is None else Options(**read)
+        scale = Scale(mean, deviation)
+        scale.check()
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"checkpoint: the header of {path} is no model's ({error})") from error
+    # A header may name any size: only what the file's arrays can fill is built.
+    answers = len(classes) or len(scale.mean)
+    numbers = sum(value.size for value in arrays.values())
+    wanted = config.blocks * config.width**2 + config.width * (channels + answers)
+    if channels < 1 or max(wanted, config.state) > numbers:
+        raise ValueError(
+            f"checkpoint: {path} holds {numbers} numbers, too few for the model in its header"
+        )
+    config = replace(config, **changes)
+    trainer = build(config, channels, answers)
+    check_arrays(arrays, model_of(trainer.export_state()))
+    trainer.import_state(arrays)
+    return Trained(trainer, config, classes, scale, preparation, reading)
+
+
+def answer(model: Trained, data: str, *, label: str | None = None) -> Answers:
+    """The model's answers to all series of a file or a folder, labelled or not.
+
+    label: the column of the labels, or a file of them, where it is not that of the training data.
+    """
+    if model.preparation is None:
+        raise ValueError("model: its run did not keep how its data was prepared")
+    if not readers.is_file(data):
+        raise ValueError(f"data: got {data!r}, expected a file or a folder of series")
+    options = model.reading or Options()
+    if label is not None:
+        options = options._replace(label=label)
+    collection = readers.read(data, options._replace(unlabelled=label is None))
+    split = with_clock(prepared(collection, model.preparation, model.classes))
+    split = split if model.config.patch == 1 else joined(split, model.config.patch)
+    found, _ = evaluate(model.trainer, split, model.config.batch, chunks=model.config.chunks)
+    values = found if model.classes else model.scale.told(found)
+    ids = collection.ids or [str(i) for i in range(len(found))]
+    return Answers(tuple(map(str, ids)), values, split, collection.labels is not None)
+
+
+def judge(model: Trained, answers: Answers) -> Metrics:
+    """The metrics of the run's task. Raises ValueError where the file has no labels."""
+    if not answers.labelled:
+        raise ValueError("data: expected labels to judge by; --label names their column or file")
+    task = TASKS[model.config.task]
+    return judged(task, Scale.of(np.zeros(1, int)), answers.values, answers.split.labels)
+
+
+def columns(model: Trained, answers: Answers) -> dict[str, Any]:
+    """The answers as a table: the series, its class and the probability of each, or its numbers."""
+    found: dict[str, Any] = {"series": answers.ids}
+    if not model.classes:
+        names = ["value"] if answers.values.shape[1] == 1 else None
+        names = names or [f"value {i}" for i in range(answers.values.shape[1])]
+        return found | dict(zip(names, answers.values.T, strict=True))
+    logits = answers.values.astype(np.float64)
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares = odds / odds.sum(axis=1, keepdims=True)
+    found["class"] = [model.classes[k] for k in logits.argmax(axis=1)]
+    return found | {f"probability {c}": p for c, p in zip(model.classes, shares.T, strict=True)}
