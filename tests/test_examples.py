@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from c_programs import missing
 from optional import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,6 +58,18 @@ def test_distributed(main):
     # it asserts that the processes learn the same parameters as one
     losses, _ = main("distributed")(hidden=8, batch=8, steps=8, updates=10)
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.skipif(bool(missing("cc")), reason="no C compiler")
+def test_deploy_to_c(main):
+    _ = torch.Tensor
+    # it asserts that the answers of C and of PyTorch are equal
+    losses, accuracy, gap = main("deploy_to_c")(
+        hidden=8, count=8, steps=100, updates=100, heard=1000
+    )
+    assert losses[-1] < 0.5 * losses[0]
+    assert accuracy > 0.85
+    assert gap < 1e-5
 
 
 def test_lorenz(main):
