@@ -28,7 +28,13 @@ ROOMS = {
     "doors": "parnl.torch, and its like for other frameworks; parnl.interop; the command line",
     "cells": "one file a cell, written as a user writes one",
 }
-_DOORS = {"parnl.torch", "parnl.flax", "parnl.equinox", "parnl.learn.commands"}
+_DOORS = {
+    "parnl.torch",
+    "parnl.flax",
+    "parnl.equinox",
+    "parnl.learn.actions",
+    "parnl.learn.commands",
+}
 _BY_NAME = {"parnl.frameworks": "parnl.backends"}  # who -> what is looked up, by statements
 
 

@@ -231,6 +231,7 @@ def _through(change: Callable[[Split], Split], dataset: Dataset) -> Dataset:
 def fingerprint(dataset: Dataset) -> str:
     """A short text that differs wherever the numbers, classes or parts of two data sets differ."""
     digest = hashlib.sha256(json.dumps(dataset.classes).encode())
+    array: Any
     for array in (a for part in (dataset.train, dataset.validation, dataset.test) for a in part):
         digest.update(str(None if array is None else array.shape).encode())
         count = 0 if array is None else len(array)
