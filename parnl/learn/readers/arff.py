@@ -30,6 +30,8 @@ def read_arff(path: Path) -> Collection:
         elif key != "@attribute":
             raise wrong(path, f"line {line}", shown(text), "@attribute, @data or a comment after %")
         elif not inside:
+            if len(text.split()) < 3:
+                raise wrong(path, f"line {line}", shown(text), "@attribute, a name and a kind")
             kinds.append(text)
             inside = text.split()[-1].lower() == "relational"
             relational = relational or inside
@@ -92,8 +94,9 @@ def _classes(attribute: str) -> list[str] | None:
 
     An attribute called target is a label all the same: a number.
     """
-    if "{" in attribute:
-        inside = attribute[attribute.index("{") + 1 : attribute.rindex("}")]
+    _, brace, rest = attribute.partition("{")
+    if brace:
+        inside = rest.rpartition("}")[0]
         return [name.strip().strip("'\"") for name in inside.split(",")]
     name = attribute.split()[1].strip("'\"").lower()
     return [] if name in ("target", "class", "label") else None

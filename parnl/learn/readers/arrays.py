@@ -10,10 +10,13 @@ An .npz file holds one of
 In the second and third X may have lengths as well: then each series is padded at its end.
 """
 
+import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -25,9 +28,15 @@ from parnl.learn.readers.collection import (
     check_real,
     check_values,
     listed,
+    shown,
     wrong,
 )
 
+# What NumPy and zipfile raise of files with bytes changed (tests/learn/readers/test_damaged_files).
+DAMAGED = (
+    ValueError, OSError, EOFError, KeyError, TypeError, OverflowError, SyntaxError, RuntimeError,
+    TokenError, struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 FORMATS = (
     "expected X and y; X, lengths and y; X, y, val_<seed> and test_<seed>; or X_train, y_train, "
     "X_test and y_test"
@@ -86,10 +95,11 @@ def _plain(path: Path) -> Any:
         yield
     except MemoryError as error:
         raise ValueError(f"data: {path} does not fit into memory ({error})") from error
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         if str(error).startswith("data: "):
             raise
-        raise ValueError(f"data: {path} is not a file of plain arrays ({error})") from error
+        said = shown(str(error).partition("\n")[0], 200)
+        raise ValueError(f"data: {path} is not a file of plain arrays ({said})") from error
 
 
 def _published(path: Path, names: set[str], array: Any, seed: int, seeds: list[int]) -> Collection:

@@ -17,7 +17,8 @@ def read_columnar(path: Path) -> Table:
     read = parquet.read_table if path.suffix.lower() == ".parquet" else feather.read_table
     try:
         held = read(path)
-    except (pa.ArrowException, OSError, ValueError) as error:
+        held.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         line = str(error).partition("\n")[0]
         kind = path.suffix.lower()[1:]
         raise ValueError(f"data: {path} is not a {kind} file ({shown(line, 200)})") from error

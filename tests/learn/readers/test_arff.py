@@ -45,6 +45,7 @@ def test_targets_and_no_labels(arff):
 BROKEN = [
     ("", "is empty"),
     (ONE, "has no line @data"),
+    (f"{ONE}@attribute b\n@data\n", "line 5: got '@attribute b', expected @attribute, a name and"),
     (f"{ONE}{CLASS}", "has no series after the line @data"),
     (f"{ONE}nonsense\n", "line 5: got 'nonsense', expected @attribute, @data or a comment"),
     (f"{ONE}{CLASS}1,2\n", "line 7: got 2 fields, expected 3, one for each attribute"),
