@@ -71,6 +71,7 @@ NEEDED = {
     "learn/test_jax_models.py": {"jax"},
     "learn/test_models.py": {"torch", "jax"},
     "learn/test_training.py": {"torch", "jax"},
+    "learn/test_train_files.py": {"torch"},
     "learn/test_checkpoints.py": {"torch", "jax"},
     "test_clients.py": {"torch"},
     "test_fuzz.py": {"torch", "jax"},

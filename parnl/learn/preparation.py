@@ -263,6 +263,10 @@ def learn(
     columns = [collection.channels.index(name) for name in names]
     text = np.array([name in collection.categories for name in names])
     mean, deviation, empty = (found[columns] for found in moments(collection, rows))
+    if isinstance(collection.series, MappedSeries):
+        others = np.setdiff1d(np.arange(len(collection.series)), rows)
+        for own, steps in blocks(collection.series, others):
+            _check_block(collection, own, steps)
     mean, deviation = np.where(text, 0.0, mean), np.where(text, 1.0, deviation)
     lacking = [name for name, none in zip(names, empty, strict=True) if none]
     if lacking:

@@ -37,10 +37,10 @@ def drawn(
         rest = given.train
     tested, held = given.test, given.validation
     if tested is None:
-        kept, chosen = share(labels, rest, test, seed, "test")
+        kept, chosen = share(labels, rest, test, seed, f"data: {source}: test")
         rest, tested = kept, chosen
     if held is None:
-        rest, held = share(labels, rest, validation, seed, "validation")
+        rest, held = share(labels, rest, validation, seed, f"data: {source}: validation")
     rows = Rows(rest, held, tested)
     check(source, rows)
     return rows
@@ -68,7 +68,7 @@ def stratify(
         count = min(max(1, round(part * len(members))), len(members) - 1)
         held.extend(members[:count].tolist())
     if not held:
-        raise ValueError(f"{name}: every class has a single training series, none can be held")
+        raise ValueError(f"{name}: every class has a single series, none can be set aside")
     indices = np.array(sorted(held))
     return np.setdiff1d(np.arange(len(labels)), indices), indices
 

@@ -27,6 +27,11 @@ def test_without_classes_shares_of_all_are_drawn():
     assert [len(own) for own in rows] == [18, 6, 6]
 
 
+def test_classes_of_one_series():
+    with pytest.raises(ValueError, match=r"data: a\.csv: test: every class has a single series"):
+        drawn(labels=np.arange(30))
+
+
 def test_parts_that_a_file_gives_are_kept():
     parts = Parts(validation=np.array([1, 2]), test=np.array([7]))
     rows = drawn(parts=parts)

@@ -35,7 +35,7 @@ def labelled(collection: Collection, path: Path) -> Collection:
         return _with(collection, path, labels, [f"[{i}]" for i in range(count)])
     table = read_text(path)
     if not table.header:  # a first label that is a number is no name of a column
-        table = table._replace(names=tuple(f"column {name}" for name in table.names))
+        table = table._replace(columns={f"column {n}": c for n, c in table.columns.items()})
     if len(table.names) > 2:
         got = counted(len(table.names), "column")
         raise wrong(path, "line 1", got, "one of labels, or one of ids and one of labels")

@@ -50,7 +50,7 @@ def read(table: Table, options: Options) -> Collection:
             f"data: {table.source}: time: the layout is wide, a row is a series, so that no column "
             "holds its times; expected layout='long' or no time"
         )
-    others = [n for n in table.names if n not in (id_name, time_name, *labels)]
+    others = [n for n in table.names if n not in {id_name, time_name, *labels}]
     values = others if columns is None else columns
     if not values:
         raise ValueError(

@@ -29,23 +29,27 @@ LONGEST = 500  # letters in a cell
 
 
 class Table(NamedTuple):
-    """Columns of one length: text, float64, or datetime64 where a format knows times.
+    """Columns of one length, by name: text, float64, or datetime64 where a format knows times.
 
     lines: (rows,), the line of each row, or its number where a format has no lines.
     unit: "line" or "row". header: whether the file names its columns. notes: what was left out.
     """
 
     source: str
-    names: tuple[str, ...]
-    columns: tuple[np.ndarray, ...]
+    columns: dict[str, np.ndarray]
     lines: np.ndarray
     unit: str = "line"
     header: bool = True
     notes: tuple[str, ...] = ()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the columns, in their order."""
+        return tuple(self.columns)
+
     def column(self, name: str) -> np.ndarray:
         """One column as it was read."""
-        return self.columns[self.names.index(name)]
+        return self.columns[name]
 
     def place(self, row: int, name: str) -> str:
         """Where a cell stands."""
@@ -65,7 +69,7 @@ class Table(NamedTuple):
             return False
         cells = column[~self.missing(name)]
         right = sum(_is_number(cell) for cell in cells.tolist())
-        return right <= len(cells) / 2
+        return len(cells) > 0 and right <= len(cells) / 2
 
     def numbers(self, name: str) -> np.ndarray:
         """A column as float64, NaN where a value is missing."""
@@ -100,7 +104,7 @@ class Table(NamedTuple):
     def check_names(self, names: Any, option: str) -> None:
         """Refuse names of columns that are not there."""
         for name in names:
-            if name not in self.names:
+            if name not in self.columns:
                 near = get_close_matches(str(name), self.names, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"it has {listed(self.names)}"
                 raise ValueError(
@@ -153,21 +157,23 @@ def _read(path: Path, file: TextIO) -> Table:
         blocks.append(_block(path, waiting, lines))
     if not blocks:
         raise ValueError(f"data: {path} has a header and no rows")
-    columns = tuple(np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    return without_counter(Table(str(path), tuple(names), columns, np.array(lines), header=header))
+    joined = map(np.concatenate, zip(*blocks, strict=True))
+    columns = dict(zip(names, joined, strict=True))
+    return without_counter(Table(str(path), columns, np.array(lines), header=header))
 
 
 def without_counter(table: Table) -> Table:
     """The table without a nameless first column that counts its rows, as pandas writes one."""
     if table.names[0] != "":
         return table
-    first = table.columns[0]
+    first = table.columns[""]
     values = _floats(first) if first.dtype.kind in "Uf" else None
     start = np.arange(len(table.lines))
     if values is None or not any(np.array_equal(values, start + k) for k in (0, 1)):
         raise wrong(table.source, f"{table.unit} 1, column 1", "nothing", "the name of the column")
     note = "the first column has no name and counts the rows: it is left out"
-    return table._replace(names=table.names[1:], columns=table.columns[1:], notes=(note,))
+    others = {name: column for name, column in table.columns.items() if name}
+    return table._replace(columns=others, notes=(note,))
 
 
 def _rows(path: Path, file: TextIO, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -187,17 +193,18 @@ def _rows(path: Path, file: TextIO, delimiter: str) -> Iterator[tuple[int, list[
 
 
 def _check_header(path: Path, line: int, names: list[str]) -> None:
+    first = {name: i for i, name in reversed([*enumerate(names)])}
     for i, name in enumerate(names):
         if name == "" and i > 0:
             raise wrong(path, f"line {line}, column {i + 1}", "nothing", "the name of the column")
         if len(name) > LONGEST:
             raise wrong(path, f"line {line}, column {i + 1}", shown(name), "the name of the column")
-        if name in names[:i]:
+        if first[name] < i:
             raise wrong(
                 path,
                 f"line {line}, column {i + 1}",
                 shown(name),
-                f"another name than that of column {names.index(name) + 1}",
+                f"another name than that of column {first[name] + 1}",
             )
 
 

@@ -1,8 +1,13 @@
 """Parquet and feather files, with the types that tables have."""
 
+import datetime
+import decimal
+
 import numpy as np
 import pandas
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from parnl.learn.readers import Options, read
 from parnl.learn.readers.columnar import read_columnar
@@ -37,6 +42,22 @@ def test_an_index_of_times_is_a_column(tmp_path):
     pandas.DataFrame(dict(x=[1.0, 2.0]), index=index).to_parquet(tmp_path / "t.PARQUET")
     found = read(tmp_path / "t.PARQUET")
     assert (found.channels, found.times[0].tolist()) == (("x",), [0, 172800])
+
+
+def test_types_that_pandas_does_not_write(tmp_path):
+    number, day = decimal.Decimal("1.25"), datetime.date(2020, 1, 2)
+    columns = dict(
+        day=pyarrow.array([datetime.date(2020, 1, 1), day]),
+        price=pyarrow.array([number, None]),
+        half=pyarrow.array(np.array([0.5, 1], np.float16)),
+        name=pyarrow.array(["a", None], pyarrow.large_string()),
+        none=pyarrow.nulls(2),
+    )
+    parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    found = read(tmp_path / "t.parquet")
+    assert (found.channels, found.unit) == (("price", "half", "name", "none"), "s")
+    expected = [[1.25, 0.5, 0, np.nan], [np.nan, 1, np.nan, np.nan]]
+    np.testing.assert_array_equal(found.series[0], expected)
 
 
 @pytest.mark.parametrize("kind", WRITE)

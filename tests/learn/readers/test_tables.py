@@ -34,6 +34,12 @@ def test_separators(tmp_path, name, text):
     assert [table.numbers(n).tolist() for n in table.names] == [[1.0], [2.0]]
 
 
+def test_an_empty_column_is_of_numbers(tmp_path):
+    table = tables.read_text(written(tmp_path / "t.csv", "x,y\n1,\n2, NA\n"))
+    assert not table.is_category("y")
+    assert np.isnan(table.numbers("y")).all()
+
+
 def test_large_tables_are_read_in_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "BLOCK", 7)
     rows = "".join(f"{i},{'long name' * (i == 12)}\n" for i in range(20))
