@@ -2,11 +2,12 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from parnl.learn import commands, training
+from parnl.learn import training
 from parnl.learn.checkpoints import read_checkpoint
 
 SMALL = ["--blocks", "1", "--width", "4", "--state", "5", "--epochs", "1", "--seed", "0"]
@@ -19,19 +20,10 @@ ROWS = "".join(
 
 
 @pytest.fixture
-def train(monkeypatch, capsys, tmp_path):
+def train(parnl, monkeypatch, tmp_path):
     """Run `parnl train` in this process: (exit status, what it printed)."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["parnl", "train", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            commands.main()
-        out, err = capsys.readouterr()
-        code = end.value.code
-        return (1, out + err + code) if isinstance(code, str) else (code or 0, out + err)
-
-    return run
+    return lambda *arguments: parnl("train", *arguments)
 
 
 def test_a_table_is_trained_on(train, tmp_path):
@@ -61,7 +53,7 @@ def test_a_checkpoint_of_before_these_options_is_resumed(tmp_path, monkeypatch):
     config = training.Config(data="UnitTest", blocks=1, width=4, state=5, epochs=1)
     dataset = training.dataset_of(config)
     training.fit(config, dataset, tmp_path)
-    longer = training.replace(config, epochs=2)
+    longer = replace(config, epochs=2)
     assert len(training.fit(longer, dataset, tmp_path, resume=True).history) == 2
 
 
