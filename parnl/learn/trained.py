@@ -70,6 +70,10 @@ def load_model(path: Path, **changes: Any) -> Trained:
         reading = None if read is None else Options(**read)
         scale = Scale(mean, deviation)
         scale.check()
+        if preparation is not None:
+            own = len(preparation.inputs) + (preparation.time_step is not None)
+            if channels != own * config.patch:
+                raise ValueError(f"{channels} channels, {own} prepared, {config.patch} joined")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"checkpoint: the header of {path} is no model's ({error})") from error
     # A header may name any size: only what the file's arrays can fill is built.

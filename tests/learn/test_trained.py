@@ -117,6 +117,17 @@ def test_files_that_do_not_fit(change, message, tmp_path):
         trained.answer(model, str(tmp_path / "new.csv"))
 
 
+@pytest.mark.parametrize("changes", [{"patch": 10**12}, {"patch": 2}])
+def test_a_header_joins_no_more_steps_than_the_model_reads(changes, tmp_path):
+    trained_on(tmp_path, walks(), columns=["x", "y"])
+    path = tmp_path / "run" / training.MODEL
+    arrays, header = training.read_checkpoint(path)
+    header["config"] |= changes
+    training.write_checkpoint(path, arrays, **header)
+    with pytest.raises(ValueError, match=r"no model's \(3 channels, 3 prepared"):
+        trained.load_model(path)
+
+
 def test_a_run_without_a_preparation(tmp_path):
     training.fit(replace(SMALL, epochs=1), toy(count=8), tmp_path)
     model = trained.load_model(tmp_path / training.MODEL)
