@@ -1,10 +1,11 @@
-"""A toy data set and small trainers on it."""
+"""Toy data, in memory and in a file, and small runs on it."""
 
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 
-from parnl.learn import training
+from parnl.learn import trained, training
 from parnl.learn.data import Dataset, Split
 
 BACKENDS = ("torch", "jax")
@@ -34,3 +35,27 @@ def toy(channels=2, classes=3, steps=12, count=60, lengths=True):
 def trainer_of(backend, dataset, **changes):
     config = replace(SMALL, backend=backend, **changes)
     return training.build(config, dataset.train.inputs.shape[-1], len(dataset.classes))
+
+
+def walks(count=40, classes=("rest", "run"), steps=(9, 14), times=True, seed=0):
+    """A long table: series of unequal lengths, with gaps, at irregular times, and what they are."""
+    rng, rows = np.random.default_rng(seed), []
+    for i in range(count):
+        kind, length = i % len(classes), rng.integers(*steps)
+        clock = np.cumsum(rng.uniform(0.5, 2, size=length))
+        for t in clock:
+            x, y = rng.normal(size=2) + 2 * kind
+            row = dict(walk=f"w{i}", t=round(t, 3), x=x, y=np.nan if rng.random() < 0.05 else y)
+            rows.append(row | dict(kind=classes[kind], speed=3 * kind + 100))
+    table = pd.DataFrame(rows)
+    return table if times else table.drop(columns="t")
+
+
+def trained_on(tmp_path, table, **changes):
+    """The dataset and the model of a run on a table in a file."""
+    path = tmp_path / "walks.csv"
+    table.to_csv(path, index=False)
+    config = replace(SMALL, data=str(path), id="walk", **({"label": "kind"} | changes))
+    dataset = training.dataset_of(config)
+    result = training.fit(config, dataset, tmp_path / "run")
+    return dataset, result.trainer, trained.load_model(tmp_path / "run" / training.MODEL)

@@ -167,6 +167,14 @@ def run_model(
         print(f"{count(len(found.ids), 'series')} to {out}")
 
 
+def export_model(folder: Path, to: str, out: Path) -> None:
+    """`parnl export`."""
+    from parnl.learn import exported
+
+    with plain_errors():
+        print(f"written {', '.join(exported.write(folder, to, out))} in {out}")
+
+
 def show_diagnosis(
     name: str, inputs: int, hidden: int, steps: int, seed: int, budget: int, out: Path | None
 ) -> None:

@@ -215,6 +215,15 @@ def build() -> Any:
         """Print how well a trained model does on labelled series."""
         actions.run_model(folder, data, backend, label=label)
 
+    @app.command(epilog="Example: parnl export runs/walks-lrc-torch --to c --out board")
+    def export(
+        folder: Annotated[Path, run],
+        to: Annotated[str, typer.Option(help="What to write: c, onnx, torch or jax.")],
+        out: Annotated[Path, typer.Option(help="The folder for the files.")],
+    ) -> None:
+        """Write a trained model for use elsewhere; it takes values as they stand in a file."""
+        actions.export_model(folder, to, out)
+
     @app.command(epilog="Example: parnl check my_cells.py:MyCell")
     def check(
         target: Annotated[

@@ -12,7 +12,7 @@ import parnl
 from parnl import cells
 
 COMMAND = [sys.executable, "-c", "from parnl.learn.commands import main; main()"]
-COMMANDS = ["cells", "train", "check", "diagnose", "cache"]
+COMMANDS = ["cells", "train", "predict", "evaluate", "export", "check", "diagnose", "cache"]
 COLOUR = re.compile(rb"\x1b\[(\d+;)*[349]\d")  # bold print is none
 SMALL = ["diagnose", "gru", "--input", "1", "--hidden", "1", "--steps", "9", "--budget", "3"]
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from toy_runs import SMALL, toy
+from toy_runs import SMALL, toy, trained_on, walks
 
 from parnl.learn import data, tasks, trained, training
 
@@ -13,30 +13,6 @@ SETTINGS = [
     *("--blocks", "1", "--width", "6", "--state", "5", "--batch", "8", "--epochs", "3"),
     *("--lr", "0.02", "--patience", "9"),
 ]
-
-
-def walks(count=40, classes=("rest", "run"), steps=(9, 14), times=True, seed=0):
-    """A long table: series of unequal lengths, with gaps, at irregular times, and what they are."""
-    rng, rows = np.random.default_rng(seed), []
-    for i in range(count):
-        kind, length = i % len(classes), rng.integers(*steps)
-        clock = np.cumsum(rng.uniform(0.5, 2, size=length))
-        for t in clock:
-            x, y = rng.normal(size=2) + 2 * kind
-            row = dict(walk=f"w{i}", t=round(t, 3), x=x, y=np.nan if rng.random() < 0.05 else y)
-            rows.append(row | dict(kind=classes[kind], speed=3 * kind + 100))
-    table = pd.DataFrame(rows)
-    return table if times else table.drop(columns="t")
-
-
-def trained_on(tmp_path, table, **changes):
-    """The dataset and the model of a run on a table in a file."""
-    path = tmp_path / "walks.csv"
-    table.to_csv(path, index=False)
-    config = replace(SMALL, data=str(path), id="walk", **({"label": "kind"} | changes))
-    dataset = training.dataset_of(config)
-    result = training.fit(config, dataset, tmp_path / "run")
-    return dataset, result.trainer, trained.load_model(tmp_path / "run" / training.MODEL)
 
 
 def answers_to_all(table, tmp_path, **changes):
