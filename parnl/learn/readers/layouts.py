@@ -32,6 +32,12 @@ def read(table: Table, options: Options) -> Collection:
         ("columns", columns or []),
     ):
         table.check_names([n for n in names if n is not None], option)
+    both = [n for n in columns or () if n in {*labels, options.id}]
+    if both:
+        raise ValueError(
+            f"data: {table.source}: columns: got {listed(both)}, which tells the label or the "
+            "series; expected other columns"
+        )
     taken = {*labels, *(columns or []), options.id, options.time}
     used = _Found(table, taken)
     id_name = options.id or used.find(IDS)
@@ -124,7 +130,7 @@ def _long(
         every, unit = stamps(table, time_name)
         times = [every[rows] for rows in groups]
         equal = sum(
-            check_order(own, table, rows, time_name)
+            check_order(own, table, rows, time_name, alone=id_name is None)
             for own, rows in zip(times, groups, strict=True)
         )
         said = "dates" if unit == "s" else "numbers"
