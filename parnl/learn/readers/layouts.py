@@ -118,11 +118,9 @@ def _long(
         ids, groups = _groups(table.texts(id_name, "the series' id"))
     matrix, categories = _matrix(table, values)
     notes = [*table.notes]
-    kind = (
-        f"{shown(id_name)} tells {counted(len(groups), 'series')} apart"
-        if id_name
-        else ("the table is one series")
-    )
+    kind = "the table is one series"
+    if id_name is not None:
+        kind = f"{shown(id_name)} tells {counted(len(groups), 'series')} apart"
     notes.append(f"a row is a step; {kind}; {_channels(values, labels)}")
     notes += _category_notes(categories)
     times, unit = None, ""
