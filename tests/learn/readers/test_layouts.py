@@ -38,6 +38,12 @@ def test_long_tables_keep_series_apart_by_their_ids(table):
     assert "1 step at the time of the step before: dt is 0 there" in notes
 
 
+def test_series_are_in_the_order_of_their_first_rows(table):
+    found = table("id,x\nz,1\na,2\nz,3\nm,4\n")
+    assert found.ids == ["z", "a", "m"]
+    assert [one[:, 0].tolist() for one in found.series] == [[1, 3], [2], [4]]
+
+
 def test_usual_names_are_found_and_columns_chosen(table):
     text = LONG.replace("walk,t", "Series ID,Time").replace("kind", "Label")
     found = table(text, columns=["y"])
