@@ -255,6 +255,12 @@ def test_parts_of_files_of_their_own(tmp_path):
     assert [len(part.labels) for part in pooled[2:5]] == [12, 2, 2]
 
 
+def test_splits_by_seed_are_kept_when_pooled(tmp_path):
+    npz(tmp_path / "own.npz")
+    found = data.load(str(tmp_path / "own.npz"), seed=7, pooled=True)
+    assert [len(part.labels) for part in found[2:5]] == [5, 2, 2]
+
+
 def test_a_class_without_training_series_is_said(tmp_path):
     npz(tmp_path / "own.npz", y=np.array([0, 1, 1, 1, 1, 1, 1, 1, 2]))
     assert data.load(str(tmp_path / "own.npz"), seed=7).notes == (

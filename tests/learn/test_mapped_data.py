@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from toy_runs import SMALL
 
-from parnl.learn import data, training
+from parnl.learn import data, readers, training
 from parnl.learn.readers import mapped
 
 SLOW = pytest.mark.skipif("PARNL_EVERY" not in os.environ, reason="reads for 20 s")
@@ -50,6 +50,14 @@ def test_mapped_sets_are_those_in_memory(file, missing, request):
             np.testing.assert_allclose(part.inputs[:3], other.inputs[:3], atol=1e-6)
             np.testing.assert_array_equal(part.labels, other.labels)
     assert "series are read as needed" in found.notes[0]
+
+
+def test_blocks_are_small(file, small):
+    series = readers.read(file).series
+    sizes = [(len(rows), len(steps)) for rows, steps in mapped.blocks(series, np.arange(3, 40))]
+    assert len(sizes) > 5
+    assert sum(count for count, _ in sizes) == 37
+    assert all(steps == 30 * count <= 240 for count, steps in sizes)
 
 
 @pytest.mark.parametrize("backend", ["torch"])

@@ -146,3 +146,15 @@ def test_what_cannot_be_learned():
         ValueError, match=r"data: a.csv: times do not differ in any training series"
     ):
         learn(made(times=alike), ROWS)
+
+
+def test_marks_are_those_of_the_chosen_channels():
+    whole = Collection("a.csv", ("x", "y"), [np.array([[1.0, NAN], [2, 3]])] * 2)
+    chosen = [learn(whole, ROWS, channels=[name], missing="mask").masked for name in "xy"]
+    assert chosen == [(), ("y",)]
+
+
+def test_the_usual_step_is_the_median():
+    times = [np.array([0.0, 1, 2, 12]), np.array([0.0, 90])]
+    whole = Collection("a.csv", ("x",), [np.zeros((4, 1)), np.zeros((2, 1))], times=times)
+    assert learn(whole, np.array([0])).time_step == 1

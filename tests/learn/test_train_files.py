@@ -1,13 +1,15 @@
 """`parnl train --data FILE`: what it says of a file, and of one that is wrong, before training."""
 
 import json
+import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from parnl.learn import training
+from parnl.learn import readers, training
 from parnl.learn.checkpoints import read_checkpoint
 
 SMALL = ["--blocks", "1", "--width", "4", "--state", "5", "--epochs", "1", "--seed", "0"]
@@ -85,6 +87,31 @@ def test_mistakes_are_said_before_training(train, tmp_path, content, options, me
     assert status == 1
     assert message in text
     assert not (tmp_path / "runs").exists()
+
+
+GUIDE = Path(__file__).parents[2] / "docs" / "data.md"
+
+
+@pytest.mark.skipif(not GUIDE.is_file(), reason="installed without the repository")
+def test_the_guide_runs_and_tells_the_truth(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "walk,t,speed,mood,kind\n" + ROWS
+    (tmp_path / "walks.csv").write_text(text)
+    (tmp_path / "new.csv").write_text(
+        text.replace(",kind", "").replace(",run", "").replace(",rest", "")
+    )
+    guide = GUIDE.read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    exec(compile(code, str(GUIDE), "exec"), {})
+    lines = text.splitlines()
+    (tmp_path / "walks.csv").write_text(
+        "\n".join([*lines[:9], "w9,0,'3,1',bad,run".replace("'", '"')])
+    )
+    with pytest.raises(ValueError, match="line 10") as caught:
+        readers.read("walks.csv", readers.Options(id="walk"))
+    assert f"parnl: {caught.value}".replace("line 10", "line 1204") in guide
+    for suffix in readers.SUFFIXES:
+        assert f"`{suffix}`" in guide
 
 
 def test_a_patch_longer_than_the_series(train, tmp_path):

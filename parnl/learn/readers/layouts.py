@@ -34,6 +34,12 @@ def read(table: Table, options: Options) -> Collection:
         ("columns", columns or []),
     ):
         table.check_names([n for n in names if n is not None], option)
+    both = [n for n in columns or () if n in {*labels, options.id}]
+    if both:
+        raise ValueError(
+            f"data: {table.source}: columns: got {listed(both)}, which tells the label or the "
+            "series; expected other columns"
+        )
     taken = {*labels, *(columns or []), options.id, options.time}
     used = _Found(table, taken)
     id_name = options.id or used.find(IDS)
@@ -115,11 +121,9 @@ def _long(
         ids, groups = _groups(table.texts(id_name, "the series' id"))
     matrix, categories = _matrix(table, values)
     notes = [*table.notes]
-    kind = (
-        f"{shown(id_name)} tells {counted(len(groups), 'series')} apart"
-        if id_name
-        else ("the table is one series")
-    )
+    kind = "the table is one series"
+    if id_name is not None:
+        kind = f"{shown(id_name)} tells {counted(len(groups), 'series')} apart"
     notes.append(f"a row is a step; {kind}; {_channels(values, labels)}")
     notes += _category_notes(categories)
     times, unit = None, ""
@@ -127,7 +131,7 @@ def _long(
         every, unit = stamps(table, time_name)
         times = [every[rows] for rows in groups]
         equal = sum(
-            check_order(own, table, rows, time_name)
+            check_order(own, table, rows, time_name, alone=id_name is None)
             for own, rows in zip(times, groups, strict=True)
         )
         said = "dates" if unit == "s" else "numbers"

@@ -81,12 +81,21 @@ def _seconds(dates: np.ndarray) -> np.ndarray:
     return (micro - micro.min()) / 1e6
 
 
-def check_order(times: np.ndarray, table: Table, rows: np.ndarray, name: str) -> int:
-    """Refuse times of one series that decrease; return how many equal the one before."""
+def check_order(
+    times: np.ndarray, table: Table, rows: np.ndarray, name: str, alone: bool = False
+) -> int:
+    """Refuse times of one series that decrease; return how many equal the one before.
+
+    `alone`: the table was taken for one series, so that the reason may be that it is not.
+    """
     steps = np.diff(times)
     if (steps < 0).any():
         i = int((steps < 0).argmax()) + 1
         before = f"a time not before that of {table.unit} {table.lines[rows[i - 1]]}"
+        if alone:
+            before += (
+                "; if the table holds several series, id= names the column that tells them apart"
+            )
         raise wrong(
             table.source,
             table.place(int(rows[i]), name),

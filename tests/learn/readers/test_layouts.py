@@ -38,6 +38,12 @@ def test_long_tables_keep_series_apart_by_their_ids(table):
     assert "1 step at the time of the step before: dt is 0 there" in notes
 
 
+def test_series_are_in_the_order_of_their_first_rows(table):
+    found = table("id,x\nz,1\na,2\nz,3\nm,4\n")
+    assert found.ids == ["z", "a", "m"]
+    assert [one[:, 0].tolist() for one in found.series] == [[1, 3], [2], [4]]
+
+
 def test_usual_names_are_found_and_columns_chosen(table):
     text = LONG.replace("walk,t", "Series ID,Time").replace("kind", "Label")
     found = table(text, columns=["y"])
@@ -91,6 +97,8 @@ BROKEN = [
     (LONG, dict(id="wolk"), "id: there is no column 'wolk'; did you mean 'walk'?"),
     (LONG, dict(label="zzz"), "label: there is no column 'zzz'; it has 'walk', 't', 'x', 'y'"),
     (LONG, dict(columns=["x", "z"]), "columns: there is no column 'z'"),
+    (LONG, dict(id="walk", label="kind", columns=["x", "kind"]), "columns: got 'kind', wh"),
+    (LONG, dict(id="walk", columns=["walk"]), "columns: got 'walk', which tells the label or the"),
     (LONG, dict(layout="tall"), "layout: got 'tall', expected 'auto', 'long' or 'wide'"),
     (LONG, dict(label="kind"), "times in 't' and labels in 'kind', but no column tells the series"),
     (LONG, dict(id="walk", label="x"), "line 4, column 'x': got '3', expected '1' as in line 2"),
@@ -101,6 +109,7 @@ BROKEN = [
     ("date,x\n2016-01-02,1\n2016-01-01,1\n", {},
      "line 3, column 'date': got 2016-01-01, expected a "
      "time not before that of line 2"),
+    ("t,x\n1,1\n0,2\n", {}, "line 3, column 't': got 0, .*; if the table holds several"),
     ("id,x\na,1\n,2\n", {}, "line 3, column 'id': got an empty cell, expected the series' id"),
     ("id,x,label\na,1,u\nb,2,\n", {},
      "line 3, column 'label': got an empty cell, expected a label"),

@@ -56,6 +56,8 @@ def test_published_files_are_read_as_aeon_reads_them(name):
         assert [label.lower() for label in found.labels[rows]] == labels.tolist()
         for i, one in zip(rows, series, strict=True):
             np.testing.assert_array_equal(found.series[i], one.T)
+    assert "_TEST" not in found.label_place(found.parts.train[-1])
+    assert found.label_place(found.parts.test[0]).endswith(f"{name}_TEST.ts")
     assert found.notes[-1] == f"the test part is {name}_TEST.ts"
 
 
