@@ -22,7 +22,7 @@ ROOMS = {
     "backends": "what is a framework's own",
     "stability": "certificates, exponents, reports",
     "learn": "data, models, training, the command line",
-    "export": "a trained model as plain C",
+    "export": "trained models in other forms: plain C; what a run has trained",
     "package": "parnl/__init__.py, what users import",
     "testing": "property tests for any cell",
     "doors": "parnl.torch, and its like for other frameworks; parnl.interop; the command line",

@@ -169,10 +169,10 @@ def run_model(
 
 def export_model(folder: Path, to: str, out: Path) -> None:
     """`parnl export`."""
-    from parnl.learn import exported
+    from parnl.export.runs import write
 
     with plain_errors():
-        print(f"written {', '.join(exported.write(folder, to, out))} in {out}")
+        print(f"written {', '.join(write(folder, to, out))} in {out}")
 
 
 def show_diagnosis(

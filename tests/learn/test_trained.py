@@ -148,6 +148,7 @@ def test_mistakes_get_a_message(parnl, tmp_path):
     for arguments, message in (
         (["evaluate", tmp_path, "--data", "a.csv"], "there is no file"),
         (["predict", tmp_path, "--data", "a.csv", "--out", "a.xls"], "out: got a.xls, expected"),
+        (["export", tmp_path, "--to", "c", "--out", tmp_path / "out"], "there is no file"),
     ):
         status, text = parnl(*arguments)
         assert (status, message in text, "Traceback" in text) == (1, True, False), text

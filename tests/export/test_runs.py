@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from toy_runs import trained_on, walks
 
-from parnl.learn import exported, trained, training
+from parnl.export import runs
+from parnl.learn import trained, training
 
 KINDS = {
     "classes": {},
@@ -49,7 +50,7 @@ def run(request, tmp_path):
 def test_torch(run, tmp_path):
     torch = pytest.importorskip("torch")
     folder, raw, expected = run
-    assert exported.write(folder, "torch", tmp_path / "out") == ["model.pt2", "model.json"]
+    assert runs.write(folder, "torch", tmp_path / "out") == ["model.pt2", "model.json"]
     program = torch.export.load(tmp_path / "out" / "model.pt2").module()
     np.testing.assert_allclose(program(torch.tensor(raw)), expected, rtol=2e-5, atol=2e-5)
 
@@ -57,7 +58,7 @@ def test_torch(run, tmp_path):
 def test_onnx(run, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     folder, raw, expected = run
-    exported.write(folder, "onnx", tmp_path / "out")
+    runs.write(folder, "onnx", tmp_path / "out")
     session = runtime.InferenceSession(tmp_path / "out" / "model.onnx")
     (found,) = session.run(None, {session.get_inputs()[0].name: raw})
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
@@ -67,7 +68,7 @@ def test_jax(run, tmp_path):
     export = pytest.importorskip("jax.export")
     pytest.importorskip("flatbuffers")
     folder, raw, expected = run
-    exported.write(folder, "jax", tmp_path / "out")
+    runs.write(folder, "jax", tmp_path / "out")
     program = export.deserialize(bytearray((tmp_path / "out" / "model.jax").read_bytes()))
     np.testing.assert_allclose(program.call(raw), expected, rtol=2e-5, atol=2e-5)
 
@@ -95,7 +96,7 @@ int main(void)
 
 def test_c(run, tmp_path):
     folder, raw, expected = run
-    exported.write(folder, "c", tmp_path / "out")
+    runs.write(folder, "c", tmp_path / "out")
     (tmp_path / "out" / "main.c").write_text(PROGRAM)
     flags = ["-std=c99", "-Wall", "-Wextra", "-Werror"]
     command = ["cc", *flags, "main.c", "model.c", "-o", "program", "-lm"]
@@ -109,7 +110,7 @@ def test_c(run, tmp_path):
 
 def test_what_is_read_is_told(run, tmp_path):
     folder, raw, _ = run
-    exported.write(folder, "c", tmp_path / "out")
+    runs.write(folder, "c", tmp_path / "out")
     about = json.loads((tmp_path / "out" / "model.json").read_text())
     assert len(about["channels"]) == raw.shape[2]
     assert about["channels"][0] == "x"
@@ -117,14 +118,12 @@ def test_what_is_read_is_told(run, tmp_path):
     assert about["classes"] == (["rest", "run"] if about["task"] == "classify" else [])
 
 
-def test_mistakes(parnl, tmp_path):
+@pytest.mark.parametrize(
+    ("to", "message"), [("c", "patch: the model reads 3 steps"), ("xls", "to: got 'xls'")]
+)
+def test_mistakes(tmp_path, to, message):
     trained_on(tmp_path, series(), columns=["x", "y"], patch=3)
-    for to, message in (
-        ("c", "patch: the model reads 3 steps at a time"),
-        ("xls", "to: got 'xls'"),
-    ):
-        status, text = parnl("export", tmp_path / "run", "--to", to, "--out", tmp_path / "out")
-        assert status == 1
-        assert message in text
+    with pytest.raises(ValueError, match=message):
+        runs.write(tmp_path / "run", to, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "run" / training.MODEL).exists()
