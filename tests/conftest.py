@@ -10,7 +10,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_ENABLE_X64"] = "1"
 # Tests spend most of their time in compilers, so C and XLA's programs are optimised little here.
-# PARNL_OPTIMISED compiles as users do: `make test-optimised`, `fuzz` and a part of `test-newest` do.
+# PARNL_OPTIMISED compiles as users do: in `make test-optimised`, `fuzz`, a part of `test-newest`.
 OPTIMISED = "PARNL_OPTIMISED" in os.environ
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0" if OPTIMISED else "1"
 # Fused loops compile three times faster by XLA's older way. Later releases refuse the flag.
