@@ -60,6 +60,9 @@ def process(rank, world, folder, hidden, sizes):
     train(model, slice(rank, None, world), sizes)
     if rank == 0:
         torch.save(model.module.state_dict(), Path(folder) / "learned.pt")
+    # First the model, then the group: where the model is the last to hold it, PyTorch 2.13 may wait
+    # for ever, for a thread of gloo's that waits for Python.
+    del model
     dist.destroy_process_group()
 
 
