@@ -39,6 +39,7 @@ def test_jax_has_no_feature_in_memory_at_full_length():
 
 
 def test_torch_has_no_feature_in_memory_at_full_length():
+    _ = torch.Tensor
     import tracemalloc
 
     cell, steps = Wide(2, 16), 1 << 18
@@ -63,6 +64,7 @@ def test_a_users_own_checkpoint_keeps_nothing():
     import gc
     import weakref
 
+    _ = torch.Tensor
     from torch.utils.checkpoint import checkpoint
 
     seen = []
