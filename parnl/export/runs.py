@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from parnl.learn.trained import MODEL, Trained, load_model
+from parnl.learn.data import channels_of
+from parnl.learn.preparation import Preparation
+from parnl.learn.trained import Trained, load_run
 
 
 def write(folder: Path, to: str, out: Path) -> list[str]:
@@ -28,29 +30,23 @@ def write(folder: Path, to: str, out: Path) -> list[str]:
     if to not in FORMATS:
         raise ValueError(f"to: got {to!r}, expected {' or '.join(FORMATS)}")
     backend, make = FORMATS[to]
-    model = load_model(folder / MODEL, backend=backend)
-    if model.preparation is None:
-        raise ValueError("model: its run did not keep how its data was prepared")
+    model = load_run(folder, backend)
+    preparation = model.prepared_by()
     if model.config.patch > 1:
         raise ValueError(
             f"patch: the model reads {model.config.patch} steps at a time, expected one"
         )
-    names = [*model.preparation.inputs]
-    if model.preparation.time_step is not None:
-        unit = model.preparation.time_unit
-        names.append(f"dt in {model.preparation.time_step:g}{f' {unit}' if unit else ''}")
     out.mkdir(parents=True, exist_ok=True)
-    files = make(model, *moments(model), out)
-    about = dict(task=model.config.task, channels=names, classes=list(model.classes))
+    files = make(model, *moments(preparation), out)
+    names, classes = channels_of(preparation), list(model.classes)
+    about = dict(task=model.config.task, channels=names, classes=classes)
     (out / "model.json").write_text(json.dumps(about, indent=1))
     return [*files, "model.json"]
 
 
-def moments(model: Trained) -> tuple[np.ndarray, np.ndarray]:
+def moments(preparation: Preparation) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation (channels,) float32 of what the model reads; 0 and 1 of what is 0 or 1."""
-    preparation = model.preparation
-    assert preparation is not None
-    count = len(preparation.inputs) + (preparation.time_step is not None)
+    count = len(channels_of(preparation))
     mean, deviation = np.zeros(count, np.float32), np.ones(count, np.float32)
     place = 0
     for i, channel in enumerate(preparation.channels):
@@ -112,11 +108,8 @@ def _c(model: Trained, mean: np.ndarray, deviation: np.ndarray, out: Path) -> li
 def _torch(model: Trained, mean: np.ndarray, deviation: np.ndarray, out: Path) -> list[str]:
     import torch
 
-    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    example = (torch.zeros(2, 5, len(mean)),)
-    program = torch.export.export(
-        _in_torch(model, mean, deviation), example, dynamic_shapes=(free,)
-    )
+    whole, (example, free) = _in_torch(model, mean, deviation), _any_series(len(mean))
+    program = torch.export.export(whole, example, dynamic_shapes=free)
     torch.export.save(program, out / "model.pt2")
     return ["model.pt2"]
 
@@ -138,7 +131,7 @@ def _jax(model: Trained, mean: np.ndarray, deviation: np.ndarray, out: Path) -> 
         answers, _ = model.trainer.model((inputs - mean) / deviation)
         if model.classes:
             return answers
-        scale, offset = (jnp.asarray(a, jnp.float32) for a in model.scale[::-1])
+        offset, scale = (jnp.asarray(a, jnp.float32) for a in model.scale)
         return answers * scale + offset
 
     sizes = export.symbolic_shape(f"N, T, {len(mean)}")

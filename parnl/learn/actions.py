@@ -11,7 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from parnl.learn.progress import count, describe, further, heading, plot, row, shown
+from parnl.learn.progress import describe, further, heading, plot, row, shown
+from parnl.learn.readers.collection import counted
 
 WRITTEN = (".csv", ".tsv", ".parquet")
 
@@ -115,7 +116,7 @@ def run_training(
         test = training.compare(
             result.trainer, dataset.test, config.batch, config.chunks, task=task, scale=scale
         )
-    plot(result.history, config.best or task.best, folder / "training.png")
+    plot(result.history, metric, folder / "training.png")
     report = dict(config=asdict(config), history=result.history, test=test._asdict())
     (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False))
     seconds = sum(record["seconds"] for record in result.history)
@@ -124,47 +125,46 @@ def run_training(
         f"({len(dataset.test.labels)} series, weights of epoch {result.best['epoch']})\n"
         f"{' ' * 18}{further(task.best, test.metrics)}\n"
         f"training          {seconds:.1f} s   ({len(result.history)} epochs, "
-        f"{count(result.best['chunks'], 'chunk')})\n"
+        f"{counted(result.best['chunks'], 'chunk')})\n"
         f"parallel solve    {test.gap:.1e} from the sequential one at most, in answers up to "
         f"{test.scale:.1f}\n"
-        f"                  ({count(test.chunks, 'chunk')}, Newton iterations of the blocks: "
+        f"                  ({counted(test.chunks, 'chunk')}, Newton iterations of the blocks: "
         f"{', '.join(map(str, test.iterations))})\n"
         f"written           {', '.join(sorted(path.name for path in folder.iterdir()))} in {folder}"
     )
 
 
-def run_model(
-    folder: Path,
-    data: str,
-    backend: str | None,
-    *,
-    label: str | None = None,
-    out: Path | None = None,
-) -> None:
-    """`parnl predict`, which writes to `out`, and `parnl evaluate`, which prints."""
+def run_evaluation(folder: Path, data: str, label: str | None, backend: str | None) -> None:
+    """`parnl evaluate`."""
     from parnl.learn import trained
 
     with plain_errors():
-        if out is not None and out.suffix.lower() not in WRITTEN:
-            raise ValueError(f"out: got {out}, expected a name that ends in {', '.join(WRITTEN)}")
-        changes = {} if backend is None else {"backend": backend}
-        model = trained.load_model(folder / trained.MODEL, **changes)
+        model = trained.load_run(folder, backend)
         found = trained.answer(model, data, label=label)
-        if out is None:
-            metrics = trained.judge(model, found)
-            print(f"{count(len(found.ids), 'series')}")
-            for name in metrics:
-                print(f"{name:<10} {shown(name, metrics)}")
-            return
-        import pandas as pd
+        metrics = trained.judge(model, found)
+    print(counted(len(found.ids), "series"))
+    for name in metrics:
+        print(f"{name:<10} {shown(name, metrics)}")
 
+
+def run_prediction(folder: Path, data: str, out: Path, backend: str | None) -> None:
+    """`parnl predict`."""
+    import pandas as pd
+
+    from parnl.learn import trained
+
+    with plain_errors():
+        if out.suffix.lower() not in WRITTEN:
+            raise ValueError(f"out: got {out}, expected a name that ends in {', '.join(WRITTEN)}")
+        model = trained.load_run(folder, backend)
+        found = trained.answer(model, data)
         table = pd.DataFrame(trained.columns(model, found))
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix.lower() == ".parquet":
             table.to_parquet(out, index=False)
         else:
             table.to_csv(out, index=False, sep="\t" if out.suffix.lower() == ".tsv" else ",")
-        print(f"{count(len(found.ids), 'series')} to {out}")
+    print(f"{counted(len(found.ids), 'series')} to {out}")
 
 
 def export_model(folder: Path, to: str, out: Path) -> None:
@@ -205,7 +205,7 @@ def show_cache(clear: bool) -> None:
         sys.exit(f"parnl: {error}; set PARNL_CACHE to a folder of your own")
     size = sum(kernel.size for kernel in kernels) / 1e6
     if clear:
-        print(f"removed {count(len(kernels), 'kernel')}, {size:.1f} MB, from {folder}")
+        print(f"removed {counted(len(kernels), 'kernel')}, {size:.1f} MB, from {folder}")
         return
     most = kernel_cache.MOST_BYTES / 1e6
     print(f"folder      {folder}")

@@ -11,7 +11,7 @@ EXTRAS = {
     "torch": ["torch"],
     "jax": ["jax", "jaxlib"],
     "testing": ["hypothesis", "pytest"],
-    "train": "aeon equinox matplotlib optax pandas pyarrow rich safetensors typer".split(),
+    "train": "aeon equinox matplotlib optax pandas pyarrow rich safetensors sklearn typer".split(),
 }
 
 
@@ -200,7 +200,7 @@ def build() -> Any:
         backend: Annotated[str | None, backend_of_model] = None,
     ) -> None:
         """Write what a trained model answers to new series."""
-        actions.run_model(folder, data, backend, out=out)
+        actions.run_prediction(folder, data, out, backend)
 
     @app.command(epilog="Example: parnl evaluate runs/walks-lrc-torch --data more.csv")
     def evaluate(
@@ -213,7 +213,7 @@ def build() -> Any:
         backend: Annotated[str | None, backend_of_model] = None,
     ) -> None:
         """Print how well a trained model does on labelled series."""
-        actions.run_model(folder, data, backend, label=label)
+        actions.run_evaluation(folder, data, label, backend)
 
     @app.command(epilog="Example: parnl export runs/walks-lrc-torch --to c --out board")
     def export(

@@ -28,6 +28,7 @@ from parnl.learn.preparation import Mapped, Preparation, learn, said
 from parnl.learn.readers import Collection, Options, Parts
 from parnl.learn.readers.collection import check_values, listed, shown, wrong
 from parnl.learn.readers.mapped import lengths_of
+from parnl.learn.tasks import check_task
 
 
 class Split(NamedTuple):
@@ -99,8 +100,7 @@ def load(
     for option, value in (("validation", validation), ("test", test)):
         if not 0 < value < 1:
             raise ValueError(f"{option}: got {value}, expected a share between 0 and 1")
-    if task not in ("classify", "regress"):
-        raise ValueError(f"task: got {task!r}, expected 'classify' or 'regress'")
+    check_task(task)
     options = Options(id, time, label, columns, layout)
     file = readers.is_file(name)
     collection = readers.read(name, options, seed=seed) if file else _published(name, options)
@@ -210,6 +210,14 @@ def timed(dataset: Dataset) -> Dataset:
         return dataset
     notes = (*dataset.notes, "dt is one more channel of the model's inputs")
     return _through(with_clock, dataset)._replace(notes=notes)
+
+
+def channels_of(preparation: Preparation) -> list[str]:
+    """The names of what a model reads: the channels that are prepared, and dt where it is one."""
+    if preparation.time_step is None:
+        return [*preparation.inputs]
+    unit = f" {preparation.time_unit}".rstrip()
+    return [*preparation.inputs, f"dt in {preparation.time_step:g}{unit}"]
 
 
 def with_clock(split: Split) -> Split:

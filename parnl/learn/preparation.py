@@ -344,7 +344,7 @@ def _block_moments(steps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 def _check_block(collection: Collection, rows: np.ndarray, steps: np.ndarray) -> None:
     """Refuse infinite and huge values of mapped series, which no reader has looked at."""
-    if steps.max(initial=0) <= 3e38 and steps.min(initial=0) >= -3e38:
+    if steps.max(initial=0) <= LARGEST and steps.min(initial=0) >= -LARGEST:
         return  # NaN takes the long way
     ends = np.cumsum(lengths_of(collection.series)[rows])
 

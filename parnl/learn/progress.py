@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-
-def count(number: int, name: str) -> str:
-    """1 chunk, 2 chunks; series stay as they are."""
-    return f"{number} {name}{'' if number == 1 or name.endswith('s') else 's'}"
+from parnl.learn.readers.collection import counted
 
 
 def describe(dataset: Any) -> str:
@@ -19,11 +16,11 @@ def describe(dataset: Any) -> str:
         steps = f"{lengths.min()} to {inputs.shape[1]} steps"
     learned = f"{len(dataset.classes)} classes"
     if not dataset.classes:
-        learned = count(dataset.train.labels.shape[1], "number") + " to learn"
+        learned = counted(dataset.train.labels.shape[1], "number") + " to learn"
     return (
         f"{dataset.name}: {len(inputs)} series to train on, {len(dataset.validation.labels)} to "
         f"validate, {len(dataset.test.labels)} to test; "
-        f"{count(inputs.shape[2], 'channel')}, {steps}, {learned}"
+        f"{counted(inputs.shape[2], 'channel')}, {steps}, {learned}"
         + "".join(f"\n  {note}" for note in dataset.notes)
     )
 

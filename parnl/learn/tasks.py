@@ -67,8 +67,14 @@ TASKS = {
 }
 
 
+def check_task(name: str) -> None:
+    """Raise ValueError for what is no task."""
+    if name not in TASKS:
+        raise ValueError(f"task: got {name!r}, expected {' or '.join(map(repr, TASKS))}")
+
+
 class Scale(NamedTuple):
-    """Mean and deviation (k,) of the numbers to be learned; (0, 1) of labels of classes."""
+    """Mean and deviation (k,) of the numbers to be learned; LABELS, 0 and 1, of classes."""
 
     mean: np.ndarray
     deviation: np.ndarray
@@ -77,7 +83,7 @@ class Scale(NamedTuple):
     def of(cls, targets: np.ndarray) -> Scale:
         """The scale of the targets (N, k) that are trained on; a constant one gets deviation 1."""
         if targets.ndim == 1:
-            return cls(np.zeros(1), np.ones(1))
+            return LABELS
         deviation = targets.astype(np.float64).std(axis=0)
         return cls(targets.astype(np.float64).mean(axis=0), np.where(deviation > 0, deviation, 1.0))
 
@@ -102,6 +108,9 @@ class Scale(NamedTuple):
     def told(self, answers: np.ndarray) -> np.ndarray:
         """What a model's answers mean."""
         return answers * self.deviation + self.mean
+
+
+LABELS = Scale(np.zeros(1), np.ones(1))
 
 
 def judged(task: Task, scale: Scale, answers: np.ndarray, targets: np.ndarray) -> Metrics:

@@ -19,10 +19,10 @@ import numpy as np
 
 from parnl.learn import readers
 from parnl.learn.checkpoints import check_arrays, read_checkpoint
-from parnl.learn.data import Split, joined, prepared, with_clock
+from parnl.learn.data import Split, channels_of, joined, prepared, with_clock
 from parnl.learn.preparation import Preparation
 from parnl.learn.readers import Options
-from parnl.learn.tasks import TASKS, Metrics, Scale, judged
+from parnl.learn.tasks import TASKS, Metrics, Scale
 from parnl.learn.training import MODEL, Config, build, evaluate, model_of
 
 
@@ -39,6 +39,12 @@ class Trained(NamedTuple):
     scale: Scale
     preparation: Preparation | None
     reading: Options | None
+
+    def prepared_by(self) -> Preparation:
+        """The preparation. Raises ValueError where there is none."""
+        if self.preparation is None:
+            raise ValueError("model: its run did not keep how its data was prepared")
+        return self.preparation
 
 
 class Answers(NamedTuple):
@@ -71,7 +77,7 @@ def load_model(path: Path, **changes: Any) -> Trained:
         scale = Scale(mean, deviation)
         scale.check()
         if preparation is not None:
-            own = len(preparation.inputs) + (preparation.time_step is not None)
+            own = len(channels_of(preparation))
             if channels != own * config.patch:
                 raise ValueError(f"{channels} channels, {own} prepared, {config.patch} joined")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -91,20 +97,24 @@ def load_model(path: Path, **changes: Any) -> Trained:
     return Trained(trainer, config, classes, scale, preparation, reading)
 
 
+def load_run(folder: Path, backend: str | None = None) -> Trained:
+    """The model of the run in a folder, in its own framework unless `backend` names one."""
+    return load_model(folder / MODEL, **({} if backend is None else {"backend": backend}))
+
+
 def answer(model: Trained, data: str, *, label: str | None = None) -> Answers:
     """The model's answers to all series of a file or a folder, labelled or not.
 
     label: the column of the labels, or a file of them, where it is not that of the training data.
     """
-    if model.preparation is None:
-        raise ValueError("model: its run did not keep how its data was prepared")
+    preparation = model.prepared_by()
     if not readers.is_file(data):
         raise ValueError(f"data: got {data!r}, expected a file or a folder of series")
     options = model.reading or Options()
     if label is not None:
         options = options._replace(label=label)
     collection = readers.read(data, options._replace(unlabelled=label is None))
-    split = with_clock(prepared(collection, model.preparation, model.classes))
+    split = with_clock(prepared(collection, preparation, model.classes))
     split = split if model.config.patch == 1 else joined(split, model.config.patch)
     found, _ = evaluate(model.trainer, split, model.config.batch, chunks=model.config.chunks)
     values = found if model.classes else model.scale.told(found)
@@ -116,8 +126,7 @@ def judge(model: Trained, answers: Answers) -> Metrics:
     """The metrics of the run's task. Raises ValueError where the file has no labels."""
     if not answers.labelled:
         raise ValueError("data: expected labels to judge by; --label names their column or file")
-    task = TASKS[model.config.task]
-    return judged(task, Scale.of(np.zeros(1, int)), answers.values, answers.split.labels)
+    return TASKS[model.config.task].judge(answers.values, answers.split.labels)
 
 
 def columns(model: Trained, answers: Answers) -> dict[str, Any]:

@@ -19,7 +19,17 @@ import numpy as np
 
 from parnl.learn.checkpoints import check_arrays, read_checkpoint, write_checkpoint
 from parnl.learn.data import Dataset, Split, fingerprint, load, patched, timed
-from parnl.learn.tasks import TASKS, Metrics, Scale, Task, judged, loss_of, score
+from parnl.learn.tasks import (
+    LABELS,
+    TASKS,
+    Metrics,
+    Scale,
+    Task,
+    check_task,
+    judged,
+    loss_of,
+    score,
+)
 
 CHECKPOINT, MODEL = "checkpoint.safetensors", "model.safetensors"
 # A resumed run may go on for longer; every other option would make it another run.
@@ -73,8 +83,7 @@ class Config:
     chunks: int | None = None
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise ValueError(f"task: got {self.task!r}, expected {' or '.join(map(repr, TASKS))}")
+        check_task(self.task)
         if self.backend not in ("torch", "jax"):
             raise ValueError(f"backend: got {self.backend!r}, expected 'torch' or 'jax'")
         for name in (
@@ -131,7 +140,7 @@ def fit(
     on_step: Callable[[int, int], None] = lambda done, total: None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> Result:
-    """Train for `epochs`, or until `patience` of them have brought no better validation accuracy.
+    """Train for `epochs`, or until `patience` of them have brought nothing better in validation.
 
     `trainer` takes the place of `build(config, ...)`, which decides the model by default.
     `folder` gets a checkpoint after every epoch, and at the end the best epoch's model. With
@@ -145,7 +154,8 @@ def fit(
     Raises ValueError for such a folder or other data, FloatingPointError where the loss or an
     answer of the model is not finite; the checkpoint is then the last good epoch's.
     """
-    if (folder / CHECKPOINT).exists() and not (resume or overwrite):
+    there = any((folder / name).exists() for name in (CHECKPOINT, MODEL))
+    if there and not (resume or overwrite):
         raise ValueError(
             f"out: {folder} holds a run; to go on with it, give --resume, to lose it, --overwrite, "
             "or name another folder"
@@ -250,14 +260,17 @@ def compare(
     chunks: int | None = None,
     *,
     task: Task = TASKS["classify"],
-    scale: Scale | None = None,
+    scale: Scale = LABELS,
 ) -> Comparison:
-    """Solve the model in parallel (one step a chunk unless `chunks` is given) and in sequence."""
+    """Solve the model in parallel (one step a chunk unless `chunks` is given) and in sequence.
+
+    scale: of the numbers that it was trained on.
+    """
     chunks = chunks or split.inputs.shape[1]
     parallel, iterations = evaluate(trainer, split, batch, method="newton", chunks=chunks)
     sequential, _ = evaluate(trainer, split, batch, method="sequential")
     return Comparison(
-        metrics=judged(task, scale or Scale.of(split.labels), parallel, split.labels),
+        metrics=judged(task, scale, parallel, split.labels),
         gap=float(np.abs(parallel - sequential).max()),
         scale=float(np.abs(sequential).max()),
         iterations=iterations,
@@ -347,7 +360,7 @@ def _restore(
     state = trainer.export_state()
     best = {f"best.{name}": value for name, value in model_of(state).items()}
     check_arrays(arrays, state | best)
-    if header.get("data") != data:
+    if header.get("data", data) != data:  # an older one does not say
         raise ValueError(
             f"data: {config.data} has changed since the run of {path}; without --resume and in "
             "another folder it is a run of its own"

@@ -64,6 +64,7 @@ def without_options(read):
         arrays, header = read(path)
         for name in ("id", "time", "label", "columns", "layout", "missing"):
             del header["config"][name]
+        header.pop("data", None)
         return arrays, header
 
     assert read is read_checkpoint

@@ -160,6 +160,9 @@ def test_a_run_is_not_lost_by_another(tmp_path):
     first = training.fit(config, toy(count=8), tmp_path)
     with pytest.raises(ValueError, match=r"out: .* holds a run; .* --resume, .* --overwrite"):
         training.fit(config, toy(count=8), tmp_path)
+    (tmp_path / training.CHECKPOINT).unlink()
+    with pytest.raises(ValueError, match="holds a run"):  # its model is left
+        training.fit(config, toy(count=8), tmp_path)
     again = training.fit(config, toy(count=8), tmp_path, overwrite=True)
     assert again.history[0]["loss"] == first.history[0]["loss"]
 

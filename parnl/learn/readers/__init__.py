@@ -9,7 +9,7 @@ import numpy as np
 
 from parnl.learn.readers.arff import read_arff
 from parnl.learn.readers.arrays import read_npy, read_npz
-from parnl.learn.readers.collection import Collection, Options, Parts, listed
+from parnl.learn.readers.collection import Collection, Options, Parts, check_alike
 from parnl.learn.readers.columnar import read_columnar
 from parnl.learn.readers.folders import read_folder
 from parnl.learn.readers.labels import file_of, labelled
@@ -88,11 +88,7 @@ def _test_of(path: Path) -> Path | None:
 
 def _both(train: Collection, test: Collection, path: Path) -> Collection:
     """Two files as the two parts of one collection."""
-    if test.channels != train.channels or (test.times is None) != (train.times is None):
-        raise ValueError(
-            f"data: {path} has the channels {listed(test.channels)}, expected "
-            f"{listed(train.channels)} as in {train.source}"
-        )
+    check_alike(path, test, train)
     if test.categories != train.categories:
         raise ValueError(f"data: {path} has other names in its columns of text than {train.source}")
     if (test.labels is None) != (train.labels is None):

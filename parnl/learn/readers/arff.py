@@ -11,7 +11,7 @@ import numpy as np
 
 from parnl.learn.readers.collection import NAMELESS, Collection, counted, listed, shown, wrong
 from parnl.learn.readers.lines import lines_of
-from parnl.learn.readers.ts import values_of
+from parnl.learn.readers.ts import check_width, values_of
 
 
 def read_arff(path: Path) -> Collection:
@@ -63,9 +63,8 @@ def read_arff(path: Path) -> Collection:
             channels = [values_of(values, path, f"line {line}")]
         if not channels or {len(one) for one in channels} != {len(channels[0])}:
             raise wrong(path, f"line {line}", "channels of several lengths or none", "one length")
-        if series and len(channels) != series[0].shape[1]:
-            got = counted(len(channels), "channel")
-            raise wrong(path, f"line {line}", got, f"{series[0].shape[1]}, as in line {places[0]}")
+        if series:
+            check_width(path, line, len(channels), series[0].shape[1], places[0])
         if classes is not None:
             labels.append(_label(path, line, cells[-1].strip().strip("'\""), classes))
         series.append(_shortened(path, line, np.stack(channels, axis=1)))

@@ -75,6 +75,15 @@ class Collection(NamedTuple):
     taken: Options | None = None
 
 
+def check_alike(source: Any, found: Collection, known: Collection) -> None:
+    """Refuse a file unless its channels, and whether it has times, are those of one before it."""
+    if found.channels != known.channels or (found.times is None) != (known.times is None):
+        raise ValueError(
+            f"data: {source} has the channels {listed(found.channels)}, expected "
+            f"{listed(known.channels)} as in {known.source}"
+        )
+
+
 def wrong(source: Any, place: str, got: Any, expected: str) -> ValueError:
     """The error on one cell: `raise wrong(path, "line 7, column 'x'", "'abc'", "a number")`."""
     return ValueError(f"data: {source}: {place}: got {got}, expected {expected}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parnl.learn.readers.collection import Collection, Options, listed
+from parnl.learn.readers.collection import Collection, Options, check_alike, listed
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".feather", ".npy")
 
@@ -57,11 +57,7 @@ def _joined(
             raise ValueError(
                 f"data: {path} holds {len(part.series)} series, expected one a file in {folder}"
             )
-        if part.channels != first.channels or (part.times is None) != (first.times is None):
-            raise ValueError(
-                f"data: {path} has the channels {listed(part.channels)}, expected "
-                f"{listed(first.channels)} as in {files[0]}"
-            )
+        check_alike(path, part, first)
         if part.unit != first.unit:
             raise ValueError(f"data: {path} has other times (dates or numbers) than {files[0]}")
     categories = {

@@ -63,9 +63,8 @@ def read_ts(path: Path) -> Collection:
         parts = re.split(r"(?<=\))\s*:" if timed else ":", text)
         if target:
             labels.append(_label(path, line, parts, classes))
-        if series and len(parts) != series[0].shape[1]:
-            got = counted(len(parts), "channel")
-            raise wrong(path, f"line {line}", got, f"{series[0].shape[1]}, as in line {places[0]}")
+        if series:
+            check_width(path, line, len(parts), series[0].shape[1], places[0])
         if timed:
             values, own = _timed(path, line, parts)
             times.append(own)
@@ -114,6 +113,13 @@ def _plain(path: Path, line: int, parts: list[str]) -> np.ndarray:
             raise wrong(path, f"line {line}, channel {c}", got, expected)
         channels.append(values_of(cells, path, f"line {line}, channel {c}"))
     return np.stack(channels, axis=1)
+
+
+def check_width(path: Path, line: int, found: int, expected: int, first: int) -> None:
+    """Refuse a line unless it has as many channels as the first one."""
+    if found != expected:
+        got = counted(found, "channel")
+        raise wrong(path, f"line {line}", got, f"{expected}, as in line {first}")
 
 
 def values_of(cells: list[str], path: Path, place: str) -> np.ndarray:

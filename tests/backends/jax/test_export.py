@@ -151,9 +151,17 @@ def test_chunks_are_those_of_the_platform_that_is_exported_for(gradient):
     expected = jax.tree.leaves(jax.jit(automatic)(params, u))
     for found in (cpu, both):
         assert_near(found.call(params, u), expected)
-    # a CPU runs what is meant for a GPU, too, where XLA takes what JAX writes for that
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_what_a_gpu_is_given_is_the_answer(gradient):
+    """Run by a CPU, where XLA takes what JAX writes for a GPU."""
+    function, params = function_of("gru")
+    run = jax.grad(lambda p, u: (function(p, u) ** 2).sum(), (0, 1)) if gradient else function
+    u = inputs(2, 2048)
+    expected = jax.tree.leaves(jax.jit(run)(params, u))
     anywhere = [export.DisabledSafetyCheck.platform()]
-    gpu_s = exported_for(automatic, params, u, disabled_checks=anywhere, platforms=["cuda"])
+    gpu_s = exported_for(run, params, u, disabled_checks=anywhere, platforms=["cuda"])
     try:
         found = gpu_s.call(params, u)
     except jax.errors.JaxRuntimeError as error:
