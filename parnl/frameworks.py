@@ -33,10 +33,16 @@ def _is_torch_array(array: Any) -> bool:
     return kind is not None and isinstance(array, kind)
 
 
+def _is_jax_array(array: Any) -> bool:
+    jax = sys.modules.get("jax")  # array-api-compat's own test wants it to be imported whole
+    whole = hasattr(jax, "Array") and hasattr(getattr(jax, "core", None), "Tracer")
+    return whole and array_api_compat.is_jax_array(array)
+
+
 _RECOGNISE: dict[str, Any] = {
     "torch": _is_torch_array,
     "numpy": array_api_compat.is_numpy_array,
-    "jax": array_api_compat.is_jax_array,
+    "jax": _is_jax_array,
 }
 
 
