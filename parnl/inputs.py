@@ -73,10 +73,24 @@ def check_params(
     return backend, params, inputs
 
 
-def check_series(inputs: Any, channels: int) -> None:
-    """Raise ValueError unless these are the inputs of a classifier, (N, T, channels)."""
-    if inputs.ndim != 3 or inputs.shape[-1] != channels:
-        raise ValueError(f"inputs: expected shape (N, T, {channels}), got {tuple(inputs.shape)}")
+READOUTS = ("mean", "last", "each")
+
+
+def check_series(inputs: Any, channels: int, tokens: bool = False) -> None:
+    """Raise ValueError unless these are inputs of a model of series, (N, T, channels).
+
+    tokens: they are (N, T) of integers instead, each below `channels`.
+    """
+    whole = inputs.ndim == 2 if tokens else inputs.ndim == 3 and inputs.shape[-1] == channels
+    if not whole:
+        expected = "(N, T) of tokens" if tokens else f"(N, T, {channels})"
+        raise ValueError(f"inputs: expected shape {expected}, got {tuple(inputs.shape)}")
+
+
+def check_readout(readout: str) -> None:
+    """Raise ValueError for what is no way to read a model of series out."""
+    if readout not in READOUTS:
+        raise ValueError(f"readout: got {readout!r}, expected {', '.join(map(repr, READOUTS))}")
 
 
 def _mapping(params: Any) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from parnl.learn.progress import describe, further, heading, plot, row, shown
+from parnl.learn.progress import describe, further, heading, plot, row, shown, things
 from parnl.learn.readers.collection import counted
 
 WRITTEN = (".csv", ".tsv", ".parquet")
@@ -84,7 +84,8 @@ def run_training(
             config = replace(training.Config(**header["config"]), **given)
         dataset = training.dataset_of(config)
     console.print(describe(dataset))
-    metric = config.best or training.TASKS[config.task].best
+    task, scale = training.task_of(config, dataset), training.scale_of(config, dataset)
+    metric = config.best or task.best
 
     columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn())
     live = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -111,7 +112,6 @@ def run_training(
             )
         except KeyboardInterrupt:
             sys.exit("parnl: stopped; with --resume it goes on after the last finished epoch")
-    task, scale = training.TASKS[config.task], training.Scale.of(dataset.train.labels)
     with plain_errors():
         test = training.compare(
             result.trainer, dataset.test, config.batch, config.chunks, task=task, scale=scale
@@ -122,7 +122,7 @@ def run_training(
     seconds = sum(record["seconds"] for record in result.history)
     console.print(
         f"\n{f'test {task.best}':<17} {shown(task.best, test.metrics)}   "
-        f"({len(dataset.test.labels)} series, weights of epoch {result.best['epoch']})\n"
+        f"({len(dataset.test.labels)} {things(dataset)}, weights of epoch {result.best['epoch']})\n"
         f"{' ' * 18}{further(task.best, test.metrics)}\n"
         f"training          {seconds:.1f} s   ({len(result.history)} epochs, "
         f"{counted(result.best['chunks'], 'chunk')})\n"
@@ -136,35 +136,86 @@ def run_training(
 
 def run_evaluation(folder: Path, data: str, label: str | None, backend: str | None) -> None:
     """`parnl evaluate`."""
-    from parnl.learn import trained
+    from parnl.learn import continued, trained
 
     with plain_errors():
         model = trained.load_run(folder, backend)
-        found = trained.answer(model, data, label=label)
-        metrics = trained.judge(model, found)
-    print(counted(len(found.ids), "series"))
+        if model.ahead is None:
+            found = trained.answer(model, data, label=label)
+            metrics, count, things = trained.judge(model, found), len(found.ids), "series"
+        elif label is not None:
+            raise ValueError(f"label: got {label!r}, expected none: the labels are later steps")
+        else:
+            (metrics, count), things = continued.judged(model, data), "window"
+    print(counted(count, things))
     for name in metrics:
         print(f"{name:<10} {shown(name, metrics)}")
 
 
 def run_prediction(folder: Path, data: str, out: Path, backend: str | None) -> None:
     """`parnl predict`."""
-    import pandas as pd
-
-    from parnl.learn import trained
+    from parnl.learn import continued, trained
 
     with plain_errors():
-        if out.suffix.lower() not in WRITTEN:
-            raise ValueError(f"out: got {out}, expected a name that ends in {', '.join(WRITTEN)}")
+        check_table(out)
         model = trained.load_run(folder, backend)
-        found = trained.answer(model, data)
-        table = pd.DataFrame(trained.columns(model, found))
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.suffix.lower() == ".parquet":
-            table.to_parquet(out, index=False)
+        if model.ahead is None:
+            columns = trained.columns(model, trained.answer(model, data))
         else:
-            table.to_csv(out, index=False, sep="\t" if out.suffix.lower() == ".tsv" else ",")
-    print(f"{counted(len(found.ids), 'series')} to {out}")
+            columns = continued.predicted(model, data)
+        rows = write_table(columns, out)
+    print(f"{counted(rows, 'row')} to {out}")
+
+
+def run_generation(
+    folder: Path,
+    prompt: str,
+    data: str | None,
+    steps: int,
+    temperature: float,
+    seed: int,
+    out: Path | None,
+    backend: str | None,
+) -> None:
+    """`parnl generate`: of a text after a prompt, of series after those in a file."""
+    from parnl.learn import continued, trained
+
+    with plain_errors():
+        model = trained.load_run(folder, backend)
+        if data is None:
+            start = prompt.encode()
+            found = start + continued.generated(
+                model, start, steps, temperature=temperature, seed=seed
+            )
+            if out is None:
+                print(found.decode(errors="replace"))
+            else:
+                out.write_bytes(found)
+            return
+        if out is None:
+            raise ValueError(f"out: expected a name that ends in {', '.join(WRITTEN)}")
+        check_table(out)
+        rows = write_table(continued.continued(model, data, steps), out)
+    print(f"{counted(rows, 'row')} to {out}")
+
+
+def check_table(out: Path) -> None:
+    """Raise ValueError for a name of no kind of table."""
+    if out.suffix.lower() not in WRITTEN:
+        raise ValueError(f"out: got {out}, expected a name that ends in {', '.join(WRITTEN)}")
+
+
+def write_table(columns: dict[str, Any], out: Path) -> int:
+    """Write columns, name -> values, as a table; return how many rows it has."""
+    import pandas as pd
+
+    table = pd.DataFrame(columns)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix.lower() == ".parquet":
+        table.to_parquet(out, index=False)
+    else:
+        table.to_csv(out, index=False, sep="\t" if out.suffix.lower() == ".tsv" else ",")
+    return len(table)
 
 
 def export_model(folder: Path, to: str, out: Path) -> None:

@@ -79,7 +79,8 @@ def build() -> Any:
         task: Annotated[
             str | None,
             option(
-                "What is learned of a series: its class (classify) or numbers (regress).",
+                "What is learned of a series: its class (classify), numbers (regress), its next "
+                "steps (forecast), or at each step the one after it (next).",
                 Config.task,
             ),
         ] = None,
@@ -87,7 +88,7 @@ def build() -> Any:
             str | None,
             option(
                 "The metric that decides which epoch is the best and when to stop.",
-                "accuracy of classify, mse of regress",
+                "accuracy of classify, bits of next in texts, mse of others",
             ),
         ] = None,
         cell: Annotated[
@@ -97,7 +98,7 @@ def build() -> Any:
             str | None,
             option(
                 "The name of a data set that aeon knows, or a file: csv, tsv, parquet, feather, "
-                "npz, npy, ts, arff. Or a folder with one series a file.",
+                "npz, npy, ts, arff. Or a folder with one series a file; or a text, for next.",
                 Config.data,
             ),
         ] = None,
@@ -120,7 +121,26 @@ def build() -> Any:
         ] = None,
         missing: Annotated[
             str | None,
-            option("What missing values become: interpolate, mean, mask.", "interpolate"),
+            option(
+                "What missing values become: interpolate, previous, mean, mask.",
+                "interpolate; previous of forecast and next",
+            ),
+        ] = None,
+        validation: Annotated[
+            float | None,
+            option("The share of the data to validate on; or a number of steps.", "0.2"),
+        ] = None,
+        test: Annotated[
+            float | None, option("The share of the data to test on; or a number of steps.", "0.2")
+        ] = None,
+        context: Annotated[
+            int | None,
+            option("How many steps are read (forecast, next).", "96 of forecast, 256 of next"),
+        ] = None,
+        horizon: Annotated[int | None, option("How many steps a forecast has.", "24")] = None,
+        target: Annotated[
+            str | None,
+            option("The columns to forecast: NAME,NAME,...", "all that hold numbers"),
         ] = None,
         standardise: Annotated[
             bool | None,
@@ -181,8 +201,9 @@ def build() -> Any:
         """Train a model of series; print what it makes of the test part, and how exact it is."""
         given = {n.rstrip("_"): value for n, value in locals().items() if value is not None}
         del given["resume"], given["overwrite"]
-        if columns is not None:
-            given["columns"] = [name.strip() for name in columns.split(",")]
+        for name in ("columns", "target"):
+            if name in given:
+                given[name] = [one.strip() for one in given[name].split(",")]
         actions.run_training(given, given.pop("out", None), resume, overwrite)
 
     run = typer.Argument(metavar="RUN", help="The folder of the run that trained the model.")
@@ -195,12 +216,36 @@ def build() -> Any:
         data: Annotated[str, new],
         out: Annotated[
             Path,
-            typer.Option(help="The file to write: .csv, .tsv or .parquet, a row for each series."),
+            typer.Option(
+                help="The file to write: .csv, .tsv or .parquet, a row for each series, or for "
+                "each step that follows it."
+            ),
         ],
         backend: Annotated[str | None, backend_of_model] = None,
     ) -> None:
         """Write what a trained model answers to new series."""
         actions.run_prediction(folder, data, out, backend)
+
+    @app.command(epilog="Example: parnl generate runs/plays-gru-torch --prompt ROMEO:")
+    def generate(
+        folder: Annotated[Path, run],
+        prompt: Annotated[str, typer.Option(help="The text to go on from.")] = "\n",
+        data: Annotated[
+            str | None, option("Instead of a prompt, a file of series to go on from.", "none")
+        ] = None,
+        steps: Annotated[int, typer.Option(help="How many steps, of text bytes, follow.")] = 500,
+        temperature: Annotated[
+            float,
+            typer.Option(help="Less than 1 keeps to what is likely; 0 takes the likeliest."),
+        ] = 1.0,
+        seed: Annotated[int, typer.Option(help="The seed of what is drawn.")] = 0,
+        out: Annotated[
+            Path | None, option("The file to write, a table of series.", "text is printed")
+        ] = None,
+        backend: Annotated[str | None, backend_of_model] = None,
+    ) -> None:
+        """Go on from a text or from series, with a model of the task next."""
+        actions.run_generation(folder, prompt, data, steps, temperature, seed, out, backend)
 
     @app.command(epilog="Example: parnl evaluate runs/walks-lrc-torch --data more.csv")
     def evaluate(

@@ -24,24 +24,25 @@ import numpy as np
 
 from parnl.learn import readers, splits
 from parnl.learn.labels import class_numbers, classes_of, targets_of
-from parnl.learn.preparation import Mapped, Preparation, learn, said
+from parnl.learn.lazy import Lazy
+from parnl.learn.preparation import Preparation, learn, said
 from parnl.learn.readers import Collection, Options, Parts
 from parnl.learn.readers.collection import check_values, listed, shown, wrong
 from parnl.learn.readers.mapped import lengths_of
-from parnl.learn.tasks import check_task
 
 
 class Split(NamedTuple):
     """Labelled series, padded at the end to one length.
 
-    inputs: (N, T, channels) float32; of files larger than memory, something that is indexed by rows
-    like an array. labels: (N,) int64 classes, or (N, k) float32 targets. lengths: (N,)
-    int64, the number of real steps of each, or None when all T steps are real. dt: (N, T) float32,
-    the time since the step before, 1 for the usual step; None when all are usual or not known.
+    inputs: (N, T, channels) float32, or (N, T) int64 tokens; windows, and series of files larger
+    than memory, are `lazy.Lazy`. labels: (N,) int64 classes, or (N, k) float32 targets; of each
+    step (N, T, k) float32 or (N, T) int64. lengths: (N,) int64, the number of real steps of each,
+    or None when all T steps are real. dt: (N, T) float32, the time since the step before, 1 for the
+    usual step; None when all are usual or not known.
     """
 
     inputs: Any
-    labels: np.ndarray
+    labels: Any
     lengths: np.ndarray | None
     dt: np.ndarray | None = None
 
@@ -50,7 +51,8 @@ class Dataset(NamedTuple):
     """A data set in three parts; label k stands for `classes[k]`. All parts share one T.
 
     classes: none for targets that are numbers. preparation: what was done to the series.
-    notes: sentences that say what was taken for what. reading: how a table was read.
+    notes: sentences that say what was taken for what. reading: how a table was read. ahead: where
+    targets are later steps of the series, a `parnl.learn.ahead.Ahead`.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Dataset(NamedTuple):
     preparation: Preparation | None = None
     notes: tuple[str, ...] = ()
     reading: Options | None = None
+    ahead: Any = None
 
 
 def load(
@@ -100,11 +103,12 @@ def load(
     for option, value in (("validation", validation), ("test", test)):
         if not 0 < value < 1:
             raise ValueError(f"{option}: got {value}, expected a share between 0 and 1")
-    check_task(task)
+    if task not in ("classify", "regress"):
+        raise ValueError(f"task: got {task!r}, expected 'classify' or 'regress'")
     options = Options(id, time, label, columns, layout)
     file = readers.is_file(name)
-    collection = readers.read(name, options, seed=seed) if file else _published(name, options)
-    names = _names(collection, channels, columns)
+    collection = readers.read(name, options, seed=seed) if file else published(name, options)
+    names = names_of(collection, channels, columns)
     by_seed = file and collection.parts is not None and collection.parts.train is None
     classes, labels = _labels(collection, task, text=not file)
     shares = dict(validation=validation, test=test)
@@ -180,28 +184,21 @@ def joined(split: Split, size: int) -> Split:
         whole = np.ones((len(dt), -(-steps // size) * size), np.float32)
         whole[:, :steps] = dt
         dt = whole.reshape(len(dt), -1, size).mean(axis=2)
-    made: Any = Joined(split.inputs, size)
-    inputs = made if isinstance(split.inputs, Mapped) else made[:]
+    count, _, channels = split.inputs.shape
+    shape = count, -(-steps // size), size * channels
+
+    def together(taken: np.ndarray) -> np.ndarray:
+        padded = np.zeros((len(taken), shape[1] * size, channels), np.float32)
+        padded[:, :steps] = taken
+        return padded.reshape(len(taken), *shape[1:])
+
+    inputs: Any = split.inputs
+    if isinstance(inputs, Lazy):
+        own = inputs
+        inputs = Lazy(shape, lambda rows: together(own[rows]), np.float32)
+    else:
+        inputs = together(inputs)
     return Split(inputs, split.labels, lengths, dt)
-
-
-class Joined:
-    """Inputs (N, T, channels) with `size` steps joined when they are indexed by rows."""
-
-    def __init__(self, inputs: Any, size: int) -> None:
-        self._inputs, self._size = inputs, size
-        count, steps, channels = inputs.shape
-        self.shape = (count, -(-steps // size), size * channels)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        taken = self._inputs[rows]
-        count, steps, channels = taken.shape
-        inputs = np.zeros((count, self.shape[1] * self._size, channels), np.float32)
-        inputs[:, :steps] = taken
-        return inputs.reshape(count, *self.shape[1:])
 
 
 def timed(dataset: Dataset) -> Dataset:
@@ -257,10 +254,10 @@ def shipped() -> list[str]:
     return sorted({f.parent.name for f in files if "@classlabel true" in f.read_text().lower()})
 
 
-def _names(
+def names_of(
     collection: Collection, channels: Sequence[int] | None, columns: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """The channels that are kept."""
+    """The channels of a collection that are kept: all, or some by their indices or names."""
     if channels is not None and columns is not None:
         raise ValueError("channels: got columns as well, expected one of them")
     known = collection.channels
@@ -296,7 +293,7 @@ def _rows(
     return splits.drawn(collection.source, count, classes, parts, seed=seed, **shares)
 
 
-def _published(name: str, options: Options) -> Collection:
+def published(name: str, options: Options) -> Collection:
     """The two published parts of one of aeon's data sets."""
     for option in ("id", "time", "label"):
         if getattr(options, option) is not None:

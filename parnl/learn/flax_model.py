@@ -1,4 +1,4 @@
-"""A sequence classifier around any cell: the LrcSSM architecture in JAX, of Flax layers (`nnx`)."""
+"""A model of series around any cell: the LrcSSM architecture in JAX, of Flax layers (`nnx`)."""
 
 from functools import partial
 from typing import Any
@@ -8,7 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from parnl.learn.jax_blocks import run_block, run_classifier
+from parnl.learn.jax_blocks import (
+    Kind,
+    State,
+    run_block,
+    run_classifier,
+    step_block,
+    step_classifier,
+)
 from parnl.registry import get_cell
 
 
@@ -26,6 +33,17 @@ class Linear(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """Map (..., in) to (..., out)."""
         return x @ self.weight[...].T + self.bias[...]
+
+
+class Embedding(nnx.Module):
+    """A vector for each token: weight (size, out)."""
+
+    def __init__(self, size: int, out: int, *, rngs: nnx.Rngs) -> None:
+        self.weight = nnx.Param(jax.random.normal(rngs.params(), (size, out), jnp.float32))
+
+    def __call__(self, x: Array) -> Array:
+        """Map integers (...,) to (..., out)."""
+        return self.weight[...][x]
 
 
 class Block(nnx.Module):
@@ -50,6 +68,12 @@ class Block(nnx.Module):
         layers = self.norm, self.back, self.expand, self.contract
         return run_block(self.cell, recurrence, x, lengths, layers, self.dropout, solver)
 
+    def step(self, x: Array, state: Any = None) -> tuple[Array, Any]:
+        """One time step, without dropout: x (..., width) and the cell's state, both anew."""
+        recurrence = {n: v[...] for n, v in self.recurrence.items()}
+        layers = self.norm, self.back, self.expand, self.contract
+        return step_block(self.cell, recurrence, x, state, layers)
+
 
 class Classifier(nnx.Module):
     """Encoder MLP, `blocks` blocks, a head at every step, and the mean over time.
@@ -58,7 +82,11 @@ class Classifier(nnx.Module):
         logits, infos = model(inputs, lengths)
 
     `state` is the hidden size of the cell; further keywords are options of the cell. With `loops`
-    all blocks are applied that often, with the same weights (arXiv 2605.16048). The stream "params"
+    all blocks are applied that often, with the same weights (arXiv 2605.16048). `readout` says
+    which steps the answer is of: the "mean" of all, the "last", or "each", (N, T, classes). With
+    `tokens` the inputs are integers (N, T) below `channels`, each with a vector of its own.
+
+    The stream "params"
     of `rngs` draws parameters, and "dropout" is for dropout, which `train()` and `eval()` turn on
     and off.
 
@@ -81,12 +109,14 @@ class Classifier(nnx.Module):
         blocks: int = 2,
         loops: int = 1,
         dropout: float = 0.0,
+        readout: str = "mean",
+        tokens: bool = False,
         rngs: nnx.Rngs,
         **options: Any,
     ) -> None:
-        self.input_size, self.loops = channels, loops
+        self.kind, self.loops = Kind.checked(channels, readout, tokens), loops
         recurrence = get_cell(cell, input_size=width, hidden_size=state, **options)
-        self.lift = Linear(channels, width, rngs=rngs)
+        self.lift = (Embedding if tokens else Linear)(channels, width, rngs=rngs)
         self.encoder = Linear(width, width, rngs=rngs)
         self.blocks = nnx.List(
             Block(recurrence, width, dropout=dropout, rngs=rngs) for _ in range(blocks)
@@ -102,7 +132,16 @@ class Classifier(nnx.Module):
         """
         blocks = [partial(b, lengths=lengths, **solver) for b in [*self.blocks] * self.loops]
         layers = self.lift, self.encoder, self.head
-        return run_classifier(inputs, lengths, self.input_size, layers, blocks)
+        return run_classifier(inputs, lengths, self.kind, layers, blocks)
+
+    def step(self, input_t: Array, state: State | None = None) -> tuple[Array, State]:
+        """Logits (..., classes) of the sequence up to now, and the state for the next step.
+
+        input_t: (..., channels), or tokens (...,). Nothing is dropped.
+        """
+        layers = self.lift, self.encoder, self.head
+        blocks = [block.step for block in self.blocks] * self.loops
+        return step_classifier(input_t, state, self.kind, layers, blocks)
 
 
 def _same(x: Array) -> Array:

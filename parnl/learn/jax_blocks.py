@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from parnl.cell import Cell
-from parnl.inputs import check_series
+from parnl.inputs import check_readout, check_series
 from parnl.solve import solve
+from parnl.step import step
 
 Layer = Callable[[Array], Array]  # (N, T, k) to (N, T, l)
+
+
+class Kind(NamedTuple):
+    """What a model reads and which steps its answer is of: see `parnl.torch.Classifier`."""
+
+    channels: int
+    readout: str
+    tokens: bool
+
+    @classmethod
+    def checked(cls, channels: int, readout: str, tokens: bool) -> Kind:
+        """Raise ValueError for an unknown readout."""
+        check_readout(readout)
+        return cls(channels, readout, tokens)
 
 
 def run_block(
@@ -41,18 +56,71 @@ def run_block(
 def run_classifier(
     inputs: Array,
     lengths: Array | None,
-    channels: int,
+    kind: Kind,
     layers: Sequence[Layer],
     blocks: Iterable[Callable[[Array], tuple[Array, Any]]],
 ) -> tuple[Array, list[Any]]:
     """Return logits (N, classes) and the info of each block; layers: lift, encoder and head."""
-    check_series(inputs, channels)
+    check_series(inputs, kind.channels, kind.tokens)
     lift, encoder, head = layers
     x, infos = encoder(_gelu(lift(inputs))), []
     for block in blocks:
         x, info = block(x)
         infos.append(info)
-    return mean_over_time(head(x), lengths), infos
+    if kind.readout == "last":
+        return head(last_step(x, lengths))[:, 0], infos
+    logits = head(x)
+    return logits if kind.readout == "each" else mean_over_time(logits, lengths), infos
+
+
+class State(NamedTuple):
+    """What a model knows of the steps so far.
+
+    blocks: the state of each block's cell, in each of the loops; steps: how many, (); total: the
+    sum of what the head made of them, (..., classes).
+    """
+
+    blocks: tuple[Any, ...]
+    steps: Array
+    total: Array
+
+
+def step_block(
+    cell: Cell, recurrence: Mapping[str, Array], x: Array, state: Any, layers: Sequence[Layer]
+) -> tuple[Array, Any]:
+    """One time step of a block, without dropout: x (..., width) and the cell's state, both anew."""
+    norm, back, expand, contract = layers
+    mixed, state = step(cell, recurrence, norm(x), state)
+    x = x + back(mixed)
+    return x + contract(_gelu(expand(norm(x)))), state
+
+
+def step_classifier(
+    input_t: Array,
+    state: State | None,
+    kind: Kind,
+    layers: Sequence[Layer],
+    blocks: Sequence[Callable[[Array, Any], tuple[Array, Any]]],
+) -> tuple[Array, State]:
+    """Return logits (..., classes) of the sequence up to now, and the state for the next step."""
+    lift, encoder, head = layers
+    x, after = encoder(_gelu(lift(input_t))), []
+    before = (None,) * len(blocks) if state is None else state.blocks
+    for block, known in zip(blocks, before, strict=True):
+        x, new = block(x, known)
+        after.append(new)
+    logits = head(x)
+    steps = jnp.ones((), logits.dtype) if state is None else state.steps + 1
+    total = logits if state is None else state.total + logits
+    answer = total / steps if kind.readout == "mean" else logits
+    return answer, State(tuple(after), steps, total)
+
+
+def last_step(x: Array, lengths: Array | None) -> Array:
+    """The last of each row's first `lengths` (N,) steps of x (N, T, k), as (N, 1, k)."""
+    if lengths is None:
+        return x[:, -1:]
+    return jnp.take_along_axis(x, (jnp.maximum(lengths, 1) - 1)[:, None, None], axis=1)
 
 
 def mean_over_time(x: Array, lengths: Array | None) -> Array:

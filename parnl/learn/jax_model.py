@@ -1,4 +1,4 @@
-"""A sequence classifier around any cell: the LrcSSM architecture in JAX, of Equinox layers."""
+"""A model of series around any cell: the LrcSSM architecture in JAX, of Equinox layers."""
 
 from functools import partial
 from typing import Any
@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from parnl.learn.jax_blocks import run_block, run_classifier
+from parnl.learn.jax_blocks import (
+    Kind,
+    State,
+    run_block,
+    run_classifier,
+    step_block,
+    step_classifier,
+)
 from parnl.registry import get_cell
 
 
@@ -43,6 +50,12 @@ class Block(eqx.Module):
         dropout = partial(self.dropout, key=key, inference=key is None)
         return run_block(self.cell, self.recurrence, x, lengths, layers, dropout, solver)
 
+    def step(self, x: Array, state: Any = None) -> tuple[Array, Any]:
+        """One time step, without dropout: x (..., width) and the cell's state, both anew."""
+        parts = self.norm, self.back, self.expand, self.contract
+        layers = [_over(layer, x.ndim - 1) for layer in parts]
+        return step_block(self.cell, self.recurrence, x, state, layers)
+
 
 class Classifier(eqx.Module):
     """Encoder MLP, `blocks` blocks, a head at every step, and the mean over time.
@@ -51,13 +64,17 @@ class Classifier(eqx.Module):
         logits, infos = model(inputs, lengths)
 
     `state` is the hidden size of the cell; further keywords are options of the cell. With `loops`
-    all blocks are applied that often, with the same weights (arXiv 2605.16048). Names and shapes
+    all blocks are applied that often, with the same weights (arXiv 2605.16048). `readout` says
+    which steps the answer is of: the "mean" of all, the "last", or "each", (N, T, classes). With
+    `tokens` the inputs are integers (N, T) below `channels`, each with a vector of its own.
+
+    Names and shapes
     of the arrays are those of `parnl.torch.Classifier`.
     """
 
-    input_size: int = eqx.field(static=True)
+    kind: Kind = eqx.field(static=True)
     loops: int = eqx.field(static=True)
-    lift: eqx.nn.Linear
+    lift: eqx.nn.Linear | eqx.nn.Embedding
     encoder: eqx.nn.Linear
     blocks: list[Block]
     head: eqx.nn.Linear
@@ -74,12 +91,14 @@ class Classifier(eqx.Module):
         loops: int = 1,
         dropout: float = 0.0,
         seed: int = 0,
+        readout: str = "mean",
+        tokens: bool = False,
         **options: Any,
     ) -> None:
-        self.input_size, self.loops = channels, loops
+        self.kind, self.loops = Kind.checked(channels, readout, tokens), loops
         recurrence = get_cell(cell, input_size=width, hidden_size=state, **options)
         lift, encoder, head, *keys = jax.random.split(jax.random.key(seed), blocks + 3)
-        self.lift = _linear(channels, width, lift)
+        self.lift = (_embedding if tokens else _linear)(channels, width, lift)
         self.encoder = _linear(width, width, encoder)
         self.blocks = [
             Block(recurrence, width, dropout=dropout, seed=seed + index, key=key)
@@ -104,7 +123,17 @@ class Classifier(eqx.Module):
             own = None if key is None else jax.random.fold_in(key, index)
             blocks.append(partial(block, lengths=lengths, key=own, **solver))
         layers = [at_every_step(layer) for layer in (self.lift, self.encoder, self.head)]
-        return run_classifier(inputs, lengths, self.input_size, layers, blocks)
+        return run_classifier(inputs, lengths, self.kind, layers, blocks)
+
+    def step(self, input_t: Array, state: State | None = None) -> tuple[Array, State]:
+        """Logits (..., classes) of the sequence up to now, and the state for the next step.
+
+        input_t: (..., channels), or tokens (...,). Nothing is dropped.
+        """
+        axes = input_t.ndim if self.kind.tokens else input_t.ndim - 1
+        layers = [_over(layer, axes) for layer in (self.lift, self.encoder, self.head)]
+        blocks = [block.step for block in self.blocks] * self.loops
+        return step_classifier(input_t, state, self.kind, layers, blocks)
 
 
 def _linear(size: int, out: int, key: Array) -> eqx.nn.Linear:
@@ -112,6 +141,15 @@ def _linear(size: int, out: int, key: Array) -> eqx.nn.Linear:
     return eqx.nn.Linear(size, out, dtype=jnp.float32, key=key)
 
 
+def _embedding(size: int, out: int, key: Array) -> eqx.nn.Embedding:
+    return eqx.nn.Embedding(weight=jax.random.normal(key, (size, out), jnp.float32))
+
+
 def at_every_step(layer: Any) -> Any:
     """The layer, made for one vector (k,), applied to (N, T, k)."""
-    return jax.vmap(jax.vmap(layer))
+    return _over(layer, 2)
+
+
+def _over(layer: Any, axes: int) -> Any:
+    """The layer, made for one vector (k,), applied along so many axes before it."""
+    return _over(jax.vmap(layer), axes - 1) if axes else layer

@@ -1,5 +1,6 @@
 """What `parnl.learn.training` asks of a framework, in JAX with Equinox and Optax."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -12,10 +13,19 @@ from jax import Array
 
 from parnl.learn.jax_model import Classifier
 
-LOSSES = {
-    "cross_entropy": optax.softmax_cross_entropy_with_integer_labels,
-    "squared_error": optax.squared_error,
-}
+
+def _cross_entropy(answers: Array, targets: Array) -> tuple[Array, Array]:
+    losses = optax.softmax_cross_entropy_with_integer_labels(answers, targets)
+    return losses, jnp.ones(targets.shape, bool)
+
+
+def _squared_error(answers: Array, targets: Array) -> tuple[Array, Array]:
+    known = ~jnp.isnan(targets)
+    return jnp.where(known, answers - targets, 0) ** 2, known
+
+
+# Each gives the losses, in the targets' shape, and which of them count.
+LOSSES = {"cross_entropy": _cross_entropy, "squared_error": _squared_error}
 
 
 class Trainer:
@@ -51,7 +61,8 @@ class Trainer:
         """One optimizer step on a batch; rows of weight 0 do not count.
 
         inputs: (N, T, channels). lengths, weights: (N,). targets: see `parnl.learn.tasks.Task`.
-        Returns the mean loss, the answers (N, k) before the step and the chunks of the solve.
+        Returns the mean loss, the answers before the step and the chunks of the solve. Answers are
+        (N, k), or (N, T, k) of a model whose readout is "each".
         """
         key = jax.random.fold_in(jax.random.key(self.seed), self.count)
         self.model, self.moments, loss, answers, chunks = _step(
@@ -69,9 +80,23 @@ class Trainer:
     def predict(
         self, inputs: np.ndarray, lengths: np.ndarray | None, **solver: Any
     ) -> tuple[np.ndarray, list[int]]:
-        """Answers (N, k) to inputs (N, T, channels), and the iterations of each block."""
+        """Answers to inputs (N, T, channels), as `step` has them, and each block's iterations."""
         answers, iterations = _predict(self.model, inputs, lengths, solver)
         return np.array(answers), [int(count) for count in iterations]
+
+    def stream(self) -> Callable[[np.ndarray], np.ndarray]:
+        """A function of one step (..., channels), or tokens (...,), after those it was given.
+
+        It returns the answer (..., k) of new sequences up to that step.
+        """
+        state: Any = None
+
+        def advance(input_t: np.ndarray) -> np.ndarray:
+            nonlocal state
+            answer, state = _advance(self.model, input_t, state)
+            return np.array(answer)
+
+        return advance
 
     def export_state(self) -> dict[str, np.ndarray]:
         """All that decides the next step: `model.*`, `optimizer.*` and the step count."""
@@ -107,12 +132,21 @@ def _step(
     @eqx.filter_value_and_grad(has_aux=True)
     def mean_loss(model: Classifier) -> tuple[Array, tuple[Array, int]]:
         answers, infos = model(inputs, lengths, key=key, chunks=chunks)
-        losses = LOSSES[loss](answers, targets).reshape(len(weights), -1).mean(axis=1)
-        return (weights * losses).sum() / weights.sum(), (answers, infos[0].chunks)
+        losses, counted = LOSSES[loss](answers, targets)
+        counted = counted * _at_steps(weights, losses.ndim)
+        if answers.ndim == 3 and lengths is not None:
+            real = jnp.arange(targets.shape[1]) < lengths[:, None]
+            counted = counted * _at_steps(real, losses.ndim)
+        return (counted * losses).sum() / counted.sum(), (answers, infos[0].chunks)
 
     (value, (answers, used)), gradient = mean_loss(model)
     updates, moments = optimizer.update(gradient, moments)
     return eqx.apply_updates(model, updates), moments, value, answers, used
+
+
+def _at_steps(x: Any, ndim: int) -> Array:
+    """x with further axes at its end, up to `ndim`."""
+    return jnp.reshape(x, x.shape + (1,) * (ndim - x.ndim))
 
 
 @eqx.filter_jit
@@ -121,6 +155,11 @@ def _predict(
 ) -> tuple[Array, list[Array]]:
     answers, infos = model(inputs, lengths, **solver)
     return answers, _iterations(infos)
+
+
+@eqx.filter_jit
+def _advance(model: Classifier, input_t: Any, state: Any) -> tuple[Array, Any]:
+    return model.step(jnp.asarray(input_t), state)
 
 
 def _iterations(infos: list[Any]) -> list[Array]:

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from parnl.learn.lazy import Lazy
 from parnl.learn.readers.collection import LARGEST, Collection, check_values, listed, shown
 from parnl.learn.readers.mapped import MappedSeries, blocks, lengths_of
 
-WAYS = ("interpolate", "mask", "mean")
+WAYS = ("interpolate", "previous", "mask", "mean")
 
 
 class Prepared(NamedTuple):
@@ -37,8 +38,9 @@ class Preparation:
     channels: columns of the file. categories: of a column of text, the names that become channels
     of 0 and 1; a missing one is all zeros. mean, deviation: of each column; 0 and 1 in columns of
     text. standardise: whether they are applied. missing: what becomes of missing values,
-    "interpolate" (between the values around them in time), "mean", or "mask": the mean, and a
-    further channel that is 1 where a value of a column in `masked` is missing. time_step: the usual
+    "interpolate" (between the values around them in time), "previous" (the value before, or the
+    mean), "mean", or "mask": the mean, and a further channel that is 1 where a value of a column in
+    `masked` is missing. time_step: the usual
     difference of two times, which is dt = 1, in `time_unit`; None where dt is not used.
     """
 
@@ -108,8 +110,35 @@ class Preparation:
         steps = longest if steps is None else steps
         kept = lengths if lengths.min(initial=steps) < steps else None
         if isinstance(collection.series, MappedSeries):
-            return Prepared(Mapped(view, steps), kept, None)
+            shape = len(view.rows), steps, len(self.inputs)
+            inputs = Lazy(shape, lambda chosen: view.padded(chosen, steps), np.float32)
+            return Prepared(inputs, kept, None)
         return Prepared(view.padded(np.arange(len(view.rows)), steps), kept, self._dt(view, steps))
+
+    def places(self, names: Sequence[str]) -> list[int]:
+        """Where the channels of these columns, none of text, stand among those a model reads."""
+        return [self.inputs.index(name) for name in names]
+
+    def wholly(self, collection: Collection) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Of each series what a model reads, (steps, channels), and what it tells.
+
+        The latter are its columns on the model's scale, (steps, columns) float32, NaN where a value
+        is missing. Where dt is used it is the last channel of the former.
+        """
+        view = _View(self, collection, np.arange(len(collection.series)))
+        lengths = view.lengths
+        dt = self._dt(view, int(lengths.max(initial=1)))
+        read, told = [], []
+        for i, steps in enumerate(lengths):
+            own = view.padded(np.array([i]), int(steps))[0]
+            if dt is not None:
+                own = np.concatenate([own, dt[i, :steps, None]], axis=1)
+            read.append(own)
+            values = np.asarray(collection.series[i], np.float64)[:, view.columns]
+            if self.standardise:
+                values = (values - view.mean) / view.deviation
+            told.append(values.astype(np.float32))
+        return read, told
 
     def _dt(self, view: "_View", steps: int) -> np.ndarray | None:
         if self.time_step is None:
@@ -214,35 +243,11 @@ class _View:
             for c in np.flatnonzero(gaps.any(axis=0) & ~gaps.all(axis=0)):
                 own = gaps[:, c]
                 values[own, c] = np.interp(at[own], at[~own], values[~own, c])
+        elif self.preparation.missing == "previous":
+            last = np.maximum.accumulate(np.where(gaps, -1, np.arange(len(values))[:, None]))
+            before = np.take_along_axis(values, np.maximum(last, 0), axis=0)
+            values = np.where(gaps & (last >= 0), before, values)
         return values
-
-
-class Mapped:
-    """Inputs (N, T, channels) float32 that stand in a file and are prepared when indexed.
-
-    `mapped[rows]` is an array; rows are integers (k,).
-    """
-
-    dtype = np.dtype(np.float32)
-    ndim = 3
-
-    def __init__(self, view: _View, steps: int) -> None:
-        self._view, self._steps = view, steps
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(N, T, channels)."""
-        return len(self._view.rows), self._steps, len(self._view.preparation.inputs)
-
-    def __len__(self) -> int:
-        return len(self._view.rows)
-
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        if isinstance(rows, int | np.integer):
-            return self[np.array([rows])][0]
-        if isinstance(rows, slice):
-            rows = np.arange(len(self))[rows]
-        return self._view.padded(np.asarray(rows), self._steps)
 
 
 def learn(
@@ -376,6 +381,7 @@ def said(preparation: Preparation, collection: Collection) -> list[str]:
             total = sum(len(one) for one in series) * len(columns)
             way = {
                 "interpolate": "interpolated",
+                "previous": "replaced by the value before",
                 "mean": "replaced by the mean",
                 "mask": "replaced by the mean and marked in further channels",
             }[preparation.missing]

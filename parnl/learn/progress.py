@@ -14,15 +14,22 @@ def describe(dataset: Any) -> str:
     steps = f"{inputs.shape[1]} steps"
     if lengths is not None:
         steps = f"{lengths.min()} to {inputs.shape[1]} steps"
-    learned = f"{len(dataset.classes)} classes"
-    if not dataset.classes:
-        learned = counted(dataset.train.labels.shape[1], "number") + " to learn"
+    learned = f", {len(dataset.classes)} classes"
+    if dataset.ahead is not None:
+        learned = ""
+    elif not dataset.classes:
+        learned = f", {counted(dataset.train.labels.shape[1], 'number')} to learn"
+    channels = counted(inputs.shape[2], "channel") if inputs.ndim == 3 else "a text"
     return (
-        f"{dataset.name}: {len(inputs)} series to train on, {len(dataset.validation.labels)} to "
-        f"validate, {len(dataset.test.labels)} to test; "
-        f"{counted(inputs.shape[2], 'channel')}, {steps}, {learned}"
-        + "".join(f"\n  {note}" for note in dataset.notes)
+        f"{dataset.name}: {len(inputs)} {things(dataset)} to train on, "
+        f"{len(dataset.validation.labels)} to validate, {len(dataset.test.labels)} to test; "
+        f"{channels}, {steps}{learned}" + "".join(f"\n  {note}" for note in dataset.notes)
     )
+
+
+def things(dataset: Any) -> str:
+    """What a model reads one of at a time."""
+    return "series" if dataset.ahead is None else "windows"
 
 
 def shown(metric: str, metrics: dict[str, float]) -> str:

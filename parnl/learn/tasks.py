@@ -6,26 +6,38 @@ Metrics are computed on NumPy arrays, in float64, by scikit-learn where it has t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 Metrics = dict[str, float]
 
 
+def as_they_are(
+    answers: np.ndarray, targets: np.ndarray, lengths: np.ndarray | None
+) -> tuple[np.ndarray, ...]:
+    """All answers and targets."""
+    return answers, targets
+
+
 class Task(NamedTuple):
     """A kind of answer.
 
     loss: of the trainers, "cross_entropy" of logits (N, classes) and labels (N,), or
-    "squared_error" of numbers (N, k) and targets (N, k). judge: answers and targets to what people
-    ask of them, by name. best: the metric by which epochs are compared unless the user names
-    another. less: those of which less is better.
+    "squared_error" of numbers (N, k) and targets (N, k); of each step where T comes after N. What
+    is NaN in targets is not known and does not count, nor do steps after a series' end. readout: of
+    the model, see `parnl.torch.Classifier`. measure: answers, targets and lengths of a batch to
+    what `judge` needs of them, arrays that are joined over all batches. judge: those arrays to what
+    people ask of a model, by name. best: the metric by which epochs are compared unless the user
+    names another. less: those of which less is better.
     """
 
     loss: str
-    judge: Callable[[np.ndarray, np.ndarray], Metrics]
+    judge: Callable[..., Metrics]
     best: str
     less: frozenset[str] = frozenset()
+    readout: str = "mean"
+    measure: Callable[..., tuple[np.ndarray, ...]] = as_they_are
 
 
 def classes_judged(logits: np.ndarray, labels: np.ndarray) -> Metrics:
@@ -60,30 +72,95 @@ def numbers_judged(answers: np.ndarray, targets: np.ndarray) -> Metrics:
     return {name: float(value) for name, value in found.items()}
 
 
-ERRORS = frozenset({"mae", "mse", "rmse"})
+def errors(
+    answers: np.ndarray, targets: np.ndarray, lengths: np.ndarray | None
+) -> tuple[np.ndarray, ...]:
+    """Sums (1, 4): of squared errors, of absolute ones, of squared targets, and how many."""
+    counted = known(targets, lengths, answers.ndim == 3)
+    right = np.where(counted, targets, 0).astype(np.float64)
+    gap = np.where(counted, answers - right, 0)
+    return (np.array([[(gap**2).sum(), np.abs(gap).sum(), (right**2).sum(), counted.sum()]]),)
+
+
+def forecasts_judged(sums: np.ndarray) -> Metrics:
+    """Mean squared and absolute error; `persistence` is the former if the last value stays.
+
+    Of all numbers, steps and windows alike, on the scale of the model: standardised, as the
+    literature on forecasting has it, unless the data was taken as it is.
+    """
+    square, absolute, change, _ = sums.sum(axis=0) / sums[:, 3].sum()
+    return {"mse": float(square), "mae": float(absolute), "persistence": float(change)}
+
+
+def next_numbers_judged(sums: np.ndarray) -> Metrics:
+    """Mean squared and absolute error over all steps, on the scale of the model."""
+    square, absolute, _, _ = sums.sum(axis=0) / sums[:, 3].sum()
+    return {"mse": float(square), "mae": float(absolute)}
+
+
+def surprises(
+    logits: np.ndarray, tokens: np.ndarray, lengths: np.ndarray | None
+) -> tuple[np.ndarray, ...]:
+    """Sums (1, 3): of the tokens' information in bits, of those that were likeliest, and all."""
+    counted = known(tokens, lengths, True)
+    bits = cross_entropy(logits, tokens)[counted].sum() / np.log(2)
+    hits = (logits.argmax(axis=-1) == tokens)[counted].sum()
+    return (np.array([[bits, hits, counted.sum()]], np.float64),)
+
+
+def next_tokens_judged(sums: np.ndarray) -> Metrics:
+    """Bits for a token (for bytes: bits per byte), and the share that was found likeliest."""
+    bits, hits, _ = sums.sum(axis=0) / sums[:, 2].sum()
+    return {"bits": float(bits), "accuracy": float(hits)}
+
+
+ERRORS = frozenset({"mae", "mse", "rmse", "persistence"})
 TASKS = {
     "classify": Task("cross_entropy", classes_judged, "accuracy"),
     "regress": Task("squared_error", numbers_judged, "mse", ERRORS),
+    "forecast": Task("squared_error", forecasts_judged, "mse", ERRORS, "last", errors),
+    "next": Task("squared_error", next_numbers_judged, "mse", ERRORS, "each", errors),
 }
+# Of "next", where steps are tokens.
+TOKENS = Task(
+    "cross_entropy", next_tokens_judged, "bits", frozenset({"bits"}), "each", surprises
+)  # fmt: skip
 
 
 def check_task(name: str) -> None:
     """Raise ValueError for what is no task."""
     if name not in TASKS:
-        raise ValueError(f"task: got {name!r}, expected {' or '.join(map(repr, TASKS))}")
+        *some, last = map(repr, TASKS)
+        raise ValueError(f"task: got {name!r}, expected {', '.join(some)} or {last}")
+
+
+def known(targets: np.ndarray, lengths: np.ndarray | None, each: bool) -> np.ndarray:
+    """Which targets count: those that are not NaN; of `each` step, before the end of a series."""
+    found = ~np.isnan(targets) if targets.dtype.kind == "f" else np.ones(targets.shape, bool)
+    if each and lengths is not None:
+        real = np.arange(targets.shape[1]) < lengths[:, None]
+        found &= real.reshape(real.shape + (1,) * (targets.ndim - 2))
+    return found
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The negative logarithm of the probability of each label (...,); logits: (..., classes)."""
+    logits = logits - logits.max(axis=-1, keepdims=True).astype(np.float64)
+    chosen = np.take_along_axis(logits, labels[..., None], axis=-1)
+    return (np.log(np.exp(logits).sum(axis=-1, keepdims=True)) - chosen)[..., 0]
 
 
 class Scale(NamedTuple):
-    """Mean and deviation (k,) of the numbers to be learned; LABELS, 0 and 1, of classes."""
+    """Mean and deviation (k,) of the numbers to be learned; PLAIN, 0 and 1, of others."""
 
     mean: np.ndarray
     deviation: np.ndarray
 
     @classmethod
-    def of(cls, targets: np.ndarray) -> Scale:
+    def of(cls, targets: Any) -> Scale:
         """The scale of the targets (N, k) that are trained on; a constant one gets deviation 1."""
         if targets.ndim == 1:
-            return LABELS
+            return PLAIN
         deviation = targets.astype(np.float64).std(axis=0)
         return cls(targets.astype(np.float64).mean(axis=0), np.where(deviation > 0, deviation, 1.0))
 
@@ -101,31 +178,48 @@ class Scale(NamedTuple):
 
     def learned(self, targets: np.ndarray) -> np.ndarray:
         """What a model is to answer for these targets."""
-        if targets.ndim == 1:
+        if self is PLAIN or targets.ndim == 1:
             return targets
         return ((targets - self.mean) / self.deviation).astype(np.float32)
 
     def told(self, answers: np.ndarray) -> np.ndarray:
         """What a model's answers mean."""
-        return answers * self.deviation + self.mean
+        return answers if self is PLAIN else answers * self.deviation + self.mean
 
 
-LABELS = Scale(np.zeros(1), np.ones(1))
+PLAIN = Scale(np.zeros(1), np.ones(1))
 
 
-def judged(task: Task, scale: Scale, answers: np.ndarray, targets: np.ndarray) -> Metrics:
-    """The metrics of a model's answers (N, k) for these targets."""
-    return task.judge(scale.told(answers), targets)
+class Tally:
+    """Collects a model's answers batch by batch, for the loss and the metrics of all of them."""
 
+    def __init__(self, task: Task, scale: Scale) -> None:
+        self.task, self.scale = task, scale
+        self._kept: list[tuple[np.ndarray, ...]] = []
+        self._loss = self._count = 0.0
 
-def loss_of(task: Task, answers: np.ndarray, targets: np.ndarray) -> float:
-    """The mean loss, as the trainers compute it."""
-    answers = answers.astype(np.float64)
-    if task.loss == "squared_error":
-        return float(np.mean((answers - targets) ** 2))
-    shifted = answers - answers.max(axis=1, keepdims=True)
-    chosen = np.take_along_axis(shifted, targets[:, None], axis=1)[:, 0]
-    return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - chosen))
+    def add(
+        self, answers: np.ndarray, targets: np.ndarray, lengths: np.ndarray | None = None
+    ) -> None:
+        """A batch: the model's answers to series of these targets and lengths."""
+        learned = self.scale.learned(targets)
+        counted = known(learned, lengths, self.task.readout == "each")
+        if self.task.loss == "squared_error":
+            own = np.square(answers.astype(np.float64) - learned)
+        else:
+            own = cross_entropy(answers, learned)
+        self._loss += float(own[counted].sum(dtype=np.float64))
+        self._count += int(counted.sum())
+        self._kept.append(self.task.measure(self.scale.told(answers), targets, lengths))
+
+    @property
+    def loss(self) -> float:
+        """The mean loss, as the trainers compute it."""
+        return self._loss / self._count
+
+    def metrics(self) -> Metrics:
+        """What the task's `judge` says."""
+        return self.task.judge(*map(np.concatenate, zip(*self._kept, strict=True)))
 
 
 def score(task: Task, name: str, record: dict[str, float]) -> tuple[float, float]:

@@ -1,11 +1,11 @@
-"""A sequence classifier around any cell: the LrcSSM architecture in PyTorch."""
+"""A model of series around any cell: the LrcSSM architecture in PyTorch."""
 
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from parnl.inputs import check_series
+from parnl.inputs import check_readout, check_series
 from parnl.registry import get_cell
 from parnl.solve import solve
 from parnl.step import step
@@ -23,6 +23,7 @@ class Block(nn.Module):
     def __init__(self, cell: Any, width: int, *, dropout: float, seed: int) -> None:
         super().__init__()
         self.cell = cell
+        self.causal = False  # attention at a step sees the steps after it, too
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         size = width
         if cell is None:
@@ -68,7 +69,13 @@ class Block(nn.Module):
         padding = None
         if lengths is not None:
             padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
-        mixed, _ = self.attention(x, x, x, key_padding_mask=padding, need_weights=False)
+        later = None
+        if self.causal:
+            ones = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
+            later = ones.triu(diagonal=1)
+        mixed, _ = self.attention(
+            x, x, x, key_padding_mask=padding, attn_mask=later, need_weights=False
+        )
         return mixed, None
 
 
@@ -91,9 +98,13 @@ class Classifier(nn.Module):
         logits, infos = model(inputs, lengths)
 
     `state` is the hidden size of the cell; further keywords are options of the cell. With `loops`
-    all blocks are applied that often, with the same weights (arXiv 2605.16048). The cell
-    "attention" makes a Transformer's encoder of it, with sinusoidal positions. `block` takes the
-    place of `Block`, for a recurrence of one's own.
+    all blocks are applied that often, with the same weights (arXiv 2605.16048). `readout` says
+    which steps the answer is of: the "mean" of all, the "last", or "each", (N, T, classes). With
+    `tokens` the inputs are integers (N, T) below `channels`, each with a vector of its own.
+
+    The cell "attention" makes a Transformer's encoder of it, with sinusoidal positions; where each
+    step is read out, a step sees only those before it. `block` takes the place of `Block`, for a
+    recurrence of one's own.
     """
 
     def __init__(
@@ -108,18 +119,21 @@ class Classifier(nn.Module):
         loops: int = 1,
         dropout: float = 0.0,
         seed: int = 0,
+        readout: str = "mean",
+        tokens: bool = False,
         block: type[Block] = Block,
         **options: Any,
     ) -> None:
         super().__init__()
-        self.input_size, self.loops = channels, loops
+        check_readout(readout)
+        self.input_size, self.loops, self.readout, self.tokens = channels, loops, readout, tokens
         recurrence = None
         if cell != "attention":
             recurrence = get_cell(cell, input_size=width, hidden_size=state, **options)
         # The seed decides every layer, and the caller's random numbers stay as they were.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.lift = nn.Linear(channels, width)
+            self.lift = nn.Embedding(channels, width) if tokens else nn.Linear(channels, width)
             self.activation = nn.GELU()
             self.encoder = nn.Linear(width, width)
             self.blocks = nn.ModuleList(
@@ -127,6 +141,8 @@ class Classifier(nn.Module):
                 for index in range(blocks)
             )
             self.head = nn.Linear(width, classes)
+        for own in self.blocks:
+            own.causal = readout == "each"
 
     def forward(
         self, inputs: Tensor, lengths: Tensor | None = None, **solver: Any
@@ -135,7 +151,7 @@ class Classifier(nn.Module):
 
         Keywords (`method`, `chunks`, `tolerance`, ...) go to `parnl.solve`.
         """
-        check_series(inputs, self.input_size)
+        check_series(inputs, self.input_size, self.tokens)
         x = self.encoder(self.activation(self.lift(inputs)))
         if self.blocks[0].cell is None:
             x = x + positions(*x.shape[1:]).to(x.device)
@@ -144,12 +160,16 @@ class Classifier(nn.Module):
             for block in self.blocks:
                 x, info = block(x, lengths, **solver)
                 infos.append(info)
-        return mean_over_time(self.head(x), lengths), infos
+        if self.readout == "last":
+            return self.head(last_step(x, lengths)), infos
+        logits = self.head(x)
+        return logits if self.readout == "each" else mean_over_time(logits, lengths), infos
 
     def step(self, input_t: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Logits (..., classes) of the sequence up to now, and the state for the next step.
 
-        input_t: (..., channels). In eval mode: a sequence's dropout is not drawn step by step.
+        input_t: (..., channels), or tokens (...,). In eval mode: a sequence's dropout is not drawn
+        step by step.
         Raises NotImplementedError for attention, which looks at all steps.
         """
         if self.training:
@@ -163,7 +183,8 @@ class Classifier(nn.Module):
         logits = self.head(x)
         steps = logits.new_ones(()) if state is None else state.steps + 1
         total = logits if state is None else state.total + logits
-        return total / steps, State(tuple(after), steps, total)
+        answer = total / steps if self.readout == "mean" else logits
+        return answer, State(tuple(after), steps, total)
 
 
 def positions(steps: int, width: int) -> Tensor:
@@ -171,6 +192,13 @@ def positions(steps: int, width: int) -> Tensor:
     frequency = 1e-4 ** (torch.arange(width) // 2 * 2 / width)
     angle = torch.arange(steps)[:, None] * frequency
     return torch.where(torch.arange(width) % 2 == 0, angle.sin(), angle.cos())
+
+
+def last_step(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """The last of each row's first `lengths` (N,) steps of x (N, T, k), as (N, k)."""
+    if lengths is None:
+        return x[:, -1]
+    return x[torch.arange(len(x), device=x.device), lengths.clamp(min=1) - 1]
 
 
 def mean_over_time(x: Tensor, lengths: Tensor | None) -> Tensor:

@@ -6,13 +6,27 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import cross_entropy
 
 from parnl.learn.torch_model import Classifier
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "cross_entropy": cross_entropy,
-    "squared_error": mse_loss,
+Parts = tuple[Tensor, Tensor]
+
+
+def _cross_entropy(answers: Tensor, targets: Tensor) -> Parts:
+    losses = cross_entropy(answers.flatten(0, -2), targets.flatten(), reduction="none")
+    return losses.reshape(targets.shape), torch.ones_like(targets, dtype=torch.bool)
+
+
+def _squared_error(answers: Tensor, targets: Tensor) -> Parts:
+    known = ~torch.isnan(targets)
+    return torch.where(known, answers - targets, 0) ** 2, known
+
+
+# Each gives the losses, in the targets' shape, and which of them count.
+LOSSES: dict[str, Callable[[Tensor, Tensor], Parts]] = {
+    "cross_entropy": _cross_entropy,
+    "squared_error": _squared_error,
 }
 
 
@@ -52,19 +66,21 @@ class Trainer:
         """One optimizer step on a batch; rows of weight 0 do not count.
 
         inputs: (N, T, channels). lengths, weights: (N,). targets: see `parnl.learn.tasks.Task`.
-        Returns the mean loss, the answers (N, k) before the step and the chunks of the solve (of
-        attention 0).
+        Returns the mean loss, the answers before the step and the chunks of the solve (of attention
+        0). Answers are (N, k), or (N, T, k) of a model whose readout is "each".
         """
         self.model.train()
-        target, weight = self._tensor(targets), self._tensor(weights)
+        target, weight, ends = self._tensor(targets), self._tensor(weights), self._tensor(lengths)
         # Seeded by the step, so that a resumed run needs no generator state to repeat it.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed((self.seed << 32) + self.count)
-            answers, infos = self.model(
-                self._tensor(inputs), self._tensor(lengths), chunks=self.chunks
-            )
-        losses = self.loss(answers, target, reduction="none").reshape(len(weights), -1).mean(dim=1)
-        loss = (weight * losses).sum() / weight.sum()
+            answers, infos = self.model(self._tensor(inputs), ends, chunks=self.chunks)
+        losses, counted = self.loss(answers, target)
+        counted = counted * _at_steps(weight, losses.ndim)
+        if answers.ndim == 3 and lengths is not None:
+            real = torch.arange(target.shape[1], device=self.device) < ends[:, None]
+            counted = counted * _at_steps(real, losses.ndim)
+        loss = (counted * losses).sum() / counted.sum()
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.clip)
@@ -77,10 +93,26 @@ class Trainer:
     def predict(
         self, inputs: np.ndarray, lengths: np.ndarray | None, **solver: Any
     ) -> tuple[np.ndarray, list[int]]:
-        """Answers (N, k) to inputs (N, T, channels), and the iterations of each block."""
+        """Answers to inputs (N, T, channels), as `step` has them, and each block's iterations."""
         self.model.eval()
         answers, infos = self.model(self._tensor(inputs), self._tensor(lengths), **solver)
         return answers.numpy(force=True), _iterations(infos)
+
+    def stream(self) -> Callable[[np.ndarray], np.ndarray]:
+        """A function of one step (..., channels), or tokens (...,), after those it was given.
+
+        It returns the answer (..., k) of new sequences up to that step.
+        """
+        self.model.eval()
+        state: Any = None
+
+        @torch.no_grad()
+        def advance(input_t: np.ndarray) -> np.ndarray:
+            nonlocal state
+            answer, state = self.model.step(self._tensor(input_t), state)
+            return answer.numpy(force=True)
+
+        return advance
 
     def export_state(self) -> dict[str, np.ndarray]:
         """All that decides the next step: `model.*`, `optimizer.*` and the step count."""
@@ -126,6 +158,11 @@ class Trainer:
 
     def _tensor(self, array: np.ndarray | None) -> Any:
         return None if array is None else torch.from_numpy(array).to(self.device)
+
+
+def _at_steps(x: Tensor, ndim: int) -> Tensor:
+    """x with further axes at its end, up to `ndim`."""
+    return x.reshape(x.shape + (1,) * (ndim - x.ndim))
 
 
 def _iterations(infos: list[Any]) -> list[int]:

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from parnl.learn import readers
+from parnl.learn import ahead, readers
+from parnl.learn.ahead import Ahead
 from parnl.learn.checkpoints import check_arrays, read_checkpoint
 from parnl.learn.data import Split, channels_of, joined, prepared, with_clock
 from parnl.learn.preparation import Preparation
-from parnl.learn.readers import Options
-from parnl.learn.tasks import TASKS, Metrics, Scale
+from parnl.learn.readers import Collection, Options
+from parnl.learn.tasks import PLAIN, TASKS, TOKENS, Metrics, Scale, Task
 from parnl.learn.training import MODEL, Config, build, evaluate, model_of
 
 
@@ -30,7 +31,8 @@ class Trained(NamedTuple):
     """What the file of a model holds.
 
     classes: their names, none where numbers were learned; scale: of those numbers. preparation,
-    reading: how data becomes inputs, and how a table was read; None if the run does not tell.
+    reading: how data becomes inputs, and how a table was read; None if the run does not tell, or of
+    text. ahead: of a model of later steps, see `parnl.learn.continued`.
     """
 
     trainer: Any
@@ -39,6 +41,12 @@ class Trained(NamedTuple):
     scale: Scale
     preparation: Preparation | None
     reading: Options | None
+    ahead: Ahead | None = None
+
+    @property
+    def task(self) -> Task:
+        """What it was trained for."""
+        return TOKENS if self.ahead and self.ahead.tokens else TASKS[self.config.task]
 
     def prepared_by(self) -> Preparation:
         """The preparation. Raises ValueError where there is none."""
@@ -70,12 +78,18 @@ def load_model(path: Path, **changes: Any) -> Trained:
     try:
         config = Config(**header["config"])
         channels, classes = int(header["channels"]), tuple(map(str, list(header["classes"])))
+        later = Ahead.checked(dict(header["ahead"])) if config.task in ahead.TASKS else None
         mean, deviation = (np.array(numbers, np.float64) for numbers in header["scale"])
         made, read = header.get("preparation"), header.get("reading")
         preparation = None if made is None else Preparation.from_dict(dict(made))
         reading = None if read is None else Options(**read)
         scale = Scale(mean, deviation)
         scale.check()
+        tokens = 0 if later is None else later.tokens
+        if tokens != channels if tokens else later is not None and preparation is None:
+            raise ValueError(f"{channels} channels, {tokens} tokens")
+        if later is not None and preparation is not None:
+            ahead.check_targets(preparation, later.targets)
         if preparation is not None:
             own = len(channels_of(preparation))
             if channels != own * config.patch:
@@ -83,7 +97,7 @@ def load_model(path: Path, **changes: Any) -> Trained:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"checkpoint: the header of {path} is no model's ({error})") from error
     # A header may name any size: only what the file's arrays can fill is built.
-    answers = len(classes) or len(scale.mean)
+    answers = later.answers if later else len(classes) or len(scale.mean)
     numbers = sum(value.size for value in arrays.values())
     wanted = config.blocks * config.width**2 + config.width * (channels + answers)
     if channels < 1 or max(wanted, config.state) > numbers:
@@ -91,10 +105,12 @@ def load_model(path: Path, **changes: Any) -> Trained:
             f"checkpoint: {path} holds {numbers} numbers, too few for the model in its header"
         )
     config = replace(config, **changes)
-    trainer = build(config, channels, answers)
+    trainer = build(config, channels, answers, tokens=tokens)
     check_arrays(arrays, model_of(trainer.export_state()))
     trainer.import_state(arrays)
-    return Trained(trainer, config, classes, scale, preparation, reading)
+    if config.task != "regress":
+        scale = PLAIN
+    return Trained(trainer, config, classes, scale, preparation, reading, later)
 
 
 def load_run(folder: Path, backend: str | None = None) -> Trained:
@@ -108,25 +124,30 @@ def answer(model: Trained, data: str, *, label: str | None = None) -> Answers:
     label: the column of the labels, or a file of them, where it is not that of the training data.
     """
     preparation = model.prepared_by()
+    collection = series_in(model, data, label)
+    split = with_clock(prepared(collection, preparation, model.classes))
+    split = split if model.config.patch == 1 else joined(split, model.config.patch)
+    found, _ = evaluate(model.trainer, split, model.config.batch, chunks=model.config.chunks)
+    values = model.scale.told(found)
+    ids = collection.ids or [str(i) for i in range(len(found))]
+    return Answers(tuple(map(str, ids)), values, split, collection.labels is not None)
+
+
+def series_in(model: Trained, data: str, label: str | None = None) -> Collection:
+    """The series of a file or a folder, read as the training data was; see `answer`."""
     if not readers.is_file(data):
         raise ValueError(f"data: got {data!r}, expected a file or a folder of series")
     options = model.reading or Options()
     if label is not None:
         options = options._replace(label=label)
-    collection = readers.read(data, options._replace(unlabelled=label is None))
-    split = with_clock(prepared(collection, preparation, model.classes))
-    split = split if model.config.patch == 1 else joined(split, model.config.patch)
-    found, _ = evaluate(model.trainer, split, model.config.batch, chunks=model.config.chunks)
-    values = found if model.classes else model.scale.told(found)
-    ids = collection.ids or [str(i) for i in range(len(found))]
-    return Answers(tuple(map(str, ids)), values, split, collection.labels is not None)
+    return readers.read(data, options._replace(unlabelled=label is None))
 
 
 def judge(model: Trained, answers: Answers) -> Metrics:
     """The metrics of the run's task. Raises ValueError where the file has no labels."""
     if not answers.labelled:
         raise ValueError("data: expected labels to judge by; --label names their column or file")
-    return TASKS[model.config.task].judge(answers.values, answers.split.labels)
+    return model.task.judge(answers.values, answers.split.labels)
 
 
 def columns(model: Trained, answers: Answers) -> dict[str, Any]:

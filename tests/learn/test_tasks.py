@@ -88,7 +88,8 @@ def test_the_metric_that_decides(tmp_path):
     assert result.best["validation_f1"] == max(found)
     with pytest.raises(ValueError, match=r"best: got 'mae', expected one of .*accuracy, f1"):
         training.fit(replace(config, best="mae"), toy(count=20), tmp_path / "other")
-    with pytest.raises(ValueError, match="task: got 'sort', expected 'classify' or 'regress'"):
+    message = "task: got 'sort', expected 'classify', 'regress', 'forecast' or 'next'"
+    with pytest.raises(ValueError, match=message):
         replace(SMALL, task="sort")
 
 
@@ -104,4 +105,6 @@ def test_the_loss_is_the_trainers(tmp_path):
     trainer = training.build(replace(SMALL, dropout=0.0), 2, 3)
     inputs, labels, lengths, _ = dataset.train
     loss, answers, _ = trainer.step(inputs, lengths, labels, np.ones(8, np.float32))
-    assert tasks.loss_of(tasks.TASKS["classify"], answers, labels) == pytest.approx(loss, rel=1e-5)
+    tally = tasks.Tally(tasks.TASKS["classify"], tasks.PLAIN)
+    tally.add(answers, labels)
+    assert tally.loss == pytest.approx(loss, rel=1e-5)

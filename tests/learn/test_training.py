@@ -129,7 +129,7 @@ def test_early_stopping_keeps_the_best_epoch(accuracies, epochs, best, tmp_path,
     labels = np.arange(10) % 2
     one = Split(np.zeros((10, 4, 1), np.float32), labels, None)
     scripted = Scripted(accuracies, labels)
-    monkeypatch.setattr(training, "build", lambda *arguments: scripted)
+    monkeypatch.setattr(training, "build", lambda *arguments, tokens: scripted)
     config = training.Config(epochs=len(accuracies), patience=3, batch=10)
     result = training.fit(config, Dataset("s", ("0", "1"), one, one, one), tmp_path)
     assert len(result.history) == epochs

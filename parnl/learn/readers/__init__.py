@@ -64,7 +64,7 @@ def _read(path: Path, options: Options, seed: int = 0) -> Collection:
         columnar = kind in (".parquet", ".feather")
         return read_table(read_columnar(path) if columnar else read_text(path), options)
     for option in ("id", "time", "label"):
-        if getattr(options, option) is not None:
+        if getattr(options, option) not in (None, (), []):
             raise ValueError(
                 f"data: {path}: {option}: a {kind} file has no columns with names; "
                 + ("expected a file of labels" if option == "label" else "expected none")
@@ -104,6 +104,7 @@ def _both(train: Collection, test: Collection, path: Path) -> Collection:
         series=[*train.series, *test.series],
         labels=labels,
         times=times,
+        began=train.began if train.began == test.began else None,
         parts=Parts(np.arange(count), None, np.arange(count, count + len(test.series))),
         label_place=lambda i: (
             train.label_place(i) if i < count else f"{test.label_place(i - count)} of {path}"

@@ -48,7 +48,7 @@ def read_npy(path: Path, one: bool = False) -> Collection:
 
     `one`: of an array (steps, channels) or (steps,), a single series.
     """
-    with _plain(path):
+    with plain(path):
         place: Any = mapped.place_of_npy(path)
         if place.bytes < mapped.MAPPED_FROM:
             place = np.load(path, allow_pickle=False)
@@ -58,13 +58,13 @@ def read_npy(path: Path, one: bool = False) -> Collection:
 
 def read_labels(path: Path, count: int) -> np.ndarray:
     """Labels (N,) or (N, k) of an .npy file."""
-    with _plain(path):
+    with plain(path):
         return _labels(path, "the array", np.load(path, allow_pickle=False), count)
 
 
 def read_npz(path: Path, seed: int) -> Collection:
     """Labelled series, and their parts where the file gives them for `seed`."""
-    with _plain(path):
+    with plain(path):
         places = mapped.places_of_npz(path)
         with np.load(path, allow_pickle=False) as file:
             names = set(file.files)
@@ -89,7 +89,7 @@ def read_npz(path: Path, seed: int) -> Collection:
 
 
 @contextmanager
-def _plain(path: Path) -> Any:
+def plain(path: Path) -> Any:
     """Say of what NumPy refuses that it is no file of plain arrays."""
     try:
         yield

@@ -24,7 +24,8 @@ NAMELESS = frozenset(("", "?", "nan", "<na>"))
 class Options(NamedTuple):
     """What a user may say of a file; None and "auto" are found out.
 
-    id, time: names of columns. label: names of columns, or of one file with the labels.
+    id, time: names of columns. label: names of columns, or of one file with the labels; () says
+    that there are none.
     columns: the columns that are channels. layout: "long" (a row is a step), "wide" (a row is a
     series) or "auto". unlabelled: columns of labels may be missing, as in data to predict.
     """
@@ -55,10 +56,10 @@ class Collection(NamedTuple):
     source: the file. channels: their names. series: N arrays (steps, channels) of real numbers, NaN
     where a value is missing; a channel in `categories` holds indices of the names given there.
     times: of each step, N arrays (steps,), which never decrease; unit: of these numbers, "" if the
-    file does not say. labels: (N,) of text, or (N,) or (N, k) of numbers. parts: as the file gives
-    them. label_place: where the label of a series stands. ids: names of the series.
-    notes: sentences that say what was taken for what; taken: the same of a table's columns, for
-    reading another file in the same way.
+    file does not say; began: the date they count from, if they are dates. labels: (N,) of text, or
+    (N,) or (N, k) of numbers. parts: as the file gives them. label_place: where the label of a
+    series stands. ids: names of the series. notes: sentences that say what was taken for what;
+    taken: the same of a table's columns, for reading another file in the same way.
     """
 
     source: str
@@ -67,6 +68,7 @@ class Collection(NamedTuple):
     labels: np.ndarray | None = None
     times: Sequence[np.ndarray] | None = None
     unit: str = ""
+    began: np.datetime64 | None = None
     categories: dict[str, tuple[str, ...]] = {}
     parts: Parts | None = None
     label_place: Callable[[int], str] = _somewhere

@@ -44,7 +44,7 @@ def read(table: Table, options: Options) -> Collection:
     used = _Found(table, taken)
     id_name = options.id or used.find(IDS)
     time_name = options.time or used.find(TIMES) or used.dates()
-    if not labels:
+    if options.label is None:
         labels = [name for name in [used.find(LABELS)] if name]
     layout = options.layout
     if layout == "auto":
@@ -65,7 +65,7 @@ def read(table: Table, options: Options) -> Collection:
         )
     make = _wide if layout == "wide" else _long
     found = make(table, id_name, time_name, labels, values)
-    return found._replace(taken=Options(id_name, time_name, labels or None, None, layout))
+    return found._replace(taken=Options(id_name, time_name, labels or options.label, None, layout))
 
 
 class _Found:
@@ -126,9 +126,9 @@ def _long(
         kind = f"{shown(id_name)} tells {counted(len(groups), 'series')} apart"
     notes.append(f"a row is a step; {kind}; {_channels(values, labels)}")
     notes += _category_notes(categories)
-    times, unit = None, ""
+    times, unit, began = None, "", None
     if time_name is not None:
-        every, unit = stamps(table, time_name)
+        every, unit, began = stamps(table, time_name)
         times = [every[rows] for rows in groups]
         equal = sum(
             check_order(own, table, rows, time_name, alone=id_name is None)
@@ -145,6 +145,7 @@ def _long(
         labels=_constant_labels(table, labels, groups),
         times=times,
         unit=unit,
+        began=began,
         categories=categories,
         label_place=lambda i: (
             table.place(int(groups[i][0]), labels[0]) if labels else f"series {i}"

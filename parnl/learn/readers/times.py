@@ -13,10 +13,11 @@ _HOURS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f")
 FORMATS = (*(date + hour for date in _DATES for hour in _HOURS), "%Y%m%d")
 
 
-def stamps(table: Table, name: str) -> tuple[np.ndarray, str]:
-    """The times (rows,) in a column and their unit, "s" for dates and "" for plain numbers.
+def stamps(table: Table, name: str) -> tuple[np.ndarray, str, np.datetime64 | None]:
+    """The times (rows,) in a column, their unit, "s" for dates and "" for numbers, and the first.
 
-    Dates count from the earliest in the column, so that float64 holds microseconds.
+    Dates count from the earliest in the column, so that float64 holds microseconds; it is the last
+    that is returned, None of numbers.
     """
     missing = table.missing(name)
     if missing.any():
@@ -24,10 +25,10 @@ def stamps(table: Table, name: str) -> tuple[np.ndarray, str]:
         raise wrong(table.source, place, "an empty cell", "a time")
     column = table.column(name)
     if column.dtype.kind == "M":
-        return _seconds(column), "s"
+        return _seconds(column)
     if not table.is_category(name) and not _compact(column):
-        return table.numbers(name), ""
-    return _seconds(_dates(table, name)), "s"
+        return table.numbers(name), "", None
+    return _seconds(_dates(table, name))
 
 
 def is_dates(table: Table, name: str) -> bool:
@@ -76,9 +77,9 @@ def _compact(column: np.ndarray) -> bool:
     return bool(np.char.isdigit(column).all()) and not bool(_parse(column, "%Y%m%d").isna().any())
 
 
-def _seconds(dates: np.ndarray) -> np.ndarray:
-    micro = dates.astype("datetime64[us]").astype(np.int64)
-    return (micro - micro.min()) / 1e6
+def _seconds(dates: np.ndarray) -> tuple[np.ndarray, str, np.datetime64]:
+    exact = dates.astype("datetime64[us]")
+    return (exact - exact.min()).astype(np.int64) / 1e6, "s", exact.min()
 
 
 def check_order(
