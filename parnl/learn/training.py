@@ -113,7 +113,7 @@ class Comparison(NamedTuple):
 
     metrics: of the parallel solve. gap: the largest difference of two answers, as the model gives
     them. scale: the largest answer. iterations: of each block of the parallel solve, with `chunks`
-    chunks.
+    chunks. answers: (N, k), of the parallel solve.
     """
 
     metrics: Metrics
@@ -121,6 +121,7 @@ class Comparison(NamedTuple):
     scale: float
     iterations: list[int]
     chunks: int
+    answers: np.ndarray
 
 
 def dataset_of(config: Config) -> Dataset:
@@ -275,6 +276,7 @@ def compare(
         scale=float(np.abs(sequential).max()),
         iterations=iterations,
         chunks=chunks,
+        answers=parallel,
     )
 
 

@@ -1,0 +1,109 @@
+"""What happens inside a trained model: the inputs of each block, and how stable its cell is there.
+
+Computed with NumPy from the arrays of the model, whose names and shapes are the same in every
+framework. So one file serves the models of all of them, and nothing has to be compiled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from parnl.learn.trained import Trained
+from parnl.learn.training import Config, model_of
+from parnl.registry import get_cell
+from parnl.solve import solve
+from parnl.stability.certificates import Certificate
+from parnl.stability.reports import diagnose
+
+BUDGET = 200
+"""Boxes that the proof for a channel may take: a few seconds for a model of usual size."""
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+class BlockStability(NamedTuple):
+    """How stable one block is, on some inputs.
+
+    certificate: for the ranges that its features and states have there. largest: the largest
+    Lyapunov exponent of a channel. measured: the largest norm of a step's Jacobian. problem: why
+    there are none of these, else "".
+    """
+
+    certificate: Certificate | None
+    largest: float
+    measured: float
+    problem: str
+
+
+def stability(model: Trained, inputs: np.ndarray) -> list[BlockStability]:
+    """One entry for each block; none where the cell is attention, which has no step.
+
+    inputs: (N, T, channels), as the model reads them, all steps real.
+    """
+    config = model.config
+    if config.cell == "attention":
+        return []
+    arrays = model_of(model.trainer.export_state())
+    cell = _cell(config)
+    found = []
+    for block, read in enumerate(block_inputs(arrays, config, inputs)):
+        try:
+            with np.errstate(all="ignore"):
+                told = diagnose(cell, recurrence(arrays, block), read, chunks=(), budget=BUDGET)
+        except ValueError as error:  # what diagnose raises where features are not finite
+            found.append(BlockStability(None, math.nan, math.nan, str(error)))
+            continue
+        measured = float(np.max(told.measured))
+        found.append(BlockStability(told.certificate, told.lyapunov.largest, measured, ""))
+    return found
+
+
+def block_inputs(
+    arrays: Mapping[str, np.ndarray], config: Config, inputs: np.ndarray
+) -> list[np.ndarray]:
+    """What the cell of each block reads, (N, T, width); with loops, (loops * N, T, width).
+
+    arrays: `model.*` of a trainer's `export_state`. inputs: (N, T, channels).
+    """
+    cell, read = _cell(config), [[] for _ in range(config.blocks)]  # type: list[list[np.ndarray]]
+
+    def linear(name: str, x: np.ndarray) -> np.ndarray:
+        if f"model.{name}.weight" not in arrays:  # of a block's width already
+            return x
+        return x @ arrays[f"model.{name}.weight"].T + arrays[f"model.{name}.bias"]
+
+    with np.errstate(all="ignore"):
+        x = linear("encoder", _gelu(linear("lift", inputs)))
+        for block in [*range(config.blocks)] * config.loops:
+            own = _normed(x)
+            read[block].append(own)
+            mixed = solve(cell, recurrence(arrays, block), own).outputs
+            x = x + linear(f"blocks.{block}.back", mixed)
+            hidden = _gelu(linear(f"blocks.{block}.expand", _normed(x)))
+            x = x + linear(f"blocks.{block}.contract", hidden)
+    return [np.concatenate(every) for every in read]
+
+
+def recurrence(arrays: Mapping[str, np.ndarray], block: int) -> dict[str, np.ndarray]:
+    """The parameters of a block's cell."""
+    prefix = f"model.blocks.{block}.recurrence."
+    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+
+
+def _cell(config: Config) -> Any:
+    return get_cell(
+        config.cell, input_size=config.width, hidden_size=config.state, **config.options
+    )
+
+
+def _normed(x: np.ndarray) -> np.ndarray:
+    """Mean 0 and variance 1 over the features: the blocks' LayerNorm."""
+    away = x - x.mean(axis=-1, keepdims=True)
+    return away / np.sqrt(np.mean(away**2, axis=-1, keepdims=True) + 1e-5)
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    return (x * (0.5 + 0.5 * _erf(x / math.sqrt(2)))).astype(np.float32)
