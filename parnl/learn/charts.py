@@ -40,20 +40,22 @@ def curves(
     return _over_epochs(figure, axis)
 
 
-def iterations(epochs: Sequence[int], blocks: Sequence[Sequence[int]], best: int) -> str:
-    """Newton iterations of each block over the epochs."""
+def iterations(
+    epochs: Sequence[int], solves: Sequence[Sequence[int]], labels: Sequence[str], best: int
+) -> str:
+    """Newton iterations of each solve over the epochs; the first eight are named."""
     from matplotlib.ticker import MaxNLocator
 
     figure, axis = _axes()
-    for i, counts in enumerate(blocks):
+    for i, counts in enumerate(solves):
         # Blocks often take equally many: markers of different sizes keep them all in sight.
         axis.plot(
             epochs, counts, DASHES[i % len(DASHES)], color=COLOURS[i % len(COLOURS)],
-            marker=MARKERS[i % len(MARKERS)], markersize=3 + 2 * min(len(blocks) - i, 6),
-            markevery=max(1, len(epochs) // 20), label=f"block {i + 1}" if i < 8 else None,
+            marker=MARKERS[i % len(MARKERS)], markersize=3 + 2 * min(len(solves) - i, 6),
+            markevery=max(1, len(epochs) // 20), label=labels[i] if i < 8 else None,
         )  # fmt: skip
     axis.axvline(best, color="#666666", linewidth=1, linestyle=":", label=f"best epoch, {best}")
-    axis.set_ylim(0, 1.15 * max(1, *(n for counts in blocks for n in counts)))
+    axis.set_ylim(0, 1.15 * max(1, *(n for counts in solves for n in counts)))
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     return _over_epochs(figure, axis)
 

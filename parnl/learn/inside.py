@@ -46,18 +46,18 @@ def stability(model: Trained, inputs: np.ndarray) -> list[BlockStability]:
     config = model.config
     if config.cell == "attention":
         return []
-    arrays = model_of(model.trainer.export_state())
-    cell = _cell(config)
-    found = []
-    for block, read in enumerate(block_inputs(arrays, config, inputs)):
-        try:
+    arrays, found = model_of(model.trainer.export_state()), []
+    try:
+        for block, read in enumerate(block_inputs(arrays, config, inputs)):
             with np.errstate(all="ignore"):
-                told = diagnose(cell, recurrence(arrays, block), read, chunks=(), budget=BUDGET)
-        except ValueError as error:  # what diagnose raises where features are not finite
-            found.append(BlockStability(None, math.nan, math.nan, str(error)))
-            continue
-        measured = float(np.max(told.measured))
-        found.append(BlockStability(told.certificate, told.lyapunov.largest, measured, ""))
+                told = diagnose(
+                    _cell(config), recurrence(arrays, block), read, chunks=(), budget=BUDGET
+                )
+            measured = float(np.max(told.measured))
+            found.append(BlockStability(told.certificate, told.lyapunov.largest, measured, ""))
+    except (TypeError, ValueError) as error:  # features that are not finite, options that are none
+        left = config.blocks - len(found)
+        found += [BlockStability(None, math.nan, math.nan, str(error)[:300])] * left
     return found
 
 
@@ -68,7 +68,8 @@ def block_inputs(
 
     arrays: `model.*` of a trainer's `export_state`. inputs: (N, T, channels).
     """
-    cell, read = _cell(config), [[] for _ in range(config.blocks)]  # type: list[list[np.ndarray]]
+    cell = _cell(config)
+    read: list[list[np.ndarray]] = [[] for _ in range(config.blocks)]
 
     def linear(name: str, x: np.ndarray) -> np.ndarray:
         if f"model.{name}.weight" not in arrays:  # of a block's width already

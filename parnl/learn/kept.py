@@ -25,8 +25,8 @@ from parnl.learn.checkpoints import HEADER, read_checkpoint, write_checkpoint
 from parnl.learn.data import Dataset, Split
 from parnl.learn.readers.collection import LARGEST, shown
 from parnl.learn.tasks import TASKS, Scale
-from parnl.learn.training import MODEL, Comparison, Config
 from parnl.learn.trained import Trained, load_run
+from parnl.learn.training import MODEL, Comparison, Config
 
 REPORT, TEST = "report.json", "test.safetensors"
 MOST = 10_000
@@ -199,8 +199,10 @@ def _told(model: Trained, held: dict[str, Any]) -> dict[str, Any]:
     metric = model.config.best or TASKS[model.config.task].best
     history = [_epoch(record, metric) for record in a_list("history", held.get("history"))]
     bests = [record for record in history if record["best"]]
-    if not bests or len({len(record["iterations"]) for record in history}) > 1:
-        raise ValueError("history: expected epochs with one number of blocks, one of them the best")
+    # also a limit: a header may name any number of loops
+    solves = 0 if model.config.cell == "attention" else model.config.blocks * model.config.loops
+    if not bests or any(len(record["iterations"]) != solves for record in history):
+        raise ValueError(f"history: expected epochs of {solves} solves each, one of them the best")
     test, data = an_object("test", held.get("test")), an_object("data", held["data"])
     parts = an_object("parts", data.get("parts"))
     return dict(

@@ -1,0 +1,445 @@
+"""A web page on a run of training: one file that needs no network, no scripts and no data.
+
+    write(Path("runs/JapaneseVowels-lrc-torch"))            # runs/.../report.html
+
+The run may come from anybody: all its text is escaped, and the page forbids scripts and addresses.
+A task's own part of the page is a function in `SECTIONS`.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from parnl.learn import charts
+from parnl.learn.data import channels_of
+from parnl.learn.inside import BUDGET, BlockStability, stability
+from parnl.learn.kept import MOST, PARTS, Record, read
+from parnl.learn.progress import shown
+from parnl.learn.readers.collection import counted
+from parnl.learn.training import Config, model_of
+from parnl.stability.certificates import Certificate
+
+MATRIX = 60
+"""A confusion matrix of more classes is a list of what is mixed up most."""
+DRAWN = 6
+"""Of several numbers to learn, those that get charts."""
+# What the command line calls an option of Config, if not by its own name.
+NAMES = {"learning_rate": "--lr"}
+NO_OPTIONS = ("options", "pooled", "channels", "clip")
+MISSING = {
+    "interpolate": "Missing values are filled in between the values around them.",
+    "mean": "Missing values become the mean of their channel.",
+    "mask": "Missing values become the mean of their channel; a further channel marks them.",
+}
+STYLE = """
+:root{color-scheme:light}
+body{font:16px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:62rem;
+margin:0 auto;padding:1rem;overflow-wrap:anywhere}
+h1{font-size:1.6rem;line-height:1.25}h2{font-size:1.25rem;margin-top:2.2rem;border-top:1px solid
+#ccc;padding-top:.8rem}h3{font-size:1rem}
+.scroll{overflow:auto;margin:.8rem 0}.long{max-height:36rem}
+table{border-collapse:collapse;font-size:.9rem;overflow-wrap:normal}
+td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+pre{background:#f3f3f3;padding:.7rem;white-space:pre-wrap}
+.charts{display:flex;flex-wrap:wrap;gap:1rem}
+figure{margin:0;flex:1 1 22rem;max-width:30rem}img{width:100%;height:auto}
+figcaption{font-weight:600;font-size:.9rem}
+.note{color:#444}
+"""
+
+
+def write(folder: Path, out: Path | None = None) -> Path:
+    """Write the page of the run in `folder` to `out`, by default its `report.html`.
+
+    Raises FileNotFoundError where the run lacks a file, ValueError that names a file which is not
+    what a run writes.
+    """
+    out = out or folder / "report.html"
+    text = page(read(folder))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, "utf-8")
+    return out
+
+
+def page(run: Record) -> str:
+    """The whole page."""
+    config = run.model.config
+    title = f"{config.task}: {run.name}, {config.cell} in {config.backend}"
+    section = SECTIONS.get(config.task)
+    own = p(f"This page has no section for the task {config.task}.")
+    return "\n".join((
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        # a second lock: even text that was not escaped could do nothing
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'\">",
+        f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>",
+        f"<h1>{text(title)}</h1>",
+        results(run),
+        command(config),
+        learning(run),
+        section(run) if section else own,
+        exactness(run),
+        steadiness(run, stability(run.model, run.inputs)),
+        data(run),
+        model(run),
+        "</body>\n</html>\n",
+    ))  # fmt: skip
+
+
+def results(run: Record) -> str:
+    """The metrics of the test part."""
+    of = f"{counted(run.parts['test'].series, 'series')} of the test part"
+    return p(f"On the {of}, with the weights of epoch {run.best['epoch']}:") + table(
+        ("metric", "test"), [(name, shown(name, run.metrics)) for name in run.metrics]
+    )
+
+
+def command_line(config: Config) -> tuple[str, list[str]]:
+    """The command that makes this run anew, and options of the run that no command sets.
+
+    Raises ValueError where an option holds characters that cannot be shown: pasted, they could do
+    anything to a terminal.
+    """
+    words, lacking = ["parnl", "train"], []
+    standard = Config()
+    for field in fields(Config):
+        value = getattr(config, field.name)
+        if value == getattr(standard, field.name) and field.name != "data":
+            continue
+        if field.name in NO_OPTIONS:
+            lacking.append(f"{field.name} = {value!r}")
+        elif field.name == "standardise":
+            words.append("--standardise" if value else "--raw")
+        else:
+            several = isinstance(value, list | tuple)
+            words.append(NAMES.get(field.name, f"--{field.name.replace('_', '-')}"))
+            words.append(",".join(map(str, value)) if several else str(value))
+    for word in words:
+        if not word.isprintable():
+            raise ValueError(f"command: got {word!r}, expected characters that can be shown")
+    return shlex.join(words), lacking
+
+
+def command(config: Config) -> str:
+    """The command that made the run."""
+    try:
+        line, lacking = command_line(config)
+    except ValueError as error:
+        return h2("Command") + p(f"The command cannot be shown. {error}")
+    made = h2("Command") + p("This command makes such a run:") + f"<pre>{text(line)}</pre>"
+    if lacking:
+        names = "; ".join(lacking)
+        made += p(f"The command line has no option for these. Set them in Python: {names}")
+    return made
+
+
+def learning(run: Record) -> str:
+    """Loss, metric and Newton iterations over the epochs."""
+    epochs, best = [record["epoch"] for record in run.history], run.best["epoch"]
+    figures = []
+    for name in dict.fromkeys(("loss", run.metric)):
+        trained = [record[name] for record in run.history]
+        validated = [record[f"validation_{name}"] for record in run.history]
+        picture = charts.curves(epochs, trained, validated, best)
+        figures.append(figure(picture, f"{name} by epoch, training and validation"))
+    solves = list(zip(*(record["iterations"] for record in run.history), strict=True))
+    if solves:
+        blocks, loops = run.model.config.blocks, run.model.config.loops
+        labels = [f"block {i % blocks + 1}" for i in range(len(solves))]
+        if loops > 1:
+            labels = [f"{label}, loop {i // blocks + 1}" for i, label in enumerate(labels)]
+        picture = charts.iterations(epochs, solves, labels, best)
+        figures.append(figure(picture, "Newton iterations of each block by epoch, validation"))
+    last, value = run.history[-1], f"validation_{run.metric}"
+    return (
+        h2("Training")
+        + p(
+            f"Epoch {best} of {last['epoch']} is the best by {run.metric}: "
+            f"{shown(value, run.best)} in validation. The page is on the weights of this epoch."
+        )
+        + f'<div class="charts">{"".join(figures)}</div>'
+    )
+
+
+def classified(run: Record) -> str:
+    """Confusion matrix and a table of the classes."""
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    classes, found = run.model.classes, run.answers.argmax(axis=1)
+    every = np.arange(len(classes))
+    counts = confusion_matrix(run.targets, found, labels=every)
+    judged = precision_recall_fscore_support(run.targets, found, labels=every, zero_division=0)
+    rows = [
+        (name, *(f"{value:.1%}" for value in (precision, recall, f1)), int(series))
+        for name, precision, recall, f1, series in zip(classes, *judged, strict=True)
+    ]
+    return (
+        h2("Classes")
+        + p(f"{_of_all(run)} A row is the true class, a column the class that the model answers.")
+        + _matrix(classes, counts)
+        + p("Precision: of the series that got this answer, the share that is of the class. "
+            "Recall: of the series of the class, the share that got this answer. "
+            "F1 is the harmonic mean of the two. Each is 0 where there is nothing to divide by.")
+        + table(("class", "precision", "recall", "F1", "series"), rows)
+    )  # fmt: skip
+
+
+def _matrix(classes: Sequence[str], counts: np.ndarray) -> str:
+    if len(classes) > MATRIX:
+        wrong = counts - np.diag(np.diag(counts))
+        worst = [divmod(int(i), len(classes)) for i in np.argsort(-wrong, axis=None)[:MATRIX]]
+        rows = [(classes[i], classes[j], int(wrong[i, j])) for i, j in worst if wrong[i, j]]
+        much = p(f"There are {len(classes)} classes. These are mixed up most:")
+        return much + table(("truth", "answer", "series"), rows)
+    heads = "".join(f'<th scope="col" class="n">{text(name)}</th>' for name in classes)
+    lines = [f'<tr><th scope="col">truth \\ answer</th>{heads}</tr>']
+    for name, row in zip(classes, counts, strict=True):
+        most = max(1, int(row.sum()))
+        cells = "".join(
+            f'<td class="n" style="background:rgba(0,114,178,{0.45 * n / most:.3f})">{n}</td>'
+            for n in map(int, row)
+        )
+        lines.append(f'<tr><th scope="row">{text(name)}</th>{cells}</tr>')
+    return f'<div class="scroll"><table class="confusion">{"".join(lines)}</table></div>'
+
+
+def numbered(run: Record) -> str:
+    """Answers against the truth, residuals, and a table of the numbers."""
+    k = run.targets.shape[1]
+    rows, figures = [], []
+    for i, name in enumerate(_numbers(run)):
+        truth, found = run.targets[:, i].astype(np.float64), run.answers[:, i]
+        gap, spread = found - truth, float(np.var(truth))
+        share = f"{1 - np.mean(gap**2) / spread:.4g}" if spread > 0 else "the truth does not vary"
+        sizes = (np.mean(gap), np.mean(np.abs(gap)), math.sqrt(np.mean(gap**2)), np.abs(gap).max())
+        rows.append((name, *(f"{size:.4g}" for size in sizes), share))
+        if i < DRAWN:
+            figures.append(figure(charts.against(truth, found), f"{name}: answer by truth"))
+            figures.append(figure(charts.residuals(truth, found), f"{name}: residual by truth"))
+    heads = ("number", "mean error", "mean |error|", "root mean square", "largest", "R2")
+    few = f" The first {DRAWN} of {k} numbers are drawn." if k > DRAWN else ""
+    return (
+        h2("Numbers")
+        + p(f"{_of_all(run)} An error, or residual, is the answer minus the truth.{few}")
+        + f'<div class="charts">{"".join(figures)}</div>'
+        + table(heads, rows)
+    )
+
+
+def _numbers(run: Record) -> list[str]:
+    """The names of the numbers that were learned: those of their columns, where they are known."""
+    k = len(run.model.scale.mean)
+    label = None if run.model.reading is None else run.model.reading.label
+    names = [label] if isinstance(label, str) else label
+    if isinstance(names, list | tuple) and len(names) == k:
+        return [str(name) for name in names]
+    return ["value"] if k == 1 else [f"value {i}" for i in range(k)]
+
+
+# The part of the page that is a task's own: what a run kept, as HTML.
+SECTIONS: dict[str, Callable[[Record], str]] = {"classify": classified, "regress": numbered}
+
+
+def _of_all(run: Record) -> str:
+    if len(run.targets) == run.total:
+        return f"All {counted(run.total, 'series')} of the test part."
+    return (
+        f"{len(run.targets):,} of the {run.total:,} series of the test part, chosen evenly: a run "
+        f"keeps at most {MOST:,} answers."
+    )
+
+
+def exactness(run: Record) -> str:
+    """The parallel solve beside the sequential one."""
+    share = f", {run.gap / run.scale:.1e} of it" if run.scale > 0 else ""
+    blocks = ", ".join(map(str, run.iterations)) or "none"
+    return (
+        h2("How exact the parallel solve is")
+        + p("The test part was solved twice: in parallel over time, and step by step. "
+            "The gap is the largest difference of two answers, as the model gives them.")
+        + table(("", "test"), [
+            ("gap", f"{run.gap:.1e}{share}"),
+            ("largest answer", f"{run.scale:.4g}"),
+            ("chunks", run.chunks),
+            ("Newton iterations of each block, at most", blocks),
+        ])
+    )  # fmt: skip
+
+
+def steadiness(run: Record, blocks: Sequence[BlockStability]) -> str:
+    """What is proved and measured of each block's cell."""
+    head = h2("Stability")
+    if not blocks:
+        return head + p("The model has no recurrent cell: there is nothing to prove.")
+    count, steps = run.inputs.shape[:2]
+    rows, proved = [], []
+    for i, block in enumerate(blocks, start=1):
+        bound = block.certificate
+        if bound is None:
+            proved.append(f"Block {i}: nothing can be proved: {block.problem}")
+            continue
+        fade = f"halves in {math.log(2) / -block.largest:.3g} steps"
+        rows.append((
+            f"block {i}",
+            f"{bound.bound:.4g}" if math.isfinite(bound.bound) else "none found",
+            f"{block.measured:.4g}",
+            f"{block.largest:.4g}: a change {fade if block.largest < 0 else 'does not fade'}",
+            f"{np.min(bound.low):.3g} to {np.max(bound.high):.3g}",
+        ))  # fmt: skip
+        proved.append(f"Block {i}: {_verdict(bound)}")
+    several = len(blocks[0].certificate.weights) > 1 if blocks[0].certificate else False
+    return (
+        head
+        + "".join(map(p, proved))
+        + p("A step of the cell makes a small change of its state at most so many times as large: "
+            "this is the bound. Where it is proved to be below 1, for states that stay in their "
+            "range, the channel is stable. Gradients then shrink by the bound with each step back "
+            "in time (Theorem 1 of arXiv 2505.21717) and cannot explode, and the parallel solve "
+            "usually needs few iterations. A channel without a proof may still be stable. What was "
+            "measured tells how the cell was on these series.")
+        + p(f"The proof holds for all inputs whose features lie in the ranges that "
+            f"{counted(count, 'series')} of the test part reach in {counted(steps, 'step')}, and "
+            "for the states in the table. It says nothing of inputs beyond these ranges.")
+        + (p("The cell has several states: changes are measured in the largest of them, each with "
+             "a weight that the proof chose.") if several else "")
+        + (table(("", "proved bound", "measured", "Lyapunov exponent a step", "states"), rows)
+           if rows else "")
+    )  # fmt: skip
+
+
+def _verdict(bound: Certificate) -> str:
+    count, proved = len(bound.rho), int(np.sum((bound.rho < 1) & bound.invariant))
+    if bound.stable:
+        return f"stable. This is proved for {counted(count, 'channel')}, all it has."
+    beyond, loose = int(np.sum(bound.attained >= 1)), int(np.sum(~bound.invariant))
+    words = (
+        f"stable in {proved} of {counted(count, 'channel')}, by proof; not proved in the others."
+    )
+    if beyond:
+        words += f" In {beyond} a change does not shrink somewhere in the ranges."
+    if loose:
+        words += f" For {loose} no range was found that the states do not leave."
+    if count - proved > beyond + loose:
+        words += f" The proof may take {BUDGET} boxes a channel, and some would need more."
+    return words
+
+
+def data(run: Record) -> str:
+    """The parts, classes and channels of the data, and what was done to it."""
+    made, classes = run.model.preparation, run.model.classes
+    rows: list[tuple[Any, ...]] = []
+    for name in PARTS:
+        (least, most), series = run.parts[name].steps, run.parts[name].series
+        rows.append((name, series, str(most) if least == most else f"{least} to {most}"))
+    found = [h2("Data"), table(("part", "series", "steps"), rows)]
+    if run.model.config.patch > 1:
+        found.append(p(f"A step is {run.model.config.patch} steps of the data, joined."))
+    if made is not None:
+        found.append(p(MISSING[made.missing]))
+    found += [p(note) for note in run.notes]
+    if classes:
+        counts = zip(*(run.parts[name].classes for name in PARTS), strict=True)
+        rows = [(name, *own) for name, own in zip(classes, counts, strict=True)]
+        found.append(table(("class", *PARTS), rows))
+    else:
+        pairs = zip(_numbers(run), *run.model.scale.listed(), strict=True)
+        rows = [(name, f"{mean:.6g}", f"{size:.6g}") for name, mean, size in pairs]
+        found.append(table(("number to learn", "mean", "deviation"), rows))
+    if made is None:
+        return "".join(found) + p("The run did not keep how its data was prepared.")
+    rows = []
+    for name, mean, size in zip(made.channels, made.mean, made.deviation, strict=True):
+        text_of = made.categories.get(name)
+        names = "" if text_of is None else "text: " + ", ".join(text_of)
+        rows.append((name, names or f"{mean:.6g}", "" if names else f"{size:.6g}"))
+    way = "brought to mean 0 and deviation 1" if made.standardise else "taken as they are"
+    inputs = channels_of(made)
+    found.append(p(f"Channels are {way}. Means and deviations are those of the training series."))
+    found.append(table(("channel", "mean", "deviation"), rows))
+    if tuple(inputs) != made.channels:
+        found.append(p(f"The model reads {counted(len(inputs), 'input')}: {', '.join(inputs)}."))
+    return "".join(found)
+
+
+def model(run: Record) -> str:
+    """Every option, sizes, times and versions."""
+    config = run.model.config
+    arrays = model_of(run.model.trainer.export_state())
+    seconds = sum(record["seconds"] for record in run.history)
+    rows = [
+        ("parameters", f"{sum(array.size for array in arrays.values()):,}"),
+        ("training", f"{seconds:.1f} s, {counted(len(run.history), 'epoch')}"),
+        *((name, version) for name, version in run.versions.items()),
+    ]
+    options = [(field.name, _said(getattr(config, field.name))) for field in fields(Config)]
+    return (
+        h2("Model")
+        + table(("", "value"), rows)
+        + "<h3>Options</h3>"
+        + table(("option", "value"), options)
+    )
+
+
+def _said(value: Any) -> str:
+    return value if isinstance(value, str) else "not given" if value is None else repr(value)
+
+
+def text(value: Any) -> str:
+    """A value as HTML shows it; what it holds cannot become a tag or an attribute."""
+    return html.escape("".join(c if c.isprintable() else "?" for c in str(value)))
+
+
+def p(sentence: str) -> str:
+    """A paragraph of plain text."""
+    return f"<p>{text(sentence)}</p>"
+
+
+def h2(words: str) -> str:
+    """The title of a section."""
+    return f"<h2>{text(words)}</h2>"
+
+
+def figure(picture: str, caption: str) -> str:
+    """A picture from `charts`, and what it shows."""
+    words = text(caption)
+    return f'<figure><figcaption>{words}</figcaption><img src="{picture}" alt="{words}"></figure>'
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table of plain text that scrolls where it is too wide; numbers stand to the right."""
+    numeric = [
+        bool(rows) and all(_is_number(row[i]) for row in rows) and i > 0 for i in range(len(heads))
+    ]
+    kinds = [' class="n"' if yes else "" for yes in numeric]
+    lines = [
+        "".join(
+            f'<th scope="col"{kind}>{text(head)}</th>'
+            for head, kind in zip(heads, kinds, strict=True)
+        )
+    ]
+    for first, *others in rows:
+        cells = "".join(
+            f"<td{kind}>{text(cell)}</td>" for cell, kind in zip(others, kinds[1:], strict=True)
+        )
+        lines.append(f'<th scope="row">{text(first)}</th>{cells}')
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    kind = "scroll long" if len(rows) > 60 else "scroll"
+    return f'<div class="{kind}"><table>{body}</table></div>'
+
+
+def _is_number(cell: Any) -> bool:
+    try:
+        float(str(cell).replace(",", "").removesuffix("%"))
+    except ValueError:
+        return False
+    return True
