@@ -290,7 +290,15 @@ a_text: Callable[[str, Any], str] = _expect(str, "text")
 
 
 def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"
+    """The kind of a value of JSON, in words."""
+    words = {
+        dict: "an object",
+        list: "a list",
+        str: "text",
+        type(None): "nothing",
+        bool: "a yes or no",
+    }
+    return words.get(type(value), "a number")
 
 
 def _json(path: Path) -> Any:
