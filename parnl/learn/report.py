@@ -35,9 +35,9 @@ DRAWN = 6
 NAMES = {"learning_rate": "--lr"}
 NO_OPTIONS = ("options", "pooled", "channels", "clip")
 MISSING = {
-    "interpolate": "Missing values are filled in between the values around them.",
-    "mean": "Missing values become the mean of their channel.",
-    "mask": "Missing values become the mean of their channel; a further channel marks them.",
+    "interpolate": "Missing values, if any, are filled in between the values around them.",
+    "mean": "Missing values, if any, become the mean of their channel.",
+    "mask": "Missing values, if any, become the mean of their channel; a further channel marks them.",
 }
 STYLE = """
 :root{color-scheme:light}
@@ -48,6 +48,7 @@ h1{font-size:1.6rem;line-height:1.25}h2{font-size:1.25rem;margin-top:2.2rem;bord
 .scroll{overflow:auto;margin:.8rem 0}.long{max-height:36rem}
 table{border-collapse:collapse;font-size:.9rem;overflow-wrap:normal}
 td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}
+th[scope=row]{position:sticky;left:0;background:#fff;max-width:12rem}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 pre{background:#f3f3f3;padding:.7rem;white-space:pre-wrap}
 .charts{display:flex;flex-wrap:wrap;gap:1rem}
@@ -301,14 +302,14 @@ def steadiness(run: Record, blocks: Sequence[BlockStability]) -> str:
     return (
         head
         + "".join(map(p, proved))
-        + p("A step of the cell makes a small change of its state at most so many times as large: "
-            "this is the bound. Where it is proved to be below 1, for states that stay in their "
+        + p("The bound says how many times larger one step of the cell can make a small change of "
+            "its state. Where it is proved to be below 1, for states that stay in their "
             "range, the channel is stable. Gradients then shrink by the bound with each step back "
             "in time (Theorem 1 of arXiv 2505.21717) and cannot explode, and the parallel solve "
             "usually needs few iterations. A channel without a proof may still be stable. What was "
             "measured tells how the cell was on these series.")
         + p(f"The proof holds for all inputs whose features lie in the ranges that "
-            f"{counted(count, 'series')} of the test part reach in {counted(steps, 'step')}, and "
+            f"{counted(count, 'series')} of the test part reach in {counted(steps, 'step')} each, and "
             "for the states in the table. It says nothing of inputs beyond these ranges.")
         + (p("The cell has several states: changes are measured in the largest of them, each with "
              "a weight that the proof chose.") if several else "")

@@ -522,7 +522,8 @@ def test_stability_is_what_certify_and_lyapunov_say(made):
     assert bound.stable
     assert "Block 1: stable. This is proved for 4 channels" in page.text
     assert (
-        f"{kept.SAMPLE} series of the test part reach in {run.inputs.shape[1]} steps" in page.text
+        f"{kept.SAMPLE} series of the test part reach in {run.inputs.shape[1]} steps each"
+        in page.text
     )
 
 
