@@ -3,15 +3,14 @@
     write(Path("runs/JapaneseVowels-lrc-torch"))            # runs/.../report.html
 
 The run may come from anybody: all its text is escaped, and the page forbids scripts and addresses.
-A task's own part of the page is a function in `SECTIONS`.
+A task's own part of the page is in `report_tasks`.
 """
 
 from __future__ import annotations
 
-import html
 import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,41 +20,22 @@ import numpy as np
 from parnl.learn import charts
 from parnl.learn.data import channels_of
 from parnl.learn.inside import BUDGET, BlockStability, stability
-from parnl.learn.kept import MOST, PARTS, Record, read
+from parnl.learn.kept import PARTS, Record, read
+from parnl.learn.markup import STYLE, figure, h2, p, table, text
 from parnl.learn.progress import shown
 from parnl.learn.readers.collection import counted
+from parnl.learn.report_tasks import SECTIONS, names_of_numbers
 from parnl.learn.training import Config, model_of
 from parnl.stability.certificates import Certificate
 
-MATRIX = 60
-"""A confusion matrix of more classes is a list of what is mixed up most."""
-DRAWN = 6
-"""Of several numbers to learn, those that get charts."""
 # What the command line calls an option of Config, if not by its own name.
 NAMES = {"learning_rate": "--lr"}
 NO_OPTIONS = ("options", "pooled", "channels", "clip")
 MISSING = {
     "interpolate": "Missing values, if any, are filled in between the values around them.",
     "mean": "Missing values, if any, become the mean of their channel.",
-    "mask": "Missing values, if any, become the mean of their channel; a further channel marks them.",
+    "mask": "Missing values, if any, become the mean; a further channel marks them.",
 }
-STYLE = """
-:root{color-scheme:light}
-body{font:16px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:62rem;
-margin:0 auto;padding:1rem;overflow-wrap:anywhere}
-h1{font-size:1.6rem;line-height:1.25}h2{font-size:1.25rem;margin-top:2.2rem;border-top:1px solid
-#ccc;padding-top:.8rem}h3{font-size:1rem}
-.scroll{overflow:auto;margin:.8rem 0}.long{max-height:36rem}
-table{border-collapse:collapse;font-size:.9rem;overflow-wrap:normal}
-td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}
-th[scope=row]{position:sticky;left:0;background:#fff;max-width:12rem}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-pre{background:#f3f3f3;padding:.7rem;white-space:pre-wrap}
-.charts{display:flex;flex-wrap:wrap;gap:1rem}
-figure{margin:0;flex:1 1 22rem;max-width:30rem}img{width:100%;height:auto}
-figcaption{font-weight:600;font-size:.9rem}
-.note{color:#444}
-"""
 
 
 def write(folder: Path, out: Path | None = None) -> Path:
@@ -172,97 +152,9 @@ def learning(run: Record) -> str:
     )
 
 
-def classified(run: Record) -> str:
-    """Confusion matrix and a table of the classes."""
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
-    classes, found = run.model.classes, run.answers.argmax(axis=1)
-    every = np.arange(len(classes))
-    counts = confusion_matrix(run.targets, found, labels=every)
-    judged = precision_recall_fscore_support(run.targets, found, labels=every, zero_division=0)
-    rows = [
-        (name, *(f"{value:.1%}" for value in (precision, recall, f1)), int(series))
-        for name, precision, recall, f1, series in zip(classes, *judged, strict=True)
-    ]
-    return (
-        h2("Classes")
-        + p(f"{_of_all(run)} A row is the true class, a column the class that the model answers.")
-        + _matrix(classes, counts)
-        + p("Precision: of the series that got this answer, the share that is of the class. "
-            "Recall: of the series of the class, the share that got this answer. "
-            "F1 is the harmonic mean of the two. Each is 0 where there is nothing to divide by.")
-        + table(("class", "precision", "recall", "F1", "series"), rows)
-    )  # fmt: skip
-
-
-def _matrix(classes: Sequence[str], counts: np.ndarray) -> str:
-    if len(classes) > MATRIX:
-        wrong = counts - np.diag(np.diag(counts))
-        worst = [divmod(int(i), len(classes)) for i in np.argsort(-wrong, axis=None)[:MATRIX]]
-        rows = [(classes[i], classes[j], int(wrong[i, j])) for i, j in worst if wrong[i, j]]
-        much = p(f"There are {len(classes)} classes. These are mixed up most:")
-        return much + table(("truth", "answer", "series"), rows)
-    heads = "".join(f'<th scope="col" class="n">{text(name)}</th>' for name in classes)
-    lines = [f'<tr><th scope="col">truth \\ answer</th>{heads}</tr>']
-    for name, row in zip(classes, counts, strict=True):
-        most = max(1, int(row.sum()))
-        cells = "".join(
-            f'<td class="n" style="background:rgba(0,114,178,{0.45 * n / most:.3f})">{n}</td>'
-            for n in map(int, row)
-        )
-        lines.append(f'<tr><th scope="row">{text(name)}</th>{cells}</tr>')
-    return f'<div class="scroll"><table class="confusion">{"".join(lines)}</table></div>'
-
-
-def numbered(run: Record) -> str:
-    """Answers against the truth, residuals, and a table of the numbers."""
-    k = run.targets.shape[1]
-    rows, figures = [], []
-    for i, name in enumerate(_numbers(run)):
-        truth, found = run.targets[:, i].astype(np.float64), run.answers[:, i]
-        gap, spread = found - truth, float(np.var(truth))
-        share = f"{1 - np.mean(gap**2) / spread:.4g}" if spread > 0 else "the truth does not vary"
-        sizes = (np.mean(gap), np.mean(np.abs(gap)), math.sqrt(np.mean(gap**2)), np.abs(gap).max())
-        rows.append((name, *(f"{size:.4g}" for size in sizes), share))
-        if i < DRAWN:
-            figures.append(figure(charts.against(truth, found), f"{name}: answer by truth"))
-            figures.append(figure(charts.residuals(truth, found), f"{name}: residual by truth"))
-    heads = ("number", "mean error", "mean |error|", "root mean square", "largest", "R2")
-    few = f" The first {DRAWN} of {k} numbers are drawn." if k > DRAWN else ""
-    return (
-        h2("Numbers")
-        + p(f"{_of_all(run)} An error, or residual, is the answer minus the truth.{few}")
-        + f'<div class="charts">{"".join(figures)}</div>'
-        + table(heads, rows)
-    )
-
-
-def _numbers(run: Record) -> list[str]:
-    """The names of the numbers that were learned: those of their columns, where they are known."""
-    k = len(run.model.scale.mean)
-    label = None if run.model.reading is None else run.model.reading.label
-    names = [label] if isinstance(label, str) else label
-    if isinstance(names, list | tuple) and len(names) == k:
-        return [str(name) for name in names]
-    return ["value"] if k == 1 else [f"value {i}" for i in range(k)]
-
-
-# The part of the page that is a task's own: what a run kept, as HTML.
-SECTIONS: dict[str, Callable[[Record], str]] = {"classify": classified, "regress": numbered}
-
-
-def _of_all(run: Record) -> str:
-    if len(run.targets) == run.total:
-        return f"All {counted(run.total, 'series')} of the test part."
-    return (
-        f"{len(run.targets):,} of the {run.total:,} series of the test part, chosen evenly: a run "
-        f"keeps at most {MOST:,} answers."
-    )
-
-
 def exactness(run: Record) -> str:
     """The parallel solve beside the sequential one."""
-    share = f", {run.gap / run.scale:.1e} of it" if run.scale > 0 else ""
+    share = f", {run.gap / run.scale:.1e} of the largest answer" if run.scale > 0 else ""
     blocks = ", ".join(map(str, run.iterations)) or "none"
     return (
         h2("How exact the parallel solve is")
@@ -309,8 +201,8 @@ def steadiness(run: Record, blocks: Sequence[BlockStability]) -> str:
             "usually needs few iterations. A channel without a proof may still be stable. What was "
             "measured tells how the cell was on these series.")
         + p(f"The proof holds for all inputs whose features lie in the ranges that "
-            f"{counted(count, 'series')} of the test part reach in {counted(steps, 'step')} each, and "
-            "for the states in the table. It says nothing of inputs beyond these ranges.")
+            f"{counted(count, 'series')} of the test part reach in {counted(steps, 'step')} each, "
+            "and for the states in the table. It says nothing of inputs beyond these ranges.")
         + (p("The cell has several states: changes are measured in the largest of them, each with "
              "a weight that the proof chose.") if several else "")
         + (table(("", "proved bound", "measured", "Lyapunov exponent a step", "states"), rows)
@@ -353,7 +245,7 @@ def data(run: Record) -> str:
         rows = [(name, *own) for name, own in zip(classes, counts, strict=True)]
         found.append(table(("class", *PARTS), rows))
     else:
-        pairs = zip(_numbers(run), *run.model.scale.listed(), strict=True)
+        pairs = zip(names_of_numbers(run), *run.model.scale.listed(), strict=True)
         rows = [(name, f"{mean:.6g}", f"{size:.6g}") for name, mean, size in pairs]
         found.append(table(("number to learn", "mean", "deviation"), rows))
     if made is None:
@@ -393,54 +285,3 @@ def model(run: Record) -> str:
 
 def _said(value: Any) -> str:
     return value if isinstance(value, str) else "not given" if value is None else repr(value)
-
-
-def text(value: Any) -> str:
-    """A value as HTML shows it; what it holds cannot become a tag or an attribute."""
-    return html.escape("".join(c if c.isprintable() else "?" for c in str(value)))
-
-
-def p(sentence: str) -> str:
-    """A paragraph of plain text."""
-    return f"<p>{text(sentence)}</p>"
-
-
-def h2(words: str) -> str:
-    """The title of a section."""
-    return f"<h2>{text(words)}</h2>"
-
-
-def figure(picture: str, caption: str) -> str:
-    """A picture from `charts`, and what it shows."""
-    words = text(caption)
-    return f'<figure><figcaption>{words}</figcaption><img src="{picture}" alt="{words}"></figure>'
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table of plain text that scrolls where it is too wide; numbers stand to the right."""
-    numeric = [
-        bool(rows) and all(_is_number(row[i]) for row in rows) and i > 0 for i in range(len(heads))
-    ]
-    kinds = [' class="n"' if yes else "" for yes in numeric]
-    lines = [
-        "".join(
-            f'<th scope="col"{kind}>{text(head)}</th>'
-            for head, kind in zip(heads, kinds, strict=True)
-        )
-    ]
-    for first, *others in rows:
-        cells = "".join(
-            f"<td{kind}>{text(cell)}</td>" for cell, kind in zip(others, kinds[1:], strict=True)
-        )
-        lines.append(f'<th scope="row">{text(first)}</th>{cells}')
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    kind = "scroll long" if len(rows) > 60 else "scroll"
-    return f'<div class="{kind}"><table>{body}</table></div>'
-
-
-def _is_number(cell: Any) -> bool:
-    try:
-        float(str(cell).replace(",", "").removesuffix("%"))
-    except ValueError:
-        return False
-    return True
