@@ -70,6 +70,8 @@ NEEDED = {
     "learn/test_commands.py": {"torch", "jax"},
     "learn/test_jax_models.py": {"jax"},
     "learn/test_models.py": {"torch", "jax"},
+    "learn/test_report.py": {"torch", "jax"},
+    "learn/test_report_files.py": {"torch"},
     "learn/test_tasks.py": {"torch", "jax"},
     "learn/test_train_files.py": {"torch"},
     "learn/test_trained.py": {"torch", "jax"},

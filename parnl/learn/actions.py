@@ -1,12 +1,11 @@
 """What the subcommands of `parnl` do, and what they print."""
 
 import inspect
-import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,7 @@ def run_training(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from parnl.learn import training
+    from parnl.learn import kept, training
     from parnl.memory import keep_memory
 
     keep_memory()
@@ -117,8 +116,7 @@ def run_training(
             result.trainer, dataset.test, config.batch, config.chunks, task=task, scale=scale
         )
     plot(result.history, metric, folder / "training.png")
-    report = dict(config=asdict(config), history=result.history, test=test._asdict())
-    (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False))
+    kept.keep(folder, config, dataset, result.history, test, scale)
     seconds = sum(record["seconds"] for record in result.history)
     console.print(
         f"\n{f'test {task.best}':<17} {shown(task.best, test.metrics)}   "
@@ -216,6 +214,14 @@ def write_table(columns: dict[str, Any], out: Path) -> int:
     else:
         table.to_csv(out, index=False, sep="\t" if out.suffix.lower() == ".tsv" else ",")
     return len(table)
+
+
+def write_report(folder: Path, out: Path | None) -> None:
+    """`parnl report`."""
+    from parnl.learn import report
+
+    with plain_errors():
+        print(f"written {report.write(folder, out)}")
 
 
 def export_model(folder: Path, to: str, out: Path) -> None:

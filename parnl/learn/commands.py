@@ -260,6 +260,17 @@ def build() -> Any:
         """Print how well a trained model does on labelled series."""
         actions.run_evaluation(folder, data, label, backend)
 
+    @app.command(epilog="Example: parnl report runs/JapaneseVowels-lrc-torch --out vowels.html")
+    def report(
+        folder: Annotated[Path, run],
+        out: Annotated[Path | None, option("The file to write.", "RUN/report.html")] = None,
+    ) -> None:
+        """Write a web page on a run: its results, curves, data, model and how stable it is.
+
+        The page is one file. It needs no network, and the data is not read again.
+        """
+        actions.write_report(folder, out)
+
     @app.command(epilog="Example: parnl export runs/walks-lrc-torch --to c --out board")
     def export(
         folder: Annotated[Path, run],

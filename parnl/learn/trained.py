@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from parnl.learn.checkpoints import check_arrays, read_checkpoint
 from parnl.learn.data import Split, channels_of, joined, prepared, with_clock
 from parnl.learn.preparation import Preparation
 from parnl.learn.readers import Collection, Options
+from parnl.learn.readers.collection import shown
 from parnl.learn.tasks import PLAIN, TASKS, TOKENS, Metrics, Scale, Task
 from parnl.learn.training import MODEL, Config, build, evaluate, model_of
 
@@ -77,6 +79,7 @@ def load_model(path: Path, **changes: Any) -> Trained:
         raise ValueError(f"checkpoint: {path} is no model; expected the {MODEL} of a run")
     try:
         config = Config(**header["config"])
+        _check_kinds(config)
         channels, classes = int(header["channels"]), tuple(map(str, list(header["classes"])))
         later = Ahead.checked(dict(header["ahead"])) if config.task in ahead.TASKS else None
         mean, deviation = (np.array(numbers, np.float64) for numbers in header["scale"])
@@ -105,12 +108,36 @@ def load_model(path: Path, **changes: Any) -> Trained:
             f"checkpoint: {path} holds {numbers} numbers, too few for the model in its header"
         )
     config = replace(config, **changes)
-    trainer = build(config, channels, answers, tokens=tokens)
+    try:
+        trainer = build(config, channels, answers, tokens=tokens)
+    except TypeError as error:  # options that the cell does not have
+        raise ValueError(f"checkpoint: the header of {path} is no model's ({error})") from error
     check_arrays(arrays, model_of(trainer.export_state()))
     trainer.import_state(arrays)
     if config.task != "regress":
         scale = PLAIN
     return Trained(trainer, config, classes, scale, preparation, reading, later)
+
+
+def _check_kinds(config: Config) -> None:
+    """Raise ValueError for a value of the wrong kind: a header may hold anything."""
+    # a caller in Python may name several columns
+    kinds = get_type_hints(Config) | {"label": str | list[str] | None}
+    for name, kind in kinds.items():
+        value = getattr(config, name)
+        if not _is_a(value, kind):
+            raise ValueError(f"{name}: got {shown(value)}")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    inner = get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(_is_a(value, one) for one in inner)
+    if get_origin(kind) is list:
+        return isinstance(value, list | tuple) and all(_is_a(one, inner[0]) for one in value)
+    if kind is bool or not isinstance(value, bool):
+        return isinstance(value, int | float if kind is float else get_origin(kind) or kind)
+    return False
 
 
 def load_run(folder: Path, backend: str | None = None) -> Trained:

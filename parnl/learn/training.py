@@ -29,6 +29,8 @@ OF_DATA = (
     "seed", "pooled", "channels", "standardise", "id", "time", "label", "columns", "layout",
     "missing", "task", "validation", "test",
 )  # fmt: skip
+# Answers that `compare` returns, and numbers in them.
+MOST_ANSWERS, MOST_NUMBERS = 10_000, 2**21
 OF_AHEAD = (
     "seed", "standardise", "id", "time", "columns", "layout", "missing", "task", "validation",
     "test", "context", "horizon", "target",
@@ -141,7 +143,8 @@ class Comparison(NamedTuple):
 
     metrics: of the parallel solve. gap: the largest difference of two answers, as the model gives
     them. scale: the largest answer. iterations: of each block of the parallel solve, with `chunks`
-    chunks.
+    chunks. answers: (n, k) or (n, T, k), of the parallel solve, to the series `rows` (n,): all, or
+    as many as are no burden, evenly chosen.
     """
 
     metrics: Metrics
@@ -149,6 +152,8 @@ class Comparison(NamedTuple):
     scale: float
     iterations: list[int]
     chunks: int
+    answers: np.ndarray
+    rows: np.ndarray
 
 
 def dataset_of(config: Config) -> Dataset:
@@ -353,6 +358,7 @@ def compare(
     """
     chunks = chunks or split.inputs.shape[1]
     tally, counts, gap, largest = Tally(task, scale), [], 0.0, 0.0
+    kept: list[np.ndarray] = []
     parallel = answered(trainer, split, batch, method="newton", chunks=chunks)
     sequential = answered(trainer, split, batch, method="sequential")
     for one, other in zip(parallel, sequential, strict=True):
@@ -360,8 +366,16 @@ def compare(
         counts.append(one.iterations)
         gap = max(gap, float(np.abs(one.answers - other.answers).max()))
         largest = max(largest, float(np.abs(other.answers).max()))
+        rows = evenly(len(split.labels), MOST_ANSWERS, MOST_NUMBERS // one.answers[0].size)
+        kept.append(one.answers[np.isin(one.rows, rows)])
     iterations = np.max(counts, axis=0).tolist()
-    return Comparison(tally.metrics(), gap, largest, iterations, chunks)
+    answers = np.concatenate(kept)
+    return Comparison(tally.metrics(), gap, largest, iterations, chunks, answers, rows)
+
+
+def evenly(count: int, *most: int) -> np.ndarray:
+    """Rows of `count`, evenly chosen, at least one and not more than the least of `most`."""
+    return np.linspace(0, count - 1, max(1, min(count, *most))).round().astype(np.int64)
 
 
 def _epoch(

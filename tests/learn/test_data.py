@@ -306,7 +306,10 @@ def test_what_is_wrong_is_named(tmp_path, name):
         (dict(task="guess"), "task: got 'guess', expected 'classify' or 'regress'"),
         (dict(task="next"), "task: got 'next', expected 'classify' or 'regress'"),
         (dict(test=1.0), "test: got 1.0, expected a share between 0 and 1"),
-        (dict(missing="guess"), "missing: got 'guess', expected 'interpolate', 'previous', 'mask', 'mean'"),
+        (
+            dict(missing="guess"),
+            "missing: got 'guess', expected 'interpolate', 'previous', 'mask', 'mean'",
+        ),
         (dict(time="t"), "data: UnitTest: time: one of aeon's data sets has no columns"),
         (dict(channels=[0], columns=["0"]), "channels: got columns as well, expected one of them"),
     ],

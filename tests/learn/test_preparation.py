@@ -135,7 +135,9 @@ def test_the_largest_values_are_standardised():
 
 
 def test_what_cannot_be_learned():
-    with pytest.raises(ValueError, match="missing: got 'guess', expected 'interpolate', 'previous'"):
+    with pytest.raises(
+        ValueError, match="missing: got 'guess', expected 'interpolate', 'previous'"
+    ):
         learn(made(), ROWS, missing="guess")
     with pytest.raises(
         ValueError, match=r"data: a.csv: the columns 'x' have no value in any train"
