@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,21 +25,35 @@ def write(folder: Path, to: str, out: Path) -> list[str]:
     """Write the model of the run in `folder` as `to`: a name in FORMATS; return names of files.
 
     The model takes series (N, T, channels), all of one length; as C, one step after the other. Its
-    answers (N, k) are logits of the classes, or numbers on their own scale.
+    answers (N, k) are logits of the classes, or numbers on their own scale. Of the task "forecast"
+    they are (N, horizon, targets), of "next" (N, T, targets); of text it takes tokens (N, T), and
+    its answers are logits (N, T, tokens).
     """
     if to not in FORMATS:
         raise ValueError(f"to: got {to!r}, expected {' or '.join(FORMATS)}")
     backend, make = FORMATS[to]
     model = load_run(folder, backend)
-    preparation = model.prepared_by()
     if model.config.patch > 1:
         raise ValueError(
             f"patch: the model reads {model.config.patch} steps at a time, expected one"
         )
+    if to == "c" and model.config.task == "forecast":
+        raise ValueError(
+            "to: got 'c', whose models read step by step; a forecast needs the last step first; "
+            "expected onnx, torch or jax"
+        )
+    about: dict[str, Any] = dict(task=model.config.task, classes=list(model.classes))
+    if model.ahead is not None:
+        about |= model.ahead._asdict()
+    if about.get("tokens"):
+        if to == "c":
+            raise ValueError("to: got 'c' for a model of tokens, expected onnx, torch or jax")
+        mean, deviation = np.zeros(1, np.float32), np.ones(1, np.float32)
+    else:
+        about |= dict(channels=channels_of(model.prepared_by()))
+        mean, deviation = moments(model.prepared_by())
     out.mkdir(parents=True, exist_ok=True)
-    files = make(model, *moments(preparation), out)
-    names, classes = channels_of(preparation), list(model.classes)
-    about = dict(task=model.config.task, channels=names, classes=classes)
+    files = make(model, mean, deviation, out)
     (out / "model.json").write_text(json.dumps(about, indent=1))
     return [*files, "model.json"]
 
@@ -56,9 +70,36 @@ def moments(preparation: Preparation) -> tuple[np.ndarray, np.ndarray]:
     return mean, deviation
 
 
+class Told(NamedTuple):
+    """How a model's answers become what they mean: answers * deviation + mean, if not None.
+
+    places: of what a forecast answers with among the channels that it reads; else none.
+    """
+
+    mean: np.ndarray | None
+    deviation: np.ndarray | None
+    places: list[int] = []
+
+
+def told_by(model: Trained) -> Told:
+    """What is done with the answers of a model."""
+    own = model.ahead
+    if own is None:
+        return Told(*model.scale) if model.config.task == "regress" else Told(None, None)
+    if own.tokens:
+        return Told(None, None)
+    preparation = model.prepared_by()
+    places = preparation.places(own.targets)
+    mean, deviation = (one[places] for one in moments(preparation))
+    return Told(mean, deviation, places if model.config.task == "forecast" else [])
+
+
 def _in_torch(model: Trained, mean: np.ndarray, deviation: np.ndarray) -> Any:
     import torch
     from torch import Tensor, nn
+
+    own, how = model.ahead, told_by(model)
+    tokens = bool(own and own.tokens)
 
     class Whole(nn.Module):
         """The model between values as they are and answers as they are meant."""
@@ -72,30 +113,43 @@ def _in_torch(model: Trained, mean: np.ndarray, deviation: np.ndarray) -> Any:
             super().__init__()
             self.model, self.input_size = model.trainer.model.cpu(), len(mean)
             told = {"mean": mean, "deviation": deviation}
-            if not model.classes:
-                told |= {"answer_mean": model.scale.mean, "answer_deviation": model.scale.deviation}
+            told |= {"answer_mean": how.mean, "answer_deviation": how.deviation}
             for name, value in told.items():
-                self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
+                if value is not None:
+                    self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
+
+        def prepared(self, inputs: Tensor) -> Tensor:
+            return inputs if tokens else (inputs - self.mean) / self.deviation
 
         def told(self, answers: Tensor) -> Tensor:
-            return answers if model.classes else answers * self.answer_deviation + self.answer_mean
+            if how.mean is None:
+                return answers
+            return answers * self.answer_deviation + self.answer_mean
 
         def forward(self, inputs: Tensor) -> Tensor:
-            return self.told(self.model((inputs - self.mean) / self.deviation)[0])
+            read = self.prepared(inputs)
+            if own is None or not how.places:
+                return self.told(self.model(read)[0])
+            changes = torch.zeros_like(read[:, -1:])
+            changes[..., how.places] = read[:, -1:, how.places]
+            answers = self.model(read - changes)[0].reshape(len(read), own.horizon, -1)
+            return self.told(answers + read[:, -1:, how.places])
 
         def step(self, input_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-            answers, state = self.model.step((input_t - self.mean) / self.deviation, state)
+            answers, state = self.model.step(self.prepared(input_t), state)
             return self.told(answers), state
 
     return Whole().eval().requires_grad_(False)
 
 
-def _any_series(channels: int) -> tuple[tuple[Any], tuple[Any]]:
+def _any_series(model: Trained, channels: int) -> tuple[tuple[Any], tuple[Any]]:
     """An example of series, and that their number and length are free."""
     import torch
 
     free = torch.export.Dim.DYNAMIC
-    return (torch.zeros(2, 5, channels),), ({0: free, 1: free},)
+    tokens = model.ahead is not None and model.ahead.tokens
+    example = torch.zeros(2, 5, dtype=torch.int64) if tokens else torch.zeros(2, 5, channels)
+    return (example,), ({0: free, 1: free},)
 
 
 def _c(model: Trained, mean: np.ndarray, deviation: np.ndarray, out: Path) -> list[str]:
@@ -108,7 +162,7 @@ def _c(model: Trained, mean: np.ndarray, deviation: np.ndarray, out: Path) -> li
 def _torch(model: Trained, mean: np.ndarray, deviation: np.ndarray, out: Path) -> list[str]:
     import torch
 
-    whole, (example, free) = _in_torch(model, mean, deviation), _any_series(len(mean))
+    whole, (example, free) = _in_torch(model, mean, deviation), _any_series(model, len(mean))
     program = torch.export.export(whole, example, dynamic_shapes=free)
     torch.export.save(program, out / "model.pt2")
     return ["model.pt2"]
@@ -117,7 +171,7 @@ def _torch(model: Trained, mean: np.ndarray, deviation: np.ndarray, out: Path) -
 def _onnx(model: Trained, mean: np.ndarray, deviation: np.ndarray, out: Path) -> list[str]:
     from parnl.backends.torch.onnx import export_onnx
 
-    whole, (example, free) = _in_torch(model, mean, deviation), _any_series(len(mean))
+    whole, (example, free) = _in_torch(model, mean, deviation), _any_series(model, len(mean))
     export_onnx(whole, example, out / "model.onnx", dynamic_shapes=free, external_data=False)
     return ["model.onnx"]
 
@@ -127,15 +181,25 @@ def _jax(model: Trained, mean: np.ndarray, deviation: np.ndarray, out: Path) -> 
     import jax.numpy as jnp
     from jax import export
 
+    own, how = model.ahead, told_by(model)
+    tokens = bool(own and own.tokens)
+
     def answer(inputs: Any) -> Any:
-        answers, _ = model.trainer.model((inputs - mean) / deviation)
-        if model.classes:
+        read = inputs if tokens else (inputs - mean) / deviation
+        if own is not None and how.places:
+            last = read[:, -1:, jnp.array(how.places)]
+            read = read.at[..., jnp.array(how.places)].add(-last)
+            answers = model.trainer.model(read)[0].reshape(len(read), own.horizon, -1) + last
+        else:
+            answers = model.trainer.model(read)[0]
+        if how.mean is None:
             return answers
-        offset, scale = (jnp.asarray(a, jnp.float32) for a in model.scale)
+        offset, scale = (jnp.asarray(a, jnp.float32) for a in (how.mean, how.deviation))
         return answers * scale + offset
 
-    sizes = export.symbolic_shape(f"N, T, {len(mean)}")
-    program = export.export(jax.jit(answer))(jax.ShapeDtypeStruct(sizes, jnp.float32))
+    sizes = export.symbolic_shape("N, T" if tokens else f"N, T, {len(mean)}")
+    given = jax.ShapeDtypeStruct(sizes, jnp.int32 if tokens else jnp.float32)
+    program = export.export(jax.jit(answer))(given)
     (out / "model.jax").write_bytes(program.serialize())
     return ["model.jax"]
 
