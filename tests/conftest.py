@@ -70,6 +70,7 @@ NEEDED = {
     "learn/test_commands.py": {"torch", "jax"},
     "learn/test_jax_models.py": {"jax"},
     "learn/test_models.py": {"torch", "jax"},
+    "learn/test_options.py": {"torch", "jax"},
     "learn/test_tasks.py": {"torch", "jax"},
     "learn/test_train_files.py": {"torch"},
     "learn/test_trained.py": {"torch", "jax"},

@@ -154,6 +154,25 @@ def build() -> Any:
         learning_rate: Annotated[
             float | None, option("Adam's learning rate.", Config.learning_rate, "--lr")
         ] = None,
+        schedule: Annotated[
+            str | None,
+            option(
+                "How the learning rate falls until the last epoch: constant, cosine, linear.",
+                Config.schedule,
+            ),
+        ] = None,
+        warmup: Annotated[
+            int | None,
+            option("Over how many epochs the learning rate rises at first.", Config.warmup),
+        ] = None,
+        weight_decay: Annotated[
+            float | None,
+            option("AdamW's weight decay, apart from the gradient.", Config.weight_decay),
+        ] = None,
+        accumulate: Annotated[
+            int | None,
+            option("How many batches make one optimizer step.", Config.accumulate),
+        ] = None,
         patience: Annotated[
             int | None,
             option("Stop when validation has not improved for so many epochs.", Config.patience),
