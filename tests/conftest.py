@@ -67,6 +67,7 @@ NEEDED = {
     "export": {"torch"},
     "cells/test_library.py": {"torch"},
     "interop": {"torch"},
+    "learn/test_class_weights.py": {"torch", "jax"},
     "learn/test_commands.py": {"torch", "jax"},
     "learn/test_jax_models.py": {"jax"},
     "learn/test_models.py": {"torch", "jax"},

@@ -173,6 +173,10 @@ def build() -> Any:
             int | None,
             option("How many batches make one optimizer step.", Config.accumulate),
         ] = None,
+        class_weights: Annotated[
+            str | None,
+            option("The weights of classes in the loss: balanced counts rare ones more.", "none"),
+        ] = None,
         patience: Annotated[
             int | None,
             option("Stop when validation has not improved for so many epochs.", Config.patience),

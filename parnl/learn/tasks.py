@@ -118,14 +118,16 @@ def judged(task: Task, scale: Scale, answers: np.ndarray, targets: np.ndarray) -
     return task.judge(scale.told(answers), targets)
 
 
-def loss_of(task: Task, answers: np.ndarray, targets: np.ndarray) -> float:
-    """The mean loss, as the trainers compute it."""
+def loss_of(
+    task: Task, answers: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None
+) -> float:
+    """The mean loss, as the trainers compute it; weights (N,) are of the series of classes."""
     answers = answers.astype(np.float64)
     if task.loss == "squared_error":
         return float(np.mean((answers - targets) ** 2))
     shifted = answers - answers.max(axis=1, keepdims=True)
     chosen = np.take_along_axis(shifted, targets[:, None], axis=1)[:, 0]
-    return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - chosen))
+    return float(np.average(np.log(np.exp(shifted).sum(axis=1)) - chosen, weights=weights))
 
 
 def score(task: Task, name: str, record: dict[str, float]) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from parnl.learn.checkpoints import check_arrays, read_checkpoint, write_checkpoint
+from parnl.learn.class_weights import CLASS_WEIGHTS, balanced
 from parnl.learn.data import Dataset, Split, fingerprint, load, patched, timed
 from parnl.learn.schedules import SCHEDULES, plan, scheduled
 from parnl.learn.tasks import (
@@ -54,6 +55,7 @@ class Config:
     `schedules.SCHEDULES`. warmup: the epochs over which it rises to `learning_rate` before.
     weight_decay: of all weights, apart from the gradient, as in AdamW; 0 is Adam. accumulate: how
     many batches make an optimizer step; it equals the step of one batch that holds all of them.
+    class_weights: "balanced" gives rare classes more weight in the loss (`class_weights.balanced`).
 
     The defaults were chosen by the validation loss on JapaneseVowels. Their test accuracy there,
     over three seeds and both frameworks, is 96.5 to 98.1 %, 97.4 % on average.
@@ -91,6 +93,7 @@ class Config:
     warmup: int = 0
     weight_decay: float = 0.0
     accumulate: int = 1
+    class_weights: str | None = None
 
     def __post_init__(self) -> None:
         check_task(self.task)
@@ -121,6 +124,15 @@ class Config:
             raise ValueError(
                 f"weight_decay: got {self.weight_decay}, expected a finite number, at least 0"
             )
+        if self.class_weights is not None:
+            if self.class_weights not in CLASS_WEIGHTS:
+                known = " or ".join(map(repr, CLASS_WEIGHTS))
+                raise ValueError(f"class_weights: got {self.class_weights!r}, expected {known}")
+            if self.task != "classify":
+                raise ValueError(
+                    f"class_weights: got {self.class_weights!r} with the task {self.task!r}, "
+                    "expected the task 'classify'"
+                )
 
 
 class Result(NamedTuple):
@@ -314,9 +326,13 @@ def _epoch(
     """Train on every series once, then validate."""
     begin, task = time.perf_counter(), TASKS[config.task]
     train, validation = dataset.train, dataset.validation
-    count = len(train.labels)
-    order = np.random.default_rng((config.seed, epoch)).permutation(count)
+    order = np.random.default_rng((config.seed, epoch)).permutation(len(train.labels))
     batches = list(_batches(order, config.batch))
+    balance = None
+    if config.class_weights is not None:
+        balance = balanced(train.labels, len(dataset.classes))
+        batches = [(rows, weights * balance[train.labels[rows]]) for rows, weights in batches]
+    total = sum(float(weights.sum()) for _, weights in batches)
     plans = plan(config, epoch, [weights for _, weights in batches])
     loss, used, found = 0.0, 0, []
     for done, (rows, weights) in enumerate(batches, start=1):
@@ -328,7 +344,7 @@ def _epoch(
                 f"loss: got {value} in epoch {epoch + 1}, expected a finite number; "
                 f"a learning rate below {config.learning_rate:g} may help"
             )
-        loss += value * float(weights.sum()) / count
+        loss += value * float(weights.sum()) / total
         found.append(answers[weights > 0])
         on_step(done, len(batches))
     trained = judged(task, scale, np.concatenate(found), train.labels[order])
@@ -342,7 +358,12 @@ def _epoch(
         epoch=epoch + 1,
         loss=loss,
         **trained,
-        validation_loss=loss_of(task, answers, scale.learned(validation.labels)),
+        validation_loss=loss_of(
+            task,
+            answers,
+            scale.learned(validation.labels),
+            None if balance is None else balance[validation.labels],
+        ),
         **{f"validation_{name}": value for name, value in validated.items()},
         iterations=iterations,
         chunks=used,

@@ -154,7 +154,14 @@ def test_batches_of_one_step_drop_other_units(backend):
     assert losses[0] != losses[1]
 
 
-EVERY = dict(dropout=0.3, schedule="cosine", warmup=1, weight_decay=0.1, accumulate=2)
+EVERY = dict(
+    dropout=0.3,
+    schedule="cosine",
+    warmup=1,
+    weight_decay=0.1,
+    accumulate=2,
+    class_weights="balanced",
+)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
