@@ -72,6 +72,7 @@ NEEDED = {
     "learn/test_jax_models.py": {"jax"},
     "learn/test_models.py": {"torch", "jax"},
     "learn/test_options.py": {"torch", "jax"},
+    "learn/test_precision.py": {"torch", "jax"},
     "learn/test_tasks.py": {"torch", "jax"},
     "learn/test_train_files.py": {"torch"},
     "learn/test_trained.py": {"torch", "jax"},

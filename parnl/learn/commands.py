@@ -177,6 +177,10 @@ def build() -> Any:
             str | None,
             option("The weights of classes in the loss: balanced counts rare ones more.", "none"),
         ] = None,
+        precision: Annotated[
+            str | None,
+            option("What products of training steps are taken in: float32, bfloat16.", "float32"),
+        ] = None,
         patience: Annotated[
             int | None,
             option("Stop when validation has not improved for so many epochs.", Config.patience),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from parnl.dtypes import is_half
 from parnl.learn.jax_blocks import run_block, run_classifier
 from parnl.registry import get_cell
 
@@ -113,5 +114,9 @@ def _linear(size: int, out: int, key: Array) -> eqx.nn.Linear:
 
 
 def at_every_step(layer: Any) -> Any:
-    """The layer, made for one vector (k,), applied to (N, T, k)."""
-    return jax.vmap(jax.vmap(layer))
+    """The layer, made for one vector (k,), applied to (N, T, k), in half precision if it is."""
+    every = jax.vmap(jax.vmap(layer))
+    weight = getattr(layer, "weight", None)
+    if weight is None or not is_half(weight.dtype):
+        return every
+    return lambda x: every(x.astype(weight.dtype))  # or JAX would make a float32 product of it

@@ -32,11 +32,13 @@ class Trainer:
         chunks: int | None = None,
         weight_decay: float = 0.0,
         accumulate: int = 1,
+        precision: str = "float32",
     ) -> None:
         """`model` holds the keywords of `Classifier`; `clip` bounds the global gradient norm.
 
         loss: see `parnl.learn.tasks.Task`. learning_rate: None where each step is given its own.
         weight_decay: of AdamW; 0 is Adam. accumulate: the most batches that make a step.
+        precision: of the products in a step, "float32" or "bfloat16".
         """
         self.model = Classifier(**model, seed=seed)
         self.optimizer = _adam(learning_rate, clip, weight_decay)
@@ -44,6 +46,7 @@ class Trainer:
         self.loss, self.seed, self.chunks = loss, seed, chunks
         self.count, self.part, self.accumulate = 0, 0, accumulate
         self.gathered: Any = None
+        self.half = precision == "bfloat16"
 
     def step(
         self,
@@ -79,6 +82,7 @@ class Trainer:
             None if rate is None else np.array(rate),
             None if share is None else (self.gathered, np.array(share)),
             last,
+            self.half,
         )
         self.count, self.part = (self.count + 1, 0) if last else (self.count, self.part + 1)
         return float(loss), np.array(answers), chunks
@@ -125,12 +129,17 @@ def _step(
     rate: Any,
     accumulated: tuple[Any, Any] | None,
     last: bool,
+    half: bool,
 ) -> tuple[Classifier, Any, Any, Array, Array, int]:
     inputs, lengths, targets, weights = batch
 
     @eqx.filter_value_and_grad(has_aux=True)
     def mean_loss(model: Classifier) -> tuple[Array, tuple[Array, int]]:
+        if half:
+            model = _in_half(model)
         answers, infos = model(inputs, lengths, key=key, chunks=chunks)
+        if half:
+            answers = answers.astype(jnp.float32)
         losses = LOSSES[loss](answers, targets).reshape(len(weights), -1).mean(axis=1)
         return (weights * losses).sum() / weights.sum(), (answers, infos[0].chunks)
 
@@ -144,6 +153,16 @@ def _step(
     if rate is not None:
         updates = jax.tree.map(lambda u: (u * rate).astype(u.dtype), updates)
     return eqx.apply_updates(model, updates), moments, None, value, answers, used
+
+
+def _in_half(model: Classifier) -> Classifier:
+    """The model with its layers in bfloat16; the recurrences stay as they are."""
+
+    def cast(path: Any, value: Any) -> Any:
+        layer = eqx.is_array(value) and "recurrence" not in _name(path)
+        return value.astype(jnp.bfloat16) if layer else value
+
+    return jax.tree_util.tree_map_with_path(cast, model)
 
 
 @eqx.filter_jit

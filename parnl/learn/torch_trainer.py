@@ -31,11 +31,13 @@ class Trainer:
         chunks: int | None = None,
         weight_decay: float = 0.0,
         accumulate: int = 1,
+        precision: str = "float32",
     ) -> None:
         """`model` holds the keywords of `Classifier`; `clip` bounds the global gradient norm.
 
         loss: see `parnl.learn.tasks.Task`. learning_rate: None where each step is given its own.
         weight_decay: of AdamW; 0 is Adam. accumulate: the most batches that make a step.
+        precision: of the products in a step, "float32" or "bfloat16".
         """
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = Classifier(**model, seed=seed).to(self.device)
@@ -46,6 +48,9 @@ class Trainer:
         self.optimizer = adam(self.parameters.values(), lr=learning_rate or 0.0, fused=True)
         self.loss, self.clip, self.seed, self.chunks = LOSSES[loss], clip, seed, chunks
         self.count, self.part, self.accumulate = 0, 0, accumulate
+        self.autocast = partial(
+            torch.autocast, self.device.type, torch.bfloat16, enabled=precision == "bfloat16"
+        )
         moments = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
         self._set_moments(moments, moments)
 
@@ -73,9 +78,12 @@ class Trainer:
         # Seeded by the step, so that a resumed run needs no generator state to repeat it.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed((self.seed << 32) + self.count * self.accumulate + self.part)
-            answers, infos = self.model(
-                self._tensor(inputs), self._tensor(lengths), chunks=self.chunks
-            )
+            with self.autocast():
+                answers, infos = self.model(
+                    self._tensor(inputs), self._tensor(lengths), chunks=self.chunks
+                )
+        if answers.dtype == torch.bfloat16:
+            answers = answers.float()
         losses = self.loss(answers, target, reduction="none").reshape(len(weights), -1).mean(dim=1)
         loss = (weight * losses).sum() / weight.sum()
         if self.part == 0:

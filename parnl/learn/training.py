@@ -56,6 +56,8 @@ class Config:
     weight_decay: of all weights, apart from the gradient, as in AdamW; 0 is Adam. accumulate: how
     many batches make an optimizer step; it equals the step of one batch that holds all of them.
     class_weights: "balanced" gives rare classes more weight in the loss (`class_weights.balanced`).
+    precision: "bfloat16" takes the products of training steps in it. Weights, the recurrence and
+    all answers of the trained model stay float32.
 
     The defaults were chosen by the validation loss on JapaneseVowels. Their test accuracy there,
     over three seeds and both frameworks, is 96.5 to 98.1 %, 97.4 % on average.
@@ -94,6 +96,7 @@ class Config:
     weight_decay: float = 0.0
     accumulate: int = 1
     class_weights: str | None = None
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         check_task(self.task)
@@ -124,6 +127,8 @@ class Config:
             raise ValueError(
                 f"weight_decay: got {self.weight_decay}, expected a finite number, at least 0"
             )
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision: got {self.precision!r}, expected 'float32' or 'bfloat16'")
         if self.class_weights is not None:
             if self.class_weights not in CLASS_WEIGHTS:
                 known = " or ".join(map(repr, CLASS_WEIGHTS))
@@ -268,6 +273,7 @@ def build(config: Config, channels: int, answers: int, **changes: Any) -> Any:
         chunks=config.chunks,
         weight_decay=config.weight_decay,
         accumulate=config.accumulate,
+        precision=config.precision,
     )
 
 
