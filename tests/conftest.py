@@ -73,6 +73,7 @@ NEEDED = {
     "learn/test_models.py": {"torch", "jax"},
     "learn/test_options.py": {"torch", "jax"},
     "learn/test_precision.py": {"torch", "jax"},
+    "learn/test_seeds.py": {"torch"},
     "learn/test_tasks.py": {"torch", "jax"},
     "learn/test_train_files.py": {"torch"},
     "learn/test_trained.py": {"torch", "jax"},

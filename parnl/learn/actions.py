@@ -61,14 +61,41 @@ def show_cells(input_size: int = 64, hidden_size: int = 64) -> None:
     console.print(note if narrow else table)
 
 
+def run_seeds(
+    given: dict[str, Any], out: Path | None, resume: bool, overwrite: bool = False
+) -> None:
+    """`parnl train`, of one seed or of several: "seed" in `given` is a text such as 0,1,2."""
+    from parnl.learn import seeds
+
+    with plain_errors():
+        wanted = seeds.parsed(given.pop("seed")) if "seed" in given else []
+        folder = out or _folder(given)
+        listed = resume and (folder / seeds.SEEDS).exists()
+        if len(wanted) > 1 or listed:
+            return seeds.train_seeds(
+                given, wanted, folder, resume, overwrite, train=run_training, say=print
+            )
+    one = {"seed": wanted[0]} if wanted else {}
+    run_training(given | one, folder, resume, overwrite)
+
+
+def _folder(given: dict[str, Any]) -> Path:
+    """The folder of a run that was given none."""
+    from parnl.learn import training
+
+    known = asdict(training.Config()) | given
+    return Path("runs", f"{Path(known['data']).stem}-{known['cell']}-{known['backend']}")
+
+
 def run_training(
     given: dict[str, Any], out: Path | None, resume: bool, overwrite: bool = False
 ) -> None:
-    """`parnl train` with the options that were given on the command line."""
+    """`parnl train` of one seed with the options that were given on the command line."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from parnl.learn import training
+    from parnl.learn.seeds import Stopped
     from parnl.memory import keep_memory
 
     keep_memory()
@@ -77,11 +104,11 @@ def run_training(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     console = Console(highlight=False, markup=False, soft_wrap=True)
     with plain_errors():
-        config = training.Config(**given)
-        folder = out or Path("runs", f"{Path(config.data).stem}-{config.cell}-{config.backend}")
+        folder, before = out or _folder(given), {}
         if resume:
             _, header = training.read_checkpoint(folder / training.CHECKPOINT)
-            config = replace(training.Config(**header["config"]), **given)
+            before = header["config"]
+        config = replace(training.Config(**before), **given)
         dataset = training.dataset_of(config)
     console.print(describe(dataset))
     metric = config.best or training.TASKS[config.task].best
@@ -110,7 +137,9 @@ def run_training(
                 on_epoch=on_epoch,
             )
         except KeyboardInterrupt:
-            sys.exit("parnl: stopped; with --resume it goes on after the last finished epoch")
+            raise Stopped(
+                "parnl: stopped; with --resume it goes on after the last finished epoch"
+            ) from None
     task, scale = training.TASKS[config.task], training.Scale.of(dataset.train.labels)
     with plain_errors():
         test = training.compare(

@@ -186,8 +186,12 @@ def build() -> Any:
             option("Stop when validation has not improved for so many epochs.", Config.patience),
         ] = None,
         seed: Annotated[
-            int | None,
-            option("The seed of the weights, the order of series and dropout.", Config.seed),
+            str | None,
+            option(
+                "The seed of the weights, the order of series and dropout. Several, as in 0,1,2, "
+                "make a run each in --out.",
+                Config.seed,
+            ),
         ] = None,
         chunks: Annotated[
             int | None,
@@ -210,7 +214,7 @@ def build() -> Any:
         del given["resume"], given["overwrite"]
         if columns is not None:
             given["columns"] = [name.strip() for name in columns.split(",")]
-        actions.run_training(given, given.pop("out", None), resume, overwrite)
+        actions.run_seeds(given, given.pop("out", None), resume, overwrite)
 
     run = typer.Argument(metavar="RUN", help="The folder of the run that trained the model.")
     new = typer.Option(help="The file or folder of new series, of a kind that train reads.")

@@ -400,7 +400,7 @@ def model_of(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: value for name, value in state.items() if name.startswith("model.")}
 
 
-def _check_same(config: Config, before: dict[str, Any], what: str) -> None:
+def check_same(config: Config, before: dict[str, Any], what: str) -> None:
     """Raise ValueError for an option that would make another run of that with options `before`."""
     fixed = {"epochs"} if config.schedule != "constant" else set()
     for name, value in asdict(config).items():
@@ -417,7 +417,7 @@ def _restore(
     """Put the checkpoint into the trainer; its history and the best model so far."""
     arrays, header = read_checkpoint(path)
     before = asdict(Config()) | header["config"]  # an older one lacks later options
-    _check_same(config, before, f"the checkpoint {path}")
+    check_same(config, before, f"the checkpoint {path}")
     state = trainer.export_state()
     best = {f"best.{name}": value for name, value in model_of(state).items()}
     check_arrays(arrays, state | best)
