@@ -95,6 +95,7 @@ def run_training(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from parnl.learn import training
+    from parnl.learn.events import writing
     from parnl.learn.seeds import Stopped
     from parnl.memory import keep_memory
 
@@ -104,10 +105,10 @@ def run_training(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     console = Console(highlight=False, markup=False, soft_wrap=True)
     with plain_errors():
-        folder, before = out or _folder(given), {}
+        folder, before, history = out or _folder(given), {}, []
         if resume:
             _, header = training.read_checkpoint(folder / training.CHECKPOINT)
-            before = header["config"]
+            before, history = header["config"], header["history"]
         config = replace(training.Config(**before), **given)
         dataset = training.dataset_of(config)
     console.print(describe(dataset))
@@ -115,7 +116,8 @@ def run_training(
 
     columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn())
     live = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    with live as progress, plain_errors():
+    events = writing(folder, history, config.tensorboard)
+    with events as add_events, live as progress, plain_errors():
         bar = progress.add_task("", total=None, epoch=1)
 
         def on_step(done: int, total: int) -> None:
@@ -124,6 +126,7 @@ def run_training(
         def on_epoch(record: dict[str, Any]) -> None:
             progress.update(bar, completed=0, epoch=record["epoch"] + 1)
             console.print(row(record, metric))
+            add_events(record)
 
         console.print(heading(metric))
         try:

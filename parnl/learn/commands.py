@@ -11,6 +11,7 @@ EXTRAS = {
     "torch": ["torch"],
     "jax": ["jax", "jaxlib"],
     "testing": ["hypothesis", "pytest"],
+    "tensorboard": ["tensorboard"],
     "train": "aeon equinox matplotlib optax pandas pyarrow rich safetensors sklearn typer".split(),
 }
 
@@ -199,6 +200,14 @@ def build() -> Any:
         ] = None,
         out: Annotated[
             Path | None, option("The folder of the run.", "runs/DATA-CELL-BACKEND")
+        ] = None,
+        tensorboard: Annotated[
+            bool | None,
+            option(
+                "Also write the numbers of each epoch for TensorBoard.",
+                "no-tensorboard",
+                "--tensorboard/--no-tensorboard",
+            ),
         ] = None,
         resume: Annotated[
             bool,

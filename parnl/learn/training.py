@@ -36,7 +36,7 @@ from parnl.learn.tasks import (
 CHECKPOINT, MODEL = "checkpoint.safetensors", "model.safetensors"
 # A resumed run may go on for longer, unless its schedule ends with its epochs; every other option
 # would make it another run.
-ADJUSTABLE = ("epochs", "patience")
+ADJUSTABLE = ("epochs", "patience", "tensorboard")
 OF_DATA = (
     "seed", "pooled", "channels", "standardise", "id", "time", "label", "columns", "layout",
     "missing", "task",
@@ -57,7 +57,7 @@ class Config:
     many batches make an optimizer step; it equals the step of one batch that holds all of them.
     class_weights: "balanced" gives rare classes more weight in the loss (`class_weights.balanced`).
     precision: "bfloat16" takes the products of training steps in it. Weights, the recurrence and
-    all answers of the trained model stay float32.
+    all answers of the trained model stay float32. tensorboard: whether `parnl train` writes events.
 
     The defaults were chosen by the validation loss on JapaneseVowels. Their test accuracy there,
     over three seeds and both frameworks, is 96.5 to 98.1 %, 97.4 % on average.
@@ -97,6 +97,7 @@ class Config:
     accumulate: int = 1
     class_weights: str | None = None
     precision: str = "float32"
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         check_task(self.task)
@@ -129,6 +130,8 @@ class Config:
             )
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision: got {self.precision!r}, expected 'float32' or 'bfloat16'")
+        if not isinstance(self.tensorboard, bool):
+            raise ValueError(f"tensorboard: got {self.tensorboard!r}, expected True or False")
         if self.class_weights is not None:
             if self.class_weights not in CLASS_WEIGHTS:
                 known = " or ".join(map(repr, CLASS_WEIGHTS))

@@ -222,6 +222,7 @@ def test_a_checkpoint_without_the_options_goes_on(tmp_path):
         (dict(weight_decay=-0.1), "weight_decay: got -0.1, expected a finite number, at least 0"),
         (dict(weight_decay=float("nan")), "weight_decay: got nan, expected a finite number"),
         (dict(precision="half"), "precision: got 'half', expected 'float32' or 'bfloat16'"),
+        (dict(tensorboard="yes"), "tensorboard: got 'yes', expected True or False"),
         (dict(accumulate=0), "accumulate: got 0, expected at least 1"),
     ],
 )
