@@ -12,7 +12,7 @@ PATTERN = "events.out.tfevents.*"
 
 def scalars(record: dict[str, Any]) -> dict[str, float]:
     """The numbers of an epoch by the names that TensorBoard groups: `loss/train`."""
-    found = {}
+    found: dict[str, float] = {}
     for name, value in record.items():
         if name == "iterations":
             found |= {f"iterations/block_{i}": count for i, count in enumerate(value, start=1)}

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from parnl.learn.checkpoints import check_arrays, read_checkpoint, write_checkpoint
-from parnl.learn.class_weights import CLASS_WEIGHTS, balanced
+from parnl.learn.class_weights import balanced
 from parnl.learn.data import Dataset, Split, fingerprint, load, patched, timed
-from parnl.learn.schedules import SCHEDULES, plan, scheduled
+from parnl.learn.options import check_options
+from parnl.learn.schedules import plan, scheduled
 from parnl.learn.tasks import (
     LABELS,
     TASKS,
@@ -116,31 +117,7 @@ class Config:
             raise ValueError(f"seed: got {self.seed}, expected at least 0 and less than 2**31")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: got {self.dropout}, expected at least 0 and less than 1")
-        if self.schedule not in SCHEDULES:
-            known = " or ".join(map(repr, SCHEDULES))
-            raise ValueError(f"schedule: got {self.schedule!r}, expected {known}")
-        if not 0 <= self.warmup < self.epochs:
-            raise ValueError(
-                f"warmup: got {self.warmup}, expected at least 0 and less than epochs, "
-                f"{self.epochs}"
-            )
-        if not 0 <= self.weight_decay < float("inf"):
-            raise ValueError(
-                f"weight_decay: got {self.weight_decay}, expected a finite number, at least 0"
-            )
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision: got {self.precision!r}, expected 'float32' or 'bfloat16'")
-        if not isinstance(self.tensorboard, bool):
-            raise ValueError(f"tensorboard: got {self.tensorboard!r}, expected True or False")
-        if self.class_weights is not None:
-            if self.class_weights not in CLASS_WEIGHTS:
-                known = " or ".join(map(repr, CLASS_WEIGHTS))
-                raise ValueError(f"class_weights: got {self.class_weights!r}, expected {known}")
-            if self.task != "classify":
-                raise ValueError(
-                    f"class_weights: got {self.class_weights!r} with the task {self.task!r}, "
-                    "expected the task 'classify'"
-                )
+        check_options(self)
 
 
 class Result(NamedTuple):
