@@ -133,7 +133,7 @@ def trained(epochs: int | None) -> tuple[list[tuple[Any, Params, list[np.ndarray
     """Train by the defaults; return each block's cell, parameters and inputs, and a record."""
     import torch
 
-    from parnl.learn import data, training
+    from parnl.learn import data, judging, training
 
     torch.set_num_threads(1)
     config = training.Config() if epochs is None else training.Config(epochs=epochs)
@@ -141,7 +141,7 @@ def trained(epochs: int | None) -> tuple[list[tuple[Any, Params, list[np.ndarray
     with tempfile.TemporaryDirectory() as folder:
         result = training.fit(config, dataset, Path(folder))
     model = result.trainer.model.eval()
-    accuracy = training.compare(result.trainer, dataset.test, config.batch).metrics["accuracy"]
+    accuracy = judging.compare(result.trainer, dataset.test, config.batch).metrics["accuracy"]
     blocks: list[tuple[Any, Params, list[np.ndarray]]] = []
     split = dataset.test
     lengths = torch.from_numpy(split.lengths)

@@ -37,7 +37,7 @@ import numpy as np
 from uea_figure import draw
 
 import parnl
-from parnl.learn import data, training
+from parnl.learn import data, judging, training
 from parnl.memory import keep_memory
 
 RESULTS, RUNS = Path(__file__).parent / "results" / "uea", Path("runs", "uea")
@@ -213,7 +213,7 @@ def execute(task: str, model_name: str, config: training.Config) -> str:
     before = iterations(training.build(config, *shape, **model), dataset.test)
     trainer = training.build(config, *shape, **model)
     result = training.fit(config, dataset, folder, resume=resume, trainer=trainer)
-    logits, _ = training.evaluate(result.trainer, dataset.test, 16)
+    logits, _ = judging.evaluate(result.trainer, dataset.test, 16)
     record = dict(
         name=name,
         task=task,

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 from toy_runs import SMALL, toy
 
-from parnl.learn import kept, report, tasks, training
+from parnl.learn import judging, kept, report, tasks, training
 
 VOID = {"meta", "img"}
 
@@ -57,7 +57,7 @@ def run_in(folder, dataset=None, **changes):
     dataset = dataset or toy()
     result = training.fit(config, dataset, folder)
     task, scale = training.TASKS[config.task], tasks.Scale.of(dataset.train.labels)
-    test = training.compare(result.trainer, dataset.test, config.batch, task=task, scale=scale)
+    test = judging.compare(result.trainer, dataset.test, config.batch, task=task, scale=scale)
     kept.keep(folder, config, dataset, result.history, test, scale)
     return dataset, result, test
 

@@ -112,7 +112,7 @@ def _in_torch(model: Trained, mean: np.ndarray, deviation: np.ndarray) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.model, self.input_size = model.trainer.model.cpu(), len(mean)
-            told = {"mean": mean, "deviation": deviation}
+            told: dict[str, Any] = {"mean": mean, "deviation": deviation}
             told |= {"answer_mean": how.mean, "answer_deviation": how.deviation}
             for name, value in told.items():
                 if value is not None:

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -60,14 +60,42 @@ def show_cells(input_size: int = 64, hidden_size: int = 64) -> None:
     console.print(note if narrow else table)
 
 
+def run_seeds(
+    given: dict[str, Any], out: Path | None, resume: bool, overwrite: bool = False
+) -> None:
+    """`parnl train`, of one seed or of several: "seed" in `given` is a text such as 0,1,2."""
+    from parnl.learn import seeds
+
+    with plain_errors():
+        wanted = seeds.parsed(given.pop("seed")) if "seed" in given else []
+        folder = out or _folder(given)
+        listed = resume and (folder / seeds.SEEDS).exists()
+        if len(wanted) > 1 or listed:
+            return seeds.train_seeds(
+                given, wanted, folder, resume, overwrite, train=run_training, say=print
+            )
+    one = {"seed": wanted[0]} if wanted else {}
+    run_training(given | one, folder, resume, overwrite)
+
+
+def _folder(given: dict[str, Any]) -> Path:
+    """The folder of a run that was given none."""
+    from parnl.learn import training
+
+    known = asdict(training.Config()) | given
+    return Path("runs", f"{Path(known['data']).stem}-{known['cell']}-{known['backend']}")
+
+
 def run_training(
     given: dict[str, Any], out: Path | None, resume: bool, overwrite: bool = False
 ) -> None:
-    """`parnl train` with the options that were given on the command line."""
+    """`parnl train` of one seed with the options that were given on the command line."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from parnl.learn import kept, training
+    from parnl.learn import judging, kept, training
+    from parnl.learn.events import writing
+    from parnl.learn.seeds import Stopped
     from parnl.memory import keep_memory
 
     keep_memory()
@@ -76,11 +104,11 @@ def run_training(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     console = Console(highlight=False, markup=False, soft_wrap=True)
     with plain_errors():
-        config = training.Config(**given)
-        folder = out or Path("runs", f"{Path(config.data).stem}-{config.cell}-{config.backend}")
+        folder, before, history = out or _folder(given), {}, []
         if resume:
             _, header = training.read_checkpoint(folder / training.CHECKPOINT)
-            config = replace(training.Config(**header["config"]), **given)
+            before, history = header["config"], header["history"]
+        config = replace(training.Config(**before), **given)
         dataset = training.dataset_of(config)
     console.print(describe(dataset))
     task, scale = training.task_of(config, dataset), training.scale_of(config, dataset)
@@ -88,7 +116,8 @@ def run_training(
 
     columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn())
     live = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    with live as progress, plain_errors():
+    events = writing(folder, history, config.tensorboard)
+    with events as add_events, live as progress, plain_errors():
         bar = progress.add_task("", total=None, epoch=1)
 
         def on_step(done: int, total: int) -> None:
@@ -97,6 +126,7 @@ def run_training(
         def on_epoch(record: dict[str, Any]) -> None:
             progress.update(bar, completed=0, epoch=record["epoch"] + 1)
             console.print(row(record, metric))
+            add_events(record)
 
         console.print(heading(metric))
         try:
@@ -110,9 +140,11 @@ def run_training(
                 on_epoch=on_epoch,
             )
         except KeyboardInterrupt:
-            sys.exit("parnl: stopped; with --resume it goes on after the last finished epoch")
+            raise Stopped(
+                "parnl: stopped; with --resume it goes on after the last finished epoch"
+            ) from None
     with plain_errors():
-        test = training.compare(
+        test = judging.compare(
             result.trainer, dataset.test, config.batch, config.chunks, task=task, scale=scale
         )
     plot(result.history, metric, folder / "training.png")
@@ -158,11 +190,11 @@ def run_prediction(folder: Path, data: str, out: Path, backend: str | None) -> N
         check_table(out)
         model = trained.load_run(folder, backend)
         if model.ahead is None:
-            columns = trained.columns(model, trained.answer(model, data))
+            columns, things = trained.columns(model, trained.answer(model, data)), "series"
         else:
-            columns = continued.predicted(model, data)
+            columns, things = continued.predicted(model, data), "step"
         rows = write_table(columns, out)
-    print(f"{counted(rows, 'row')} to {out}")
+    print(f"{counted(rows, things)} to {out}")
 
 
 def run_generation(
@@ -194,7 +226,7 @@ def run_generation(
             raise ValueError(f"out: expected a name that ends in {', '.join(WRITTEN)}")
         check_table(out)
         rows = write_table(continued.continued(model, data, steps), out)
-    print(f"{counted(rows, 'row')} to {out}")
+    print(f"{counted(rows, 'step')} to {out}")
 
 
 def check_table(out: Path) -> None:

@@ -356,8 +356,10 @@ def load(
     for part, found in zip(cut._fields, parts, strict=True):
         check_windows(collection.source, part, found, ahead)
     notes = notes_on(collection, preparation, task, ahead)
+    first, held, last = parts
+    taken = collection.taken
     return Dataset(
-        Path(name).stem, (), *parts, preparation, notes, collection.taken, ahead
+        Path(name).stem, (), first, held, last, preparation, notes, taken, ahead
     )  # fmt: skip
 
 
@@ -394,7 +396,8 @@ def _text(path: Path, context: int, validation: float, test: float) -> Dataset:
         check_windows(path, part, own, ahead)
     sizes = ", ".join(f"{len(parts[p])} to {v}" for p, v in zip(Cut._fields, VERBS, strict=True))
     kind = "a step is a byte" if found.bytes_ else f"{found.size} tokens are told apart"
-    return Dataset(path.stem, (), *made, notes=(f"{kind}; steps: {sizes}",), ahead=ahead)
+    notes, (first, held, last) = (f"{kind}; steps: {sizes}",), made
+    return Dataset(path.stem, (), first, held, last, notes=notes, ahead=ahead)
 
 
 VERBS = ("train on", "validate", "test")

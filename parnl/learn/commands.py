@@ -11,6 +11,7 @@ EXTRAS = {
     "torch": ["torch"],
     "jax": ["jax", "jaxlib"],
     "testing": ["hypothesis", "pytest"],
+    "tensorboard": ["tensorboard"],
     "train": "aeon equinox matplotlib optax pandas pyarrow rich safetensors sklearn typer".split(),
 }
 
@@ -34,7 +35,7 @@ def build() -> Any:
     """The typer application."""
     import typer
 
-    from parnl.learn.training import Config
+    from parnl.learn.config import Config
 
     app = typer.Typer(
         help="Train and check nonlinear recurrent networks that run in parallel over time.",
@@ -174,13 +175,44 @@ def build() -> Any:
         learning_rate: Annotated[
             float | None, option("Adam's learning rate.", Config.learning_rate, "--lr")
         ] = None,
+        schedule: Annotated[
+            str | None,
+            option(
+                "How the learning rate falls until the last epoch: constant, cosine, linear.",
+                Config.schedule,
+            ),
+        ] = None,
+        warmup: Annotated[
+            int | None,
+            option("Over how many epochs the learning rate rises at first.", Config.warmup),
+        ] = None,
+        weight_decay: Annotated[
+            float | None,
+            option("AdamW's weight decay, apart from the gradient.", Config.weight_decay),
+        ] = None,
+        accumulate: Annotated[
+            int | None,
+            option("How many batches make one optimizer step.", Config.accumulate),
+        ] = None,
+        class_weights: Annotated[
+            str | None,
+            option("The weights of classes in the loss: balanced counts rare ones more.", "none"),
+        ] = None,
+        precision: Annotated[
+            str | None,
+            option("What products of training steps are taken in: float32, bfloat16.", "float32"),
+        ] = None,
         patience: Annotated[
             int | None,
             option("Stop when validation has not improved for so many epochs.", Config.patience),
         ] = None,
         seed: Annotated[
-            int | None,
-            option("The seed of the weights, the order of series and dropout.", Config.seed),
+            str | None,
+            option(
+                "The seed of the weights, the order of series and dropout. Several, as in 0,1,2, "
+                "make a run each in --out.",
+                Config.seed,
+            ),
         ] = None,
         chunks: Annotated[
             int | None,
@@ -188,6 +220,14 @@ def build() -> Any:
         ] = None,
         out: Annotated[
             Path | None, option("The folder of the run.", "runs/DATA-CELL-BACKEND")
+        ] = None,
+        tensorboard: Annotated[
+            bool | None,
+            option(
+                "Also write the numbers of each epoch for TensorBoard.",
+                "no-tensorboard",
+                "--tensorboard/--no-tensorboard",
+            ),
         ] = None,
         resume: Annotated[
             bool,
@@ -204,7 +244,7 @@ def build() -> Any:
         for name in ("columns", "target"):
             if name in given:
                 given[name] = [one.strip() for one in given[name].split(",")]
-        actions.run_training(given, given.pop("out", None), resume, overwrite)
+        actions.run_seeds(given, given.pop("out", None), resume, overwrite)
 
     run = typer.Argument(metavar="RUN", help="The folder of the run that trained the model.")
     new = typer.Option(help="The file or folder of new series, of a kind that train reads.")

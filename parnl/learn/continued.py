@@ -14,11 +14,11 @@ import numpy as np
 
 from parnl.learn import ahead
 from parnl.learn.data import Split, joined
+from parnl.learn.judging import evaluate, judge
 from parnl.learn.readers import Collection
 from parnl.learn.readers.collection import counted, listed
-from parnl.learn.tasks import PLAIN, Metrics
+from parnl.learn.tasks import PLAIN, Metrics, Tally
 from parnl.learn.trained import Trained, series_in
-from parnl.learn.training import evaluate, judge
 
 
 def predicted(model: Trained, data: str) -> dict[str, Any]:
@@ -47,7 +47,8 @@ def judged(model: Trained, data: str) -> tuple[Metrics, int]:
         split = split if model.config.patch == 1 else joined(split, model.config.patch)
     ahead.check_windows(data, "whole", split, own)
     config = model.config
-    tally = judge(model.trainer, split, model.task, PLAIN, config.batch, chunks=config.chunks)
+    tally = Tally(model.task, PLAIN)
+    judge(model.trainer, split, tally, config.batch, chunks=config.chunks)
     return tally.metrics(), len(split.labels)
 
 

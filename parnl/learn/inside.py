@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from parnl.learn.config import Config
 from parnl.learn.trained import Trained
-from parnl.learn.training import Config, model_of
+from parnl.learn.training import model_of
 from parnl.registry import get_cell
 from parnl.solve import solve
 from parnl.stability.certificates import Certificate

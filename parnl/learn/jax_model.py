@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from parnl.dtypes import is_half
 from parnl.learn.jax_blocks import (
     Kind,
     State,
@@ -146,8 +147,11 @@ def _embedding(size: int, out: int, key: Array) -> eqx.nn.Embedding:
 
 
 def at_every_step(layer: Any) -> Any:
-    """The layer, made for one vector (k,), applied to (N, T, k)."""
-    return _over(layer, 2)
+    """The layer, made for one vector (k,), applied to (N, T, k), in half precision if it is."""
+    every, weight = _over(layer, 2), getattr(layer, "weight", None)
+    if weight is None or not is_half(weight.dtype) or isinstance(layer, eqx.nn.Embedding):
+        return every
+    return lambda x: every(x.astype(weight.dtype))  # or JAX would make a float32 product of it
 
 
 def _over(layer: Any, axes: int) -> Any:

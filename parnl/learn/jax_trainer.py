@@ -36,20 +36,27 @@ class Trainer:
         model: dict[str, Any],
         *,
         loss: str = "cross_entropy",
-        learning_rate: float,
+        learning_rate: float | None,
         clip: float,
         seed: int,
         chunks: int | None = None,
+        weight_decay: float = 0.0,
+        accumulate: int = 1,
+        precision: str = "float32",
     ) -> None:
         """`model` holds the keywords of `Classifier`; `clip` bounds the global gradient norm.
 
-        loss: see `parnl.learn.tasks.Task`.
+        loss: see `parnl.learn.tasks.Task`. learning_rate: None where each step is given its own.
+        weight_decay: of AdamW; 0 is Adam. accumulate: the most batches that make a step.
+        precision: of the products in a step, "float32" or "bfloat16".
         """
         self.model = Classifier(**model, seed=seed)
-        self.optimizer = _adam(learning_rate, clip)
+        self.optimizer = _adam(learning_rate, clip, weight_decay)
         self.moments = self.optimizer.init(eqx.filter(self.model, eqx.is_array))
         self.loss, self.seed, self.chunks = loss, seed, chunks
-        self.count = 0
+        self.count, self.part, self.accumulate = 0, 0, accumulate
+        self.gathered: Any = None
+        self.half = precision == "bfloat16"
 
     def step(
         self,
@@ -57,15 +64,24 @@ class Trainer:
         lengths: np.ndarray | None,
         targets: np.ndarray,
         weights: np.ndarray,
+        *,
+        rate: float | None = None,
+        share: float | None = None,
+        last: bool = True,
     ) -> tuple[float, np.ndarray, int]:
         """One optimizer step on a batch; rows of weight 0 do not count.
 
         inputs: (N, T, channels). lengths, weights: (N,). targets: see `parnl.learn.tasks.Task`.
+        rate: the learning rate. share, last: of several batches that make a step, the part that
+        this one's gradient has in their mean, and whether the step is taken now.
         Returns the mean loss, the answers before the step and the chunks of the solve. Answers are
         (N, k), or (N, T, k) of a model whose readout is "each".
         """
-        key = jax.random.fold_in(jax.random.key(self.seed), self.count)
-        self.model, self.moments, loss, answers, chunks = _step(
+        number = self.count * self.accumulate + self.part
+        key = jax.random.fold_in(jax.random.key(self.seed), number)
+        if share is not None and self.part == 0:
+            self.gathered = jax.tree.map(jnp.zeros_like, eqx.filter(self.model, eqx.is_array))
+        self.model, self.moments, self.gathered, loss, answers, chunks = _step(
             self.model,
             self.moments,
             self.optimizer,
@@ -73,8 +89,13 @@ class Trainer:
             key,
             (inputs, lengths, targets, weights),
             self.chunks,
+            # as arrays: of numbers there would be a program for each
+            None if rate is None else np.array(rate),
+            None if share is None else (self.gathered, np.array(share)),
+            last,
+            self.half,
         )
-        self.count += 1
+        self.count, self.part = (self.count + 1, 0) if last else (self.count, self.part + 1)
         return float(loss), np.array(answers), chunks
 
     def predict(
@@ -107,14 +128,18 @@ class Trainer:
         """Take over what `export_state` gave. Without `optimizer.*` only the model changes."""
         self.model = _replace(self.model, state, "model.")
         if "optimizer.count" in state:
-            self.count = int(state["optimizer.count"])
+            self.count, self.part = int(state["optimizer.count"]), 0
             self.moments = _replace(self.moments, state, "optimizer.")
 
 
 @cache
-def _adam(learning_rate: float, clip: float) -> optax.GradientTransformation:
+def _adam(
+    learning_rate: float | None, clip: float, weight_decay: float
+) -> optax.GradientTransformation:
     """Clipped Adam; one object for equal arguments, so that a compiled step serves it again."""
-    return optax.chain(optax.clip_by_global_norm(clip), optax.adam(learning_rate))
+    rate = 1.0 if learning_rate is None else learning_rate  # else the step multiplies by its own
+    adam = optax.adamw(rate, weight_decay=weight_decay) if weight_decay else optax.adam(rate)
+    return optax.chain(optax.clip_by_global_norm(clip), adam)
 
 
 @eqx.filter_jit
@@ -126,12 +151,20 @@ def _step(
     key: Array,
     batch: tuple[Any, Any, Any, Any],
     chunks: int | None,
-) -> tuple[Classifier, Any, Array, Array, int]:
+    rate: Any,
+    accumulated: tuple[Any, Any] | None,
+    last: bool,
+    half: bool,
+) -> tuple[Classifier, Any, Any, Array, Array, int]:
     inputs, lengths, targets, weights = batch
 
     @eqx.filter_value_and_grad(has_aux=True)
     def mean_loss(model: Classifier) -> tuple[Array, tuple[Array, int]]:
+        if half:
+            model = _in_half(model)
         answers, infos = model(inputs, lengths, key=key, chunks=chunks)
+        if half:
+            answers = answers.astype(jnp.float32)
         losses, counted = LOSSES[loss](answers, targets)
         counted = counted * _at_steps(weights, losses.ndim)
         if answers.ndim == 3 and lengths is not None:
@@ -140,8 +173,25 @@ def _step(
         return (counted * losses).sum() / counted.sum(), (answers, infos[0].chunks)
 
     (value, (answers, used)), gradient = mean_loss(model)
-    updates, moments = optimizer.update(gradient, moments)
-    return eqx.apply_updates(model, updates), moments, value, answers, used
+    if accumulated is not None:
+        gathered, share = accumulated
+        gradient = jax.tree.map(lambda a, g: (a + g * share).astype(g.dtype), gathered, gradient)
+        if not last:
+            return model, moments, gradient, value, answers, used
+    updates, moments = optimizer.update(gradient, moments, eqx.filter(model, eqx.is_array))
+    if rate is not None:
+        updates = jax.tree.map(lambda u: (u * rate).astype(u.dtype), updates)
+    return eqx.apply_updates(model, updates), moments, None, value, answers, used
+
+
+def _in_half(model: Classifier) -> Classifier:
+    """The model with its layers in bfloat16; the recurrences stay as they are."""
+
+    def cast(path: Any, value: Any) -> Any:
+        layer = eqx.is_array(value) and "recurrence" not in _name(path)
+        return value.astype(jnp.bfloat16) if layer else value
+
+    return jax.tree_util.tree_map_with_path(cast, model)
 
 
 def _at_steps(x: Any, ndim: int) -> Array:

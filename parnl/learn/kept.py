@@ -23,11 +23,13 @@ import numpy as np
 
 from parnl.learn.ahead import Ahead
 from parnl.learn.checkpoints import HEADER, read_checkpoint, write_checkpoint
+from parnl.learn.config import Config
 from parnl.learn.data import Dataset, Split
+from parnl.learn.judging import MOST_ANSWERS, Comparison, evenly
 from parnl.learn.readers.collection import LARGEST, shown
 from parnl.learn.tasks import Scale, cross_entropy
 from parnl.learn.trained import Trained, load_run
-from parnl.learn.training import MODEL, MOST_ANSWERS, Comparison, Config, evenly
+from parnl.learn.training import MODEL
 
 REPORT, TEST = "report.json", "test.safetensors"
 SAMPLE, STEPS = 8, 1024
@@ -48,7 +50,7 @@ class Record(NamedTuple):
     """What `read` found in a run's folder.
 
     history: of each epoch; best: the record of the epoch whose weights were kept. metric: the one
-    that decided. metrics to chunks: of the test part, see `training.Comparison`. name, notes,
+    that decided. metrics to chunks: of the test part, see `judging.Comparison`. name, notes,
     parts: of the data. versions: of packages. answers: (n, k) logits, or numbers on their own
     scale, of n of `total` test series; targets: (n,) classes or (n, k) numbers. inputs: (m, T,
     channels), what the model read of a few test series.

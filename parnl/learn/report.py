@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from parnl.learn import charts
+from parnl.learn.config import Config
 from parnl.learn.data import channels_of
 from parnl.learn.inside import BUDGET, BlockStability, stability
 from parnl.learn.kept import PARTS, Record, read
@@ -25,7 +26,7 @@ from parnl.learn.markup import STYLE, figure, h2, p, table, text
 from parnl.learn.progress import shown
 from parnl.learn.readers.collection import counted
 from parnl.learn.report_tasks import SECTIONS, names_of_numbers
-from parnl.learn.training import Config, model_of
+from parnl.learn.training import model_of
 from parnl.stability.certificates import Certificate
 
 # What the command line calls an option of Config, if not by its own name.
@@ -107,7 +108,11 @@ def command_line(config: Config) -> tuple[str, list[str]]:
             lacking.append(f"{field.name} = {value!r}")
         elif field.name == "standardise":
             words.append("--standardise" if value else "--raw")
+        elif isinstance(value, bool):
+            words.append(f"--{field.name}")  # an option that is given only to say yes
         else:
+            if isinstance(value, float) and value == int(value):
+                value = int(value)  # a number of steps
             several = isinstance(value, list | tuple)
             words.append(NAMES.get(field.name, f"--{field.name.replace('_', '-')}"))
             words.append(",".join(map(str, value)) if several else str(value))
@@ -206,9 +211,9 @@ def steadiness(run: Record, blocks: Sequence[BlockStability]) -> str:
             "in time (Theorem 1 of arXiv 2505.21717) and cannot explode, and the parallel solve "
             "usually needs few iterations. A channel without a proof may still be stable. What was "
             "measured tells how the cell was on these series.")
-        + p(f"The proof holds for all inputs whose features lie in the ranges that "
-            f"{counted(count, things(run))} of the test part reach in {counted(steps, 'step')} each, "
-            "and for the states in the table. It says nothing of inputs beyond these ranges.")
+        + p("The proof holds for all inputs whose features lie in the ranges that "
+            f"{counted(count, things(run))} of the test part reach in {counted(steps, 'step')} "
+            "each, and for the states in the table. It says nothing of inputs beyond these ranges.")
         + (p("The cell has several states: changes are measured in the largest of them, each with "
              "a weight that the proof chose.") if several else "")
         + (table(("", "proved bound", "measured", "Lyapunov exponent a step", "states"), rows)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from parnl.learn import charts
+from parnl.learn.judging import evenly
 from parnl.learn.kept import SAMPLE, Record
 from parnl.learn.markup import figure, h2, p, table, text
 from parnl.learn.readers.collection import counted, shown
-from parnl.learn.training import evenly
 
 MATRIX = 60
 """A confusion matrix of more classes is a list of what is mixed up most."""

@@ -191,10 +191,13 @@ PLAIN = Scale(np.zeros(1), np.ones(1))
 
 
 class Tally:
-    """Collects a model's answers batch by batch, for the loss and the metrics of all of them."""
+    """Collects a model's answers batch by batch, for the loss and the metrics of all of them.
 
-    def __init__(self, task: Task, scale: Scale) -> None:
-        self.task, self.scale = task, scale
+    weights: (classes,), of each class in the loss.
+    """
+
+    def __init__(self, task: Task, scale: Scale, weights: np.ndarray | None = None) -> None:
+        self.task, self.scale, self.weights = task, scale, weights
         self._kept: list[tuple[np.ndarray, ...]] = []
         self._loss = self._count = 0.0
 
@@ -208,8 +211,9 @@ class Tally:
             own = np.square(answers.astype(np.float64) - learned)
         else:
             own = cross_entropy(answers, learned)
-        self._loss += float(own[counted].sum(dtype=np.float64))
-        self._count += int(counted.sum())
+        heavy = counted if self.weights is None else self.weights[learned]
+        self._loss += float((own * heavy)[counted].sum(dtype=np.float64))
+        self._count += float(heavy[counted].sum(dtype=np.float64))
         self._kept.append(self.task.measure(self.scale.told(answers), targets, lengths))
 
     @property

@@ -141,6 +141,7 @@ class Classifier(nn.Module):
                 for index in range(blocks)
             )
             self.head = nn.Linear(width, classes)
+        own: Any
         for own in self.blocks:
             own.causal = readout == "each"
 

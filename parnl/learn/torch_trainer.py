@@ -1,6 +1,7 @@
 """What `parnl.learn.training` asks of a framework, in PyTorch."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,21 +39,32 @@ class Trainer:
         model: dict[str, Any],
         *,
         loss: str = "cross_entropy",
-        learning_rate: float,
+        learning_rate: float | None,
         clip: float,
         seed: int,
         chunks: int | None = None,
+        weight_decay: float = 0.0,
+        accumulate: int = 1,
+        precision: str = "float32",
     ) -> None:
         """`model` holds the keywords of `Classifier`; `clip` bounds the global gradient norm.
 
-        loss: see `parnl.learn.tasks.Task`.
+        loss: see `parnl.learn.tasks.Task`. learning_rate: None where each step is given its own.
+        weight_decay: of AdamW; 0 is Adam. accumulate: the most batches that make a step.
+        precision: of the products in a step, "float32" or "bfloat16".
         """
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = Classifier(**model, seed=seed).to(self.device)
         self.parameters = dict(self.model.named_parameters())
-        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=learning_rate, fused=True)
+        adam: Any = torch.optim.Adam
+        if weight_decay:
+            adam = partial(torch.optim.AdamW, weight_decay=weight_decay)
+        self.optimizer = adam(self.parameters.values(), lr=learning_rate or 0.0, fused=True)
         self.loss, self.clip, self.seed, self.chunks = LOSSES[loss], clip, seed, chunks
-        self.count = 0
+        self.count, self.part, self.accumulate = 0, 0, accumulate
+        self.autocast = partial(
+            torch.autocast, self.device.type, torch.bfloat16, enabled=precision == "bfloat16"
+        )
         moments = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
         self._set_moments(moments, moments)
 
@@ -62,10 +74,16 @@ class Trainer:
         lengths: np.ndarray | None,
         targets: np.ndarray,
         weights: np.ndarray,
+        *,
+        rate: float | None = None,
+        share: float = 1.0,
+        last: bool = True,
     ) -> tuple[float, np.ndarray, int]:
         """One optimizer step on a batch; rows of weight 0 do not count.
 
         inputs: (N, T, channels). lengths, weights: (N,). targets: see `parnl.learn.tasks.Task`.
+        rate: the learning rate. share, last: of several batches that make a step, the part that
+        this one's gradient has in their mean, and whether the step is taken now.
         Returns the mean loss, the answers before the step and the chunks of the solve (of attention
         0). Answers are (N, k), or (N, T, k) of a model whose readout is "each".
         """
@@ -73,19 +91,27 @@ class Trainer:
         target, weight, ends = self._tensor(targets), self._tensor(weights), self._tensor(lengths)
         # Seeded by the step, so that a resumed run needs no generator state to repeat it.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed((self.seed << 32) + self.count)
-            answers, infos = self.model(self._tensor(inputs), ends, chunks=self.chunks)
+            torch.manual_seed((self.seed << 32) + self.count * self.accumulate + self.part)
+            with self.autocast():
+                answers, infos = self.model(self._tensor(inputs), ends, chunks=self.chunks)
+        if answers.dtype == torch.bfloat16:
+            answers = answers.float()
         losses, counted = self.loss(answers, target)
         counted = counted * _at_steps(weight, losses.ndim)
         if answers.ndim == 3 and lengths is not None:
             real = torch.arange(target.shape[1], device=self.device) < ends[:, None]
             counted = counted * _at_steps(real, losses.ndim)
         loss = (counted * losses).sum() / counted.sum()
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.clip)
-        self.optimizer.step()
-        self.count += 1
+        if self.part == 0:
+            self.optimizer.zero_grad()
+        (loss * share).backward()
+        self.part += 1
+        if last:
+            if rate is not None:
+                self.optimizer.param_groups[0]["lr"] = rate
+            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.clip)
+            self.optimizer.step()
+            self.count, self.part = self.count + 1, 0
         used = 0 if infos[0] is None else infos[0].chunks
         return float(loss.detach()), answers.numpy(force=True), used
 
@@ -132,7 +158,7 @@ class Trainer:
             for name, value in self.parameters.items():
                 value.copy_(torch.from_numpy(state[f"model.{name}"]))
         if "optimizer.count" in state:
-            self.count = int(state["optimizer.count"])
+            self.count, self.part = int(state["optimizer.count"]), 0
             self._set_moments(
                 {
                     name: torch.from_numpy(state[f"optimizer.mean.{name}"])

@@ -21,12 +21,14 @@ import numpy as np
 from parnl.learn import ahead, readers
 from parnl.learn.ahead import Ahead
 from parnl.learn.checkpoints import check_arrays, read_checkpoint
+from parnl.learn.config import Config
 from parnl.learn.data import Split, channels_of, joined, prepared, with_clock
+from parnl.learn.judging import evaluate
 from parnl.learn.preparation import Preparation
 from parnl.learn.readers import Collection, Options
 from parnl.learn.readers.collection import shown
 from parnl.learn.tasks import PLAIN, TASKS, TOKENS, Metrics, Scale, Task
-from parnl.learn.training import MODEL, Config, build, evaluate, model_of
+from parnl.learn.training import MODEL, build, model_of
 
 
 class Trained(NamedTuple):

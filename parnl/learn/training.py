@@ -9,8 +9,8 @@ stopped and resumed ends with the same bits as one that was not.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,115 +19,24 @@ import numpy as np
 
 from parnl.learn import ahead
 from parnl.learn.checkpoints import check_arrays, read_checkpoint, write_checkpoint
+from parnl.learn.class_weights import balanced
+from parnl.learn.config import ADJUSTABLE, OF_AHEAD, OF_DATA, Config
 from parnl.learn.data import Dataset, Split, fingerprint, load, patched, timed
-from parnl.learn.tasks import PLAIN, TASKS, TOKENS, Metrics, Scale, Tally, Task, check_task, score
+from parnl.learn.judging import batches as batches_of
+from parnl.learn.judging import judge, lengths_of, take
+from parnl.learn.schedules import plan, scheduled
+from parnl.learn.tasks import (
+    PLAIN,
+    TASKS,
+    TOKENS,
+    Scale,
+    Tally,
+    Task,
+    known,
+    score,
+)
 
 CHECKPOINT, MODEL = "checkpoint.safetensors", "model.safetensors"
-# A resumed run may go on for longer; every other option would make it another run.
-ADJUSTABLE = ("epochs", "patience")
-OF_DATA = (
-    "seed", "pooled", "channels", "standardise", "id", "time", "label", "columns", "layout",
-    "missing", "task", "validation", "test",
-)  # fmt: skip
-# Answers that `compare` returns, and numbers in them.
-MOST_ANSWERS, MOST_NUMBERS = 10_000, 2**21
-OF_AHEAD = (
-    "seed", "standardise", "id", "time", "columns", "layout", "missing", "task", "validation",
-    "test", "context", "horizon", "target",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Config:
-    """All that decides a run.
-
-    task: a name in `tasks.TASKS`. best: the metric by which epochs are compared, the task's own if
-    None. options: of the cell, `{"symmetric": True}`. pooled to test: of `data.load`; context to
-    target: of `ahead.load`, for the tasks "forecast" and "next" alone. patch: steps joined into one
-    (`data.patched`). loops: how often the blocks are applied, with the same weights. chunks: of
-    training and validation, the solver's own choice if None.
-
-    The defaults were chosen by the validation loss on JapaneseVowels. Their test accuracy there,
-    over three seeds and both frameworks, is 96.5 to 98.1 %, 97.4 % on average.
-    """
-
-    task: str = "classify"
-    best: str | None = None
-    cell: str = "lrc"
-    options: dict[str, Any] = field(default_factory=dict)
-    data: str = "JapaneseVowels"
-    pooled: bool = False
-    channels: list[int] | None = None
-    standardise: bool = True
-    id: str | None = None
-    time: str | None = None
-    label: str | None = None
-    columns: list[str] | None = None
-    layout: str = "auto"
-    missing: str | None = None
-    validation: float = 0.2
-    test: float = 0.2
-    context: int | None = None
-    horizon: int | None = None
-    target: list[str] | None = None
-    patch: int = 1
-    backend: str = "torch"
-    blocks: int = 2
-    loops: int = 1
-    width: int = 64
-    state: int = 64
-    dropout: float = 0.3
-    epochs: int = 100
-    batch: int = 32
-    learning_rate: float = 1e-3
-    clip: float = 1.0
-    patience: int = 30
-    seed: int = 0
-    chunks: int | None = None
-
-    def __post_init__(self) -> None:
-        check_task(self.task)
-        if self.backend not in ("torch", "jax"):
-            raise ValueError(f"backend: got {self.backend!r}, expected 'torch' or 'jax'")
-        for name in (
-            "patch", "blocks", "loops", "width", "state", "epochs", "batch", "patience",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
-        self._check_parts()
-        for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected more than 0")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed: got {self.seed}, expected at least 0 and less than 2**31")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: got {self.dropout}, expected at least 0 and less than 1")
-
-    def _check_parts(self) -> None:
-        later = self.task in ahead.TASKS
-        for name in ("validation", "test"):
-            value = getattr(self, name)
-            if not (0 < value < 1 or (later and value >= 1 and value == int(value))):
-                counts = ", or a whole number of steps or series" if later else ""
-                raise ValueError(
-                    f"{name}: got {value}, expected a share between 0 and 1{counts}"
-                )  # fmt: skip
-        own = {"context": later, "target": later, "horizon": self.task == "forecast"}
-        own |= dict.fromkeys(("label", "channels"), not later)
-        for name, used in own.items():
-            if getattr(self, name) is not None and not used:
-                raise ValueError(
-                    f"{name}: got {getattr(self, name)}, expected none for the task {self.task!r}"
-                )
-        for name in ("context", "horizon"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
-        if self.pooled and later:
-            raise ValueError(f"pooled: expected no such option for the task {self.task!r}")
-        if self.task == "next" and self.patch > 1:
-            raise ValueError(f"patch: got {self.patch}, expected 1 for the task 'next'")
-        if self.task == "forecast" and (self.context or ahead.CONTEXT["forecast"]) % self.patch:
-            raise ValueError(f"patch: got {self.patch}, expected a divisor of the context")
 
 
 class Result(NamedTuple):
@@ -136,24 +45,6 @@ class Result(NamedTuple):
     trainer: Any
     history: list[dict[str, Any]]
     best: dict[str, Any]
-
-
-class Comparison(NamedTuple):
-    """A model solved in parallel and in sequence over the same series.
-
-    metrics: of the parallel solve. gap: the largest difference of two answers, as the model gives
-    them. scale: the largest answer. iterations: of each block of the parallel solve, with `chunks`
-    chunks. answers: (n, k) or (n, T, k), of the parallel solve, to the series `rows` (n,): all, or
-    as many as are no burden, evenly chosen.
-    """
-
-    metrics: Metrics
-    gap: float
-    scale: float
-    iterations: list[int]
-    chunks: int
-    answers: np.ndarray
-    rows: np.ndarray
 
 
 def dataset_of(config: Config) -> Dataset:
@@ -290,92 +181,14 @@ def build(config: Config, channels: int, answers: int, tokens: int = 0, **change
     return module.Trainer(
         model,
         loss=task.loss,
-        learning_rate=config.learning_rate,
+        learning_rate=None if scheduled(config) else config.learning_rate,
         clip=config.clip,
         seed=config.seed,
         chunks=config.chunks,
+        weight_decay=config.weight_decay,
+        accumulate=config.accumulate,
+        precision=config.precision,
     )
-
-
-class Batch(NamedTuple):
-    """What a model answers to some series of a split.
-
-    rows: (n,). answers: (n, k), or (n, T, k) of each step. iterations: of each block.
-    """
-
-    rows: np.ndarray
-    answers: np.ndarray
-    iterations: list[int]
-
-
-def answered(trainer: Any, split: Split, batch: int, **solver: Any) -> Iterator[Batch]:
-    """A model's answers to a split, batch by batch.
-
-    Raises FloatingPointError where one is not finite: the largest of some logits would be any.
-    """
-    for rows, weights in _batches(np.arange(len(split.labels)), batch):
-        found, iterations = trainer.predict(*_take(split, rows), **solver)
-        bad = rows[~np.isfinite(found.reshape(len(rows), -1)).all(axis=1)]
-        if bad.size:
-            raise FloatingPointError(
-                f"model: its answer to series {bad[0]} is not finite; if it was just trained, "
-                "a lower learning rate may help"
-            )
-        real = weights > 0
-        yield Batch(rows[real], found[real], iterations)
-
-
-def evaluate(trainer: Any, split: Split, batch: int, **solver: Any) -> tuple[np.ndarray, list[int]]:
-    """A model's answers to a split, (N, k) or (N, T, k), and the most iterations each block took.
-
-    Raises FloatingPointError as `answered` does.
-    """
-    batches = list(answered(trainer, split, batch, **solver))
-    counts = np.max([one.iterations for one in batches], axis=0)
-    return np.concatenate([one.answers for one in batches]), counts.tolist()
-
-
-def judge(trainer: Any, split: Split, task: Task, scale: Scale, batch: int, **solver: Any) -> Tally:
-    """What a model makes of a split, none of whose answers is kept for longer than needed."""
-    tally = Tally(task, scale)
-    for one in answered(trainer, split, batch, **solver):
-        tally.add(one.answers, split.labels[one.rows], _lengths(split, one.rows))
-    return tally
-
-
-def compare(
-    trainer: Any,
-    split: Split,
-    batch: int,
-    chunks: int | None = None,
-    *,
-    task: Task = TASKS["classify"],
-    scale: Scale = PLAIN,
-) -> Comparison:
-    """Solve the model in parallel (one step a chunk unless `chunks` is given) and in sequence.
-
-    scale: of the numbers that it was trained on.
-    """
-    chunks = chunks or split.inputs.shape[1]
-    tally, counts, gap, largest = Tally(task, scale), [], 0.0, 0.0
-    kept: list[np.ndarray] = []
-    parallel = answered(trainer, split, batch, method="newton", chunks=chunks)
-    sequential = answered(trainer, split, batch, method="sequential")
-    for one, other in zip(parallel, sequential, strict=True):
-        tally.add(one.answers, split.labels[one.rows], _lengths(split, one.rows))
-        counts.append(one.iterations)
-        gap = max(gap, float(np.abs(one.answers - other.answers).max()))
-        largest = max(largest, float(np.abs(other.answers).max()))
-        rows = evenly(len(split.labels), MOST_ANSWERS, MOST_NUMBERS // one.answers[0].size)
-        kept.append(one.answers[np.isin(one.rows, rows)])
-    iterations = np.max(counts, axis=0).tolist()
-    answers = np.concatenate(kept)
-    return Comparison(tally.metrics(), gap, largest, iterations, chunks, answers, rows)
-
-
-def evenly(count: int, *most: int) -> np.ndarray:
-    """Rows of `count`, evenly chosen, at least one and not more than the least of `most`."""
-    return np.linspace(0, count - 1, max(1, min(count, *most))).round().astype(np.int64)
 
 
 def _epoch(
@@ -389,14 +202,23 @@ def _epoch(
     """Train on every series once, then validate."""
     begin, task = time.perf_counter(), task_of(config, dataset)
     train, validation = dataset.train, dataset.validation
-    count = len(train.labels)
-    order = np.random.default_rng((config.seed, epoch)).permutation(count)
-    batches = list(_batches(order, config.batch))
-    used, trained = 0, Tally(task, scale)
+    order = np.random.default_rng((config.seed, epoch)).permutation(len(train.labels))
+    batches = list(batches_of(order, config.batch))
+    balance = None
+    if config.class_weights is not None:
+        balance = balanced(train.labels, len(dataset.classes))
+        batches = [(rows, weights * balance[train.labels[rows]]) for rows, weights in batches]
+    amounts = [weights for _, weights in batches]
+    if config.accumulate > 1:
+        amounts = [_amounts(train, task, rows, weights) for rows, weights in batches]
+    plans = plan(config, epoch, amounts)
+    used, trained = 0, Tally(task, scale, balance)
     for done, (rows, weights) in enumerate(batches, start=1):
-        inputs, lengths = _take(train, rows)
+        inputs, lengths = take(train, rows)
         targets = train.labels[rows]
-        value, answers, used = trainer.step(inputs, lengths, scale.learned(targets), weights)
+        value, answers, used = trainer.step(
+            inputs, lengths, scale.learned(targets), weights, **plans[done - 1]
+        )
         if not np.isfinite(value):
             raise FloatingPointError(
                 f"loss: got {value} in epoch {epoch + 1}, expected a finite number; "
@@ -405,9 +227,11 @@ def _epoch(
         real = weights > 0
         trained.add(answers[real], targets[real], None if lengths is None else lengths[real])
         on_step(done, len(batches))
-    validated = judge(trainer, validation, task, scale, config.batch, chunks=config.chunks)
+    validated = judge(
+        trainer, validation, Tally(task, scale, balance), config.batch, chunks=config.chunks
+    )
     # One batch is solved in parallel even where the others are not: that shows the iterations.
-    sample = _take(validation, np.arange(min(config.batch, len(validation.labels))))
+    sample = take(validation, np.arange(min(config.batch, len(validation.labels))))
     chunks = config.chunks or validation.inputs.shape[1]
     _, iterations = trainer.predict(*sample, method="newton", chunks=chunks)
     return dict(
@@ -418,24 +242,15 @@ def _epoch(
         **{f"validation_{name}": value for name, value in validated.metrics().items()},
         iterations=iterations,
         chunks=used,
+        learning_rate=plans[-1].get("rate", config.learning_rate),
         seconds=time.perf_counter() - begin,
     )
 
 
-def _batches(order: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows and weights of each batch. Compiled steps want one shape: rows of weight 0 fill it."""
-    size = min(size, len(order))
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        yield np.resize(rows, size), (np.arange(size) < len(rows)).astype(np.float32)
-
-
-def _take(split: Split, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    return split.inputs[rows], _lengths(split, rows)
-
-
-def _lengths(split: Split, rows: np.ndarray) -> np.ndarray | None:
-    return None if split.lengths is None else split.lengths[rows]
+def _amounts(split: Split, task: Task, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """How much each row of a batch weighs in its loss (n,): its weight times the targets known."""
+    counted = known(split.labels[rows], lengths_of(split, rows), task.readout == "each")
+    return weights * counted.reshape(len(rows), -1).sum(axis=1)
 
 
 def _stalled(scores: list[float]) -> int:
@@ -448,17 +263,24 @@ def model_of(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: value for name, value in state.items() if name.startswith("model.")}
 
 
+def check_same(config: Config, before: dict[str, Any], what: str) -> None:
+    """Raise ValueError for an option that would make another run of that with options `before`."""
+    fixed = {"epochs"} if config.schedule != "constant" else set()
+    for name, value in asdict(config).items():
+        if (name not in ADJUSTABLE or name in fixed) and before[name] != value:
+            reason = f"; its schedule, {config.schedule}, ends with them" if name in fixed else ""
+            raise ValueError(
+                f"{name}: got {value!r}, {what} was trained with {before[name]!r}{reason}"
+            )
+
+
 def _restore(
     trainer: Any, config: Config, data: str, path: Path
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Put the checkpoint into the trainer; its history and the best model so far."""
     arrays, header = read_checkpoint(path)
     before = asdict(Config()) | header["config"]  # an older one lacks later options
-    for name, value in asdict(config).items():
-        if name not in ADJUSTABLE and before[name] != value:
-            raise ValueError(
-                f"{name}: got {value!r}, the checkpoint {path} was trained with {before[name]!r}"
-            )
+    check_same(config, before, f"the checkpoint {path}")
     state = trainer.export_state()
     best = {f"best.{name}": value for name, value in model_of(state).items()}
     check_arrays(arrays, state | best)

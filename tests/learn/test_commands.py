@@ -119,6 +119,7 @@ def test_mistakes_get_a_message(parnl, tmp_path, arguments, message):
         ("rich.table", ["cells"], "train"),
         ("aeon.datasets", ["train"], "train"),
         ("safetensors", ["train", "--resume", "--out", "x"], "train"),
+        ("tensorboard.summary", ["train", "--data", "UnitTest", "--tensorboard"], "tensorboard"),
         ("hypothesis", ["check", "x:Y"], "testing"),
     ],
 )

@@ -19,6 +19,7 @@ from parnl.learn import (
     charts,
     commands,
     inside,
+    judging,
     kept,
     report,
     report_tasks,
@@ -48,7 +49,7 @@ def test_the_command_on_a_classifier(parnl, backend, tmp_path):
 
     model = trained.load_run(folder)
     test = training.dataset_of(model.config).test
-    answers, _ = training.evaluate(model.trainer, test, 8, method="sequential")
+    answers, _ = judging.evaluate(model.trainer, test, 8, method="sequential")
     found = answers.argmax(axis=1)
     hits = np.mean(found == test.labels)
     assert dict(page.table("metric", "test"))["accuracy"] == f"{hits:.1%}"
@@ -121,7 +122,7 @@ def test_numbers(parnl, backend, tmp_path):
     _, page = written(folder)
     model = trained.load_run(folder)
     data = training.dataset_of(model.config)
-    answers, _ = training.evaluate(model.trainer, data.test, 8, method="sequential")
+    answers, _ = judging.evaluate(model.trainer, data.test, 8, method="sequential")
     mean, deviation = data.train.labels.mean(), data.train.labels.std()
     gap = (answers * deviation + mean - data.test.labels)[:, 0]
     (row,) = page.table("number", "mean error", "mean |error|", "root mean square", "largest", "R2")
@@ -181,7 +182,8 @@ def arguments_of(line, monkeypatch):
     monkeypatch.setattr(sys, "argv", shlex.split(line))
     with pytest.raises(SystemExit):
         commands.main()
-    assert seen[0][1:] == (None, False, False)
+    folder, resume, overwrite = seen[0][1:]
+    assert (folder.parent.name, resume, overwrite) == ("runs", False, False)
     return training.Config(**seen[0][0])
 
 
@@ -190,7 +192,16 @@ OTHER = dict(
     pooled=True, channels=[1], standardise=False, id="-id", time="t", label="l", columns=["x", "y"],
     layout="long", missing="mask", patch=2, backend="jax", blocks=3, loops=2, width=5, state=6,
     dropout=0.25, epochs=7, batch=8, learning_rate=0.5, clip=2.0, patience=9, seed=10, chunks=11,
+    validation=0.1, test=0.3, schedule="cosine", warmup=2, weight_decay=0.1, accumulate=2,
+    precision="bfloat16", tensorboard=True,
 )  # fmt: skip
+# Options of some tasks alone, and what they need.
+LATER = {
+    "context": dict(task="next", context=8),
+    "horizon": dict(task="forecast", horizon=8),
+    "target": dict(task="forecast", target=["x", "y"], validation=100.0),
+    "class_weights": dict(class_weights="balanced"),
+}
 
 
 def test_the_command_makes_the_same_config(monkeypatch):
@@ -209,9 +220,8 @@ def test_the_command_makes_the_same_config(monkeypatch):
 @pytest.mark.parametrize("name", [field.name for field in fields(training.Config)])
 def test_every_option_is_told(name, monkeypatch):
     """Also one that is new: it has an option of the command, or is said to have none."""
-    standard = getattr(training.Config(), name)
-    other = OTHER.get(name, 3 if isinstance(standard, int) else "other")
-    config = replace(training.Config(), **{name: other})
+    changes = LATER.get(name) or {name: OTHER[name]}
+    config = replace(training.Config(), **changes)
     line, lacking = report.command_line(config)
     if lacking:
         assert name in report.NO_OPTIONS
@@ -227,13 +237,13 @@ def test_a_command_that_could_harm_a_terminal_is_not_shown():
 
 
 def test_many_series_are_chosen_evenly(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "MOST_ANSWERS", 5)
+    monkeypatch.setattr(judging, "MOST_ANSWERS", 5)
     dataset, _, test = run_in(tmp_path)
     arrays, _ = training.read_checkpoint(tmp_path / kept.TEST)
     rows = [0, 15, 30, 44, 59]
     np.testing.assert_array_equal(arrays["targets"], dataset.test.labels[rows])
     np.testing.assert_array_equal(test.rows, rows)
-    every, _ = training.evaluate(
+    every, _ = judging.evaluate(
         trained.load_run(tmp_path).trainer, dataset.test, 8, method="newton", chunks=12
     )
     np.testing.assert_allclose(arrays["answers"], every[rows], atol=1e-6)
@@ -325,7 +335,7 @@ def stability_of(folder, scale, cell="indrnn", **changes):
     state = trainer.export_state()
     state["model.blocks.0.recurrence.a"][:] = scale
     trainer.import_state(state)
-    model = trained.Trained(trainer, config, ("0", "1", "2"), tasks.LABELS, None, None)
+    model = trained.Trained(trainer, config, ("0", "1", "2"), tasks.PLAIN, None, None)
     inputs = toy(lengths=False).test.inputs[:3]
     return inside.stability(model, inputs), model, inputs
 

@@ -122,7 +122,7 @@ def test_a_broken_report_is_named(content, message, copy):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("answers", lambda a: a[:-1], "answers: got the shape (59, 3), expected (60, 3)"),
+        ("answers", lambda a: a[:-1], "targets: got the shape (60,), expected (59,)"),
         ("answers", lambda a: a[:, :2], "answers: got the shape (60, 2)"),
         ("answers", lambda a: a * np.nan, "answers: expected finite numbers"),
         ("answers", lambda a: a.astype(bool), "answers: expected finite numbers"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from toy_runs import BACKENDS, SMALL, toy
 
-from parnl.learn import tasks, training
+from parnl.learn import judging, tasks, training
 from parnl.learn.data import Dataset
 
 
@@ -68,13 +68,13 @@ def test_numbers_are_learned(backend, tmp_path):
     dataset = numbers()
     result = training.fit(config, dataset, tmp_path)
     scale = tasks.Scale.of(dataset.train.labels)
-    test = training.compare(
+    test = judging.compare(
         result.trainer, dataset.test, 16, task=tasks.TASKS["regress"], scale=scale
     )
     assert test.metrics["r2"] > 0.8
     errors = [record["validation_mse"] for record in result.history]
     assert result.best["validation_mse"] == min(errors)
-    answers, _ = training.evaluate(result.trainer, dataset.validation, 16)
+    answers, _ = judging.evaluate(result.trainer, dataset.validation, 16)
     gap = scale.told(answers) - dataset.validation.labels
     np.testing.assert_allclose(np.mean(gap**2), min(errors), rtol=1e-4)
     loss = np.mean((answers - scale.learned(dataset.validation.labels)) ** 2)

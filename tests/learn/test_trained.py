@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from toy_runs import SMALL, toy, trained_on, walks
 
-from parnl.learn import data, tasks, trained, training
+from parnl.learn import data, judging, tasks, trained, training
 
 SETTINGS = [
     *("--blocks", "1", "--width", "6", "--state", "5", "--batch", "8", "--epochs", "3"),
@@ -24,7 +24,7 @@ def answers_to_all(table, tmp_path, **changes):
     found = trained.answer(model, str(tmp_path / "again.csv"))
     assert found.ids == tuple(dict.fromkeys(table.walk))
     for part in (dataset.train, dataset.validation, dataset.test):
-        own, _ = training.evaluate(trainer, part, 16)
+        own, _ = judging.evaluate(trainer, part, 16)
         for row, values in zip(np.asarray(part.inputs), own, strict=True):
             known[row.tobytes()] = values
     inputs = np.zeros((len(found.ids), *dataset.train.inputs.shape[1:]), np.float32)

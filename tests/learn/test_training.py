@@ -9,7 +9,7 @@ import pytest
 from scipy.special import log_softmax
 from toy_runs import BACKENDS, SMALL, toy, trainer_of
 
-from parnl.learn import training
+from parnl.learn import judging, training
 from parnl.learn.data import Dataset, Split
 
 
@@ -63,7 +63,7 @@ def test_it_learns(backend, tmp_path):
     dataset = toy()
     config = replace(SMALL, backend=backend, epochs=12)
     result = training.fit(config, dataset, tmp_path)
-    test = training.compare(result.trainer, dataset.test, config.batch)
+    test = judging.compare(result.trainer, dataset.test, config.batch)
     assert test.metrics["accuracy"] > 0.9
     assert 0 < test.gap < 1e-5 * max(1, test.scale)
     assert test.chunks == 12
@@ -180,7 +180,7 @@ def test_other_data_are_not_gone_on_with(part, array, tmp_path):
 
 
 def test_batches_have_one_size_and_cover_all_rows():
-    batches = list(training._batches(np.array([4, 2, 0, 1, 3]), 2))
+    batches = list(judging.batches(np.array([4, 2, 0, 1, 3]), 2))
     assert [rows.tolist() for rows, _ in batches] == [[4, 2], [0, 1], [3, 3]]
     assert [weights.tolist() for _, weights in batches] == [[1, 1], [1, 1], [1, 0]]
 
@@ -188,8 +188,8 @@ def test_batches_have_one_size_and_cover_all_rows():
 def test_evaluation_does_not_depend_on_the_batch():
     dataset = toy()
     trainer = trainer_of("torch", dataset)
-    one, _ = training.evaluate(trainer, dataset.test, 60)
-    many, _ = training.evaluate(trainer, dataset.test, 7)
+    one, _ = judging.evaluate(trainer, dataset.test, 60)
+    many, _ = judging.evaluate(trainer, dataset.test, 7)
     assert one.shape == (60, 3)
     np.testing.assert_allclose(many, one, atol=1e-6)
 
