@@ -69,6 +69,8 @@ NEEDED = {
     "interop": {"torch"},
     "learn/test_class_weights.py": {"torch", "jax"},
     "learn/test_commands.py": {"torch", "jax"},
+    "learn/test_continued.py": {"torch", "jax"},
+    "learn/test_later_commands.py": {"torch", "jax"},
     "learn/test_events.py": {"torch", "jax"},
     "learn/test_jax_models.py": {"jax"},
     "learn/test_models.py": {"torch", "jax"},

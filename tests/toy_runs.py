@@ -51,6 +51,17 @@ def walks(count=40, classes=("rest", "run"), steps=(9, 14), times=True, seed=0):
     return table if times else table.drop(columns="t")
 
 
+def waves(count=200):
+    """Two waves and their times, by the hour."""
+    t = np.arange(count)
+    noise = np.random.default_rng(0).normal(0, 0.02, (2, count))
+    return pd.DataFrame({
+        "date": pd.date_range("2024-03-01", periods=count, freq="h"),
+        "x": 10 + 4 * np.sin(t / 3) + noise[0],
+        "y": np.cos(t / 5) + noise[1],
+    })  # fmt: skip
+
+
 def trained_on(tmp_path, table, **changes):
     """The dataset and the model of a run on a table in a file."""
     path = tmp_path / "walks.csv"

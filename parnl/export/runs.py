@@ -132,7 +132,7 @@ def _in_torch(model: Trained, mean: np.ndarray, deviation: np.ndarray) -> Any:
                 return self.told(self.model(read)[0])
             changes = torch.zeros_like(read[:, -1:])
             changes[..., how.places] = read[:, -1:, how.places]
-            answers = self.model(read - changes)[0].reshape(len(read), own.horizon, -1)
+            answers = self.model(read - changes)[0].reshape(read.shape[0], own.horizon, -1)
             return self.told(answers + read[:, -1:, how.places])
 
         def step(self, input_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
@@ -189,7 +189,7 @@ def _jax(model: Trained, mean: np.ndarray, deviation: np.ndarray, out: Path) -> 
         if own is not None and how.places:
             last = read[:, -1:, jnp.array(how.places)]
             read = read.at[..., jnp.array(how.places)].add(-last)
-            answers = model.trainer.model(read)[0].reshape(len(read), own.horizon, -1) + last
+            answers = model.trainer.model(read)[0].reshape(read.shape[0], own.horizon, -1) + last
         else:
             answers = model.trainer.model(read)[0]
         if how.mean is None:

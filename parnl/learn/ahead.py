@@ -396,8 +396,9 @@ def _text(path: Path, context: int, validation: float, test: float) -> Dataset:
         check_windows(path, part, own, ahead)
     sizes = ", ".join(f"{len(parts[p])} to {v}" for p, v in zip(Cut._fields, VERBS, strict=True))
     kind = "a step is a byte" if found.bytes_ else f"{found.size} tokens are told apart"
-    notes, (first, held, last) = (f"{kind}; steps: {sizes}",), made
-    return Dataset(path.stem, (), first, held, last, notes=notes, ahead=ahead)
+    train, held, tested = made
+    notes = (f"{kind}; steps: {sizes}",)
+    return Dataset(path.stem, (), train, held, tested, notes=notes, ahead=ahead)
 
 
 VERBS = ("train on", "validate", "test")

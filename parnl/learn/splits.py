@@ -49,9 +49,16 @@ def drawn(
 def share(
     labels: np.ndarray | None, rows: np.ndarray, part: float, seed: int, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted rows (kept, held): a share of every class, or of all where there are none."""
+    """Sorted rows (kept, held): a share of every class, or of all where there are none.
+
+    part: a share, or, where there are no classes, a number of series.
+    """
     if not len(rows):
         return rows, rows
+    if part >= 1:
+        if part >= len(rows):
+            raise ValueError(f"{name}: got {part:g} series, expected fewer than {len(rows)}")
+        part /= len(rows)
     own = np.zeros(len(rows), int) if labels is None else labels[rows]
     kept, held = stratify(own, part, seed, name)
     return rows[kept], rows[held]
