@@ -173,3 +173,91 @@ def test_what_a_classifier_cannot_do_step_by_step():
     for keywords, name in (({"cell": "attention"}, "attention"), ({"block": Other}, "Other")):
         with pytest.raises(NotImplementedError, match=f"step: {name} lacks mix_step"):
             Classifier(2, 3, width=4, state=4, **keywords).eval().step(x)
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("readout", ["mean", "last", "each"])
+def test_what_is_read_out(readout, tokens):
+    """In all three libraries, whole and step by step: against the answers of each step in torch."""
+    import jax
+    import jax.numpy as jnp
+    import torch
+    from flax import nnx
+
+    import parnl.equinox
+    import parnl.flax
+    import parnl.torch
+
+    sizes = dict(channels=5, classes=3, cell="lstm", width=6, state=4, tokens=tokens, loops=2)
+    rng, lengths = np.random.default_rng(0), np.array([3, 7])
+    inputs = rng.integers(0, 5, (2, 7)) if tokens else rng.normal(size=(2, 7, 5)).astype("f4")
+    each = parnl.torch.Classifier(**sizes, readout="each").eval()
+    weights = {name: value.numpy() for name, value in each.state_dict().items()}
+    every, _ = each(torch.tensor(inputs))
+    every = every.detach().numpy()
+    expected = {
+        "each": every,
+        "last": every[[0, 1], lengths - 1],
+        "mean": np.stack([one[:n].mean(axis=0) for one, n in zip(every, lengths, strict=True)]),
+    }[readout]
+    how = dict(sizes, readout=readout)
+    of_torch = parnl.torch.Classifier(**how).eval()
+    of_torch.load_state_dict(each.state_dict())
+    of_equinox = parnl.equinox.Classifier(**how)
+    of_equinox = jax.tree_util.tree_map_with_path(
+        lambda path, value: (
+            jnp.asarray(weights[jax.tree_util.keystr(path, simple=True, separator=".")])
+            if isinstance(value, jax.Array) else value
+        ), of_equinox,
+    )  # fmt: skip
+    of_flax = parnl.flax.Classifier(**how, rngs=nnx.Rngs(0))
+    known = nnx.to_flat_state(nnx.state(of_flax, nnx.Param))
+    found = [(p, nnx.Param(jnp.asarray(weights[".".join(map(str, p))]))) for p, _ in known]
+    nnx.update(of_flax, nnx.from_flat_state(found))
+    for model, xp in ((of_torch, torch.tensor), (of_equinox, jnp.asarray), (of_flax, jnp.asarray)):
+        whole, _ = model(xp(inputs), xp(lengths))
+        whole = whole.detach() if isinstance(whole, torch.Tensor) else whole
+        if readout == "each":  # steps after the end are anything
+            np.testing.assert_allclose(np.asarray(whole)[0, :3], expected[0, :3], atol=1e-6)
+            np.testing.assert_allclose(np.asarray(whole)[1], expected[1], atol=1e-6)
+        else:
+            np.testing.assert_allclose(np.asarray(whole), expected, atol=1e-6)
+        state = None
+        for t in range(3):
+            answer, state = model.step(xp(inputs[:, t]), state)
+        answer = answer.detach() if isinstance(answer, torch.Tensor) else answer
+        wanted = every[0, :3].mean(axis=0) if readout == "mean" else every[0, 2]
+        np.testing.assert_allclose(np.asarray(answer)[0], wanted, atol=1e-6)
+
+
+def test_attention_read_out_at_each_step_sees_no_later_one():
+    import torch
+
+    from parnl.torch import Classifier
+
+    inputs = torch.randn(2, 9, 5)
+    changed = inputs.clone()
+    changed[:, 6:] += 1
+    how = dict(channels=5, classes=3, cell="attention", width=8)
+    one, other = (
+        Classifier(**how, readout="each").eval()(x)[0].detach() for x in (inputs, changed)
+    )
+    torch.testing.assert_close(one[:, :6], other[:, :6])
+    assert (one[:, 6:] - other[:, 6:]).abs().min() > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["torch", "equinox", "flax"])
+def test_wrong_readouts_and_tokens(kind):
+    from importlib import import_module
+
+    from flax import nnx
+
+    more = {"rngs": nnx.Rngs(0)} if kind == "flax" else {}
+    make = import_module(f"parnl.{kind}").Classifier
+    with pytest.raises(ValueError, match="readout: got 'first', expected 'mean', 'last', 'each'"):
+        make(2, 3, readout="first", **more)
+    model = make(5, 3, tokens=True, **more)
+    with pytest.raises(
+        ValueError, match=r"inputs: expected shape \(N, T\) of tokens, got \(2, 4, 5"
+    ):
+        model(np.zeros((2, 4, 5)))

@@ -49,6 +49,14 @@ def test_gaps_are_interpolated_in_time_and_names_are_channels():
     assert dt.dtype == np.float32
 
 
+def test_gaps_have_the_value_before_them():
+    found = learn(made(), ROWS, standardise=False, missing="previous")
+    inputs = found.apply(made()).inputs
+    np.testing.assert_allclose(inputs[0, :, :2], [[1, 10], [1, 20], [3, 30]])
+    np.testing.assert_allclose(inputs[1, :2, 1], [40, 40])
+    np.testing.assert_allclose(inputs[2, :2, 0], [4, 4])  # the mean, where there is none before
+
+
 def test_gaps_are_marked():
     found = learn(made(), ROWS, missing="mask")
     assert found.inputs[-2:] == ("x is missing", "y is missing")

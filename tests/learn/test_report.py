@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from report_pages import Page, run_in, written
-from toy_runs import BACKENDS, SMALL, toy, walks
+from toy_runs import BACKENDS, SMALL, toy, walks, waves
 
 import parnl as package
 from parnl.learn import (
@@ -363,6 +363,57 @@ def test_a_model_without_a_cell(tmp_path):
     _, page = written(tmp_path)
     assert "The model has no recurrent cell" in page.text
     assert page.tags.count("img") == 2
+
+
+def test_forecasts(tmp_path, parnl):
+    """The errors by step ahead and by column, of numbers computed anew."""
+    waves().to_csv(tmp_path / "waves.csv", index=False)
+    told = ["--task", "forecast", "--data", tmp_path / "waves.csv", "--context", 8]
+    told += ["--horizon", 3, "--width", 4, "--state", 3, "--epochs", 1]
+    done = parnl("train", *told, "--out", tmp_path / "run")
+    assert done[0] == 0, done[1]
+    _, page = written(tmp_path / "run")
+    model = trained.load_run(tmp_path / "run")
+    data = training.dataset_of(model.config)
+    answers, _ = judging.evaluate(model.trainer, data.test, 8, method="sequential")
+    truth = data.test.labels[:].reshape(-1, 3, 2)
+    gap = answers.reshape(-1, 3, 2) - truth
+    rows = page.table("steps ahead", "mean squared error", "if the last value stays")
+    expected = [[k + 1, np.mean(gap[:, k] ** 2), np.mean(truth[:, k] ** 2)] for k in range(3)]
+    np.testing.assert_allclose(np.array(rows, float), expected, rtol=2e-3)
+    heads = "column", "mean squared error", "mean |error|", "root mean square, in its unit"
+    for c, row in enumerate(page.table(*heads)):
+        own = gap[..., c]
+        unit = np.sqrt(np.mean(own**2)) * data.preparation.deviation[c]
+        wanted = [np.mean(own**2), np.mean(abs(own)), unit]
+        assert row[0] == "xy"[c]
+        np.testing.assert_allclose([float(cell) for cell in row[1:]], wanted, rtol=2e-3)
+    assert f"All {len(truth)} windows of the test part" in page.text
+
+
+def test_texts(tmp_path, parnl):
+    (tmp_path / "a.txt").write_text("a<b>c&d " * 60)
+    told = ["--task", "next", "--data", tmp_path / "a.txt", "--context", 8, "--epochs", 1]
+    done = parnl("train", *told, "--width", 4, "--state", 3, "--out", tmp_path / "run")
+    assert done[0] == 0, done[1]
+    _, page = written(tmp_path / "run")
+    model = trained.load_run(tmp_path / "run")
+    test = training.dataset_of(model.config).test
+    answers, _ = judging.evaluate(model.trainer, test, 8, method="sequential")
+    bits, times = {}, {}
+    for n, length in enumerate(test.lengths):
+        for t in range(length):
+            token = chr(test.labels[n][t])
+            odds = np.exp(answers[n, t].astype(float))
+            own = -np.log2(odds[ord(token)] / odds.sum())
+            bits[token], times[token] = bits.get(token, 0) + own, times.get(token, 0) + 1
+    rows = page.table("token", "times", "bits each", "found likeliest")
+    assert {row[0] for row in rows} == {repr(token) for token in bits}
+    for token, count, each, _ in rows:
+        assert int(count) == times[eval(token)]
+        assert float(each) == pytest.approx(bits[eval(token)] / times[eval(token)], abs=2e-3)
+    mean = sum(bits.values()) / sum(times.values())
+    assert f"In all {mean:.4g} bits per byte" in page.text
 
 
 def test_every_task_has_its_section():
