@@ -83,6 +83,7 @@ NEEDED = {
     "learn/test_train_files.py": {"torch"},
     "learn/test_trained.py": {"torch", "jax"},
     "learn/test_training.py": {"torch", "jax"},
+    "learn/test_whole_way.py": {"torch", "jax"},
     "learn/test_checkpoints.py": {"torch", "jax"},
     "test_clients.py": {"torch"},
     "test_fuzz.py": {"torch", "jax"},

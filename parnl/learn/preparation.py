@@ -13,9 +13,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from parnl.learn.lazy import Lazy
-from parnl.learn.readers.collection import LARGEST, Collection, check_values, listed, shown
+from parnl.learn.readers.collection import (
+    LARGEST,
+    Collection,
+    check_values,
+    listed,
+    shown,
+    wrong,
+)
 from parnl.learn.readers.mapped import MappedSeries, blocks, lengths_of
 
+REGULAR = 1e-4  # differences of times that differ by less, as a share, are alike
 WAYS = ("interpolate", "previous", "mask", "mean")
 
 
@@ -41,7 +49,8 @@ class Preparation:
     "interpolate" (between the values around them in time), "previous" (the value before, or the
     mean), "mean", or "mask": the mean, and a further channel that is 1 where a value of a column in
     `masked` is missing. time_step: the usual
-    difference of two times, which is dt = 1, in `time_unit`; None where dt is not used.
+    difference of two times, which is dt = 1, in `time_unit`; None where dt is not used. regular:
+    the difference where all are alike, so that dt tells nothing; None where that is not known.
     """
 
     channels: tuple[str, ...]
@@ -53,6 +62,7 @@ class Preparation:
     masked: tuple[str, ...] = ()
     time_step: float | None = None
     time_unit: str = ""
+    regular: float | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -74,6 +84,7 @@ class Preparation:
         """What `to_dict` returned, checked: it may come from a file."""
         try:
             wanted = {field.name for field in fields(cls)}
+            held = {"regular": None} | held  # an older model does not tell
             if held.keys() != wanted:
                 raise ValueError(f"keys {sorted(held.keys() ^ wanted)}")
             text = ("channels", "masked")
@@ -81,12 +92,12 @@ class Preparation:
             new |= {name: tuple(map(float, held[name])) for name in ("mean", "deviation")}
             new["categories"] = {str(k): tuple(map(str, v)) for k, v in held["categories"].items()}
             made = cls(**new)
-            numbers = [*made.mean, *made.deviation, made.time_step or 1.0]
+            numbers = [*made.mean, *made.deviation, made.time_step or 1.0, made.regular or 1.0]
             if not {len(made.mean), len(made.deviation)} == {len(made.channels)}:
                 raise ValueError("means and deviations of other channels")
             if made.missing not in WAYS or not np.isfinite(numbers).all():
                 raise ValueError("a way or a number that is none")
-            if not (min(made.deviation, default=1.0) > 0 and (made.time_step or 1.0) > 0):
+            if not min(*made.deviation, made.time_step or 1.0, made.regular or 1.0, 1.0) > 0:
                 raise ValueError("a deviation or a step that is not positive")
             if not {*made.masked, *made.categories} <= {*made.channels}:
                 raise ValueError("names of other channels")
@@ -141,9 +152,11 @@ class Preparation:
         return read, told
 
     def _dt(self, view: "_View", steps: int) -> np.ndarray | None:
-        if self.time_step is None:
-            return None
         times = view.collection.times
+        if self.time_step is None:
+            if self.regular is not None and times is not None:
+                _check_regular(view.collection.source, times, view.rows, self.regular)
+            return None
         if times is None:
             raise ValueError(
                 f"data: {view.collection.source} has no times, expected them as in the training "
@@ -293,25 +306,41 @@ def learn(
         standardise=standardise,
         missing=missing,
         masked=tuple(masked),
-        time_step=usual_step(collection, rows),
+        **usual_step(collection, rows),
         time_unit=collection.unit,
     )
 
 
-def usual_step(collection: Collection, rows: np.ndarray) -> float | None:
-    """The median difference of times in the training part; None if all in the file are alike."""
+def _check_regular(
+    source: str, times: Sequence[np.ndarray], rows: np.ndarray, step: float
+) -> None:  # fmt: skip
+    """Refuse times that a model, trained on regular ones, would not see."""
+    for i in rows:
+        other = ~np.isclose(np.diff(times[i]), step, rtol=REGULAR, atol=0)
+        if other.any():
+            at = int(other.argmax()) + 1
+            got = f"a time {np.diff(times[i])[at - 1]:g} after the one before"
+            expected = f"{step:g}, as between all steps of the training data"
+            raise wrong(source, f"series {i}, step {at}", got, expected)
+
+
+def usual_step(collection: Collection, rows: np.ndarray) -> dict[str, float | None]:
+    """Under "time_step" the median difference of times in the training part.
+
+    If all in the file are alike it stands under "regular" instead.
+    """
     if collection.times is None:
-        return None
+        return {}
     every = [np.diff(times) for times in collection.times]
     steps = np.concatenate([every[i] for i in rows])
     steps = steps[steps > 0]
     if not len(steps):
         if all((own == 0).all() for own in every):
-            return None
+            return {}
         raise ValueError(f"data: {collection.source}: times do not differ in any training series")
     usual = float(np.median(steps))
-    regular = all(np.allclose(own, usual, rtol=1e-4, atol=0) for own in every)
-    return None if regular else usual
+    alike = all(np.allclose(own, usual, rtol=REGULAR, atol=0) for own in every)
+    return {"regular": usual} if alike else {"time_step": usual}
 
 
 def moments(collection: Collection, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -46,15 +46,16 @@ class Trainer:
         weight_decay: float = 0.0,
         accumulate: int = 1,
         precision: str = "float32",
+        make: Callable[..., Any] = Classifier,
     ) -> None:
-        """`model` holds the keywords of `Classifier`; `clip` bounds the global gradient norm.
+        """`model` holds the keywords of `make`; `clip` bounds the global gradient norm.
 
         loss: see `parnl.learn.tasks.Task`. learning_rate: None where each step is given its own.
         weight_decay: of AdamW; 0 is Adam. accumulate: the most batches that make a step.
         precision: of the products in a step, "float32" or "bfloat16".
         """
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = Classifier(**model, seed=seed).to(self.device)
+        self.model: Any = make(**model, seed=seed).to(self.device)
         self.parameters = dict(self.model.named_parameters())
         adam: Any = torch.optim.Adam
         if weight_decay:

@@ -49,6 +49,24 @@ def test_gaps_are_interpolated_in_time_and_names_are_channels():
     assert dt.dtype == np.float32
 
 
+def test_times_that_a_model_would_not_see_are_refused():
+    regular = [np.array([0.0, 2, 4]), np.array([1.0, 3]), np.array([0.0, 2])]
+    found = learn(made(times=regular), ROWS)
+    assert (found.time_step, found.regular) == (None, 2)
+    assert found.apply(made(times=regular)).dt is None
+    again = Preparation.from_dict(json.loads(json.dumps(found.to_dict())))
+    for times, message in (
+        (TIMES, "series 0, step 1: got a time 1 after the one before, expected 2, as between"),
+        ([regular[0], np.array([1.0, 4]), regular[2]], "series 1, step 1: got a time 3 after"),
+    ):
+        with pytest.raises(ValueError, match=f"data: a.csv: {message}"):
+            again.apply(made(times=times))
+    assert again.apply(made(times=None)).dt is None
+    held = found.to_dict()
+    del held["regular"]  # as an older model has it
+    assert Preparation.from_dict(held).apply(made(times=TIMES)).dt is None
+
+
 def test_gaps_have_the_value_before_them():
     found = learn(made(), ROWS, standardise=False, missing="previous")
     inputs = found.apply(made()).inputs
