@@ -87,6 +87,14 @@ def check_series(inputs: Any, channels: int, tokens: bool = False) -> None:
         raise ValueError(f"inputs: expected shape {expected}, got {tuple(inputs.shape)}")
 
 
+def check_clock(clock: bool, cell: Cell | None, tokens: bool) -> None:
+    """Raise ValueError where the last channel of the inputs can be no time of the cell's."""
+    if clock and (tokens or cell is None or not cell.time_aware):
+        kind = "attention" if cell is None else type(cell).__name__
+        got = "tokens" if tokens else f"{kind}, whose step has no argument dt"
+        raise ValueError(f"clock: got True with {got}; expected a cell that takes dt")
+
+
 def check_readout(readout: str) -> None:
     """Raise ValueError for what is no way to read a model of series out."""
     if readout not in READOUTS:

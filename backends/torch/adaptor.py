@@ -82,6 +82,7 @@ def _devices() -> Any:
 # fewer is that of asking for it. Measured, forward and backward of an LTC with 448 steps of 32
 # channels and 64 inputs: 34 ms with one term at a time, 15 with four or more.
 _TOGETHER = 1 << 16
+_RECORDED = 8  # input channels at a time in a recorded program, whose sizes may be free
 
 
 class TorchBackend(CompiledSteps):
@@ -294,6 +295,8 @@ class TorchBackend(CompiledSteps):
         recompute = torch.is_grad_enabled() and not hidden  # transforms refuse the hooks it needs
         size = math.prod(inputs.shape[:-1]) * max([1, *(m.shape[1] for m in matrices)])
         few = max(1, _TOGETHER // max(1, size))
+        if torch.compiler.is_compiling():  # or what is recorded would hold for this size alone
+            few = _RECORDED
 
         def terms(u: Any, *rows: Any) -> tuple[Any, ...]:
             if few == 1:

@@ -143,6 +143,14 @@ def build() -> Any:
             str | None,
             option("The columns to forecast: NAME,NAME,...", "all that hold numbers"),
         ] = None,
+        clock: Annotated[
+            str | None,
+            option(
+                "Where the time between steps goes: to the model as a channel, or to the cell, "
+                "too, if it takes dt.",
+                Config.clock,
+            ),
+        ] = None,
         standardise: Annotated[
             bool | None,
             option(

@@ -26,7 +26,8 @@ class Config:
 
     task: a name in `tasks.TASKS`. best: the metric by which epochs are compared, the task's own if
     None. options: of the cell, `{"symmetric": True}`. pooled to test: of `data.load`; context to
-    target: of `ahead.load`, for the tasks "forecast" and "next" alone. patch: steps joined into one
+    target: of `ahead.load`, for the tasks "forecast" and "next" alone. clock: whether dt goes to
+    the model as one more "channel", or to the "cell", too. patch: steps joined into one
     (`data.patched`). loops: how often the blocks are applied, with the same weights. chunks: of
     training and validation, the solver's own choice if None.
     schedule: how the learning rate falls until the end of `epochs`, a name in
@@ -59,6 +60,7 @@ class Config:
     test: float = 0.2
     context: int | None = None
     horizon: int | None = None
+    clock: str = "channel"
     target: list[str] | None = None
     patch: int = 1
     backend: str = "torch"
@@ -121,6 +123,10 @@ class Config:
         for name in ("context", "horizon"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        if self.clock not in ("channel", "cell"):
+            raise ValueError(f"clock: got {self.clock!r}, expected 'channel' or 'cell'")
+        if self.clock == "cell" and self.patch > 1:
+            raise ValueError(f"patch: got {self.patch}, expected 1 where the cell takes dt")
         if self.pooled and later:
             raise ValueError(f"pooled: expected no such option for the task {self.task!r}")
         if self.task == "next" and self.patch > 1:

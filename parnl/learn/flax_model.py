@@ -68,11 +68,14 @@ class Block(nnx.Module):
         layers = self.norm, self.back, self.expand, self.contract
         return run_block(self.cell, recurrence, x, lengths, layers, self.dropout, solver)
 
-    def step(self, x: Array, state: Any = None) -> tuple[Array, Any]:
-        """One time step, without dropout: x (..., width) and the cell's state, both anew."""
+    def step(self, x: Array, state: Any = None, **time: Array) -> tuple[Array, Any]:
+        """One time step, without dropout: x (..., width) and the cell's state, both anew.
+
+        time: dt (...,), of a cell that takes it.
+        """
         recurrence = {n: v[...] for n, v in self.recurrence.items()}
         layers = self.norm, self.back, self.expand, self.contract
-        return step_block(self.cell, recurrence, x, state, layers)
+        return step_block(self.cell, recurrence, x, state, layers, time)
 
 
 class Classifier(nnx.Module):
@@ -84,7 +87,8 @@ class Classifier(nnx.Module):
     `state` is the hidden size of the cell; further keywords are options of the cell. With `loops`
     all blocks are applied that often, with the same weights (arXiv 2605.16048). `readout` says
     which steps the answer is of: the "mean" of all, the "last", or "each", (N, T, classes). With
-    `tokens` the inputs are integers (N, T) below `channels`, each with a vector of its own.
+    `tokens` the inputs are integers (N, T) below `channels`, each with a vector of its own. With
+    `clock` the last channel is dt, the time since the step before, which the cells take, too.
 
     The stream "params"
     of `rngs` draws parameters, and "dropout" is for dropout, which `train()` and `eval()` turn on
@@ -111,11 +115,13 @@ class Classifier(nnx.Module):
         dropout: float = 0.0,
         readout: str = "mean",
         tokens: bool = False,
+        clock: bool = False,
         rngs: nnx.Rngs,
         **options: Any,
     ) -> None:
-        self.kind, self.loops = Kind.checked(channels, readout, tokens), loops
         recurrence = get_cell(cell, input_size=width, hidden_size=state, **options)
+        self.kind = Kind.checked(recurrence, channels, readout, tokens, clock)
+        self.loops = loops
         self.lift = (Embedding if tokens else Linear)(channels, width, rngs=rngs)
         self.encoder = Linear(width, width, rngs=rngs)
         self.blocks = nnx.List(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from parnl.cell import Cell
-from parnl.inputs import check_readout, check_series
+from parnl.inputs import check_clock, check_readout, check_series
 from parnl.solve import solve
 from parnl.step import step
 
@@ -23,12 +23,18 @@ class Kind(NamedTuple):
     channels: int
     readout: str
     tokens: bool
+    clock: bool
 
     @classmethod
-    def checked(cls, channels: int, readout: str, tokens: bool) -> Kind:
-        """Raise ValueError for an unknown readout."""
+    def checked(cls, cell: Cell, channels: int, readout: str, tokens: bool, clock: bool) -> Kind:
+        """Raise ValueError for an unknown readout, and a clock that the cell does not take."""
         check_readout(readout)
-        return cls(channels, readout, tokens)
+        check_clock(clock, cell, tokens)
+        return cls(channels, readout, tokens, clock)
+
+    def time(self, inputs: Array) -> dict[str, Array]:
+        """Keywords of solve and step: dt, the last channel of the inputs, if it is a clock."""
+        return {"dt": inputs[..., -1]} if self.clock and inputs.ndim else {}
 
 
 def run_block(
@@ -58,14 +64,14 @@ def run_classifier(
     lengths: Array | None,
     kind: Kind,
     layers: Sequence[Layer],
-    blocks: Iterable[Callable[[Array], tuple[Array, Any]]],
+    blocks: Iterable[Callable[..., tuple[Array, Any]]],
 ) -> tuple[Array, list[Any]]:
     """Return logits (N, classes) and the info of each block; layers: lift, encoder and head."""
     check_series(inputs, kind.channels, kind.tokens)
     lift, encoder, head = layers
     x, infos = encoder(_gelu(lift(inputs))), []
     for block in blocks:
-        x, info = block(x)
+        x, info = block(x, **kind.time(inputs))
         infos.append(info)
     if kind.readout == "last":
         return head(last_step(x, lengths))[:, 0], infos
@@ -86,11 +92,15 @@ class State(NamedTuple):
 
 
 def step_block(
-    cell: Cell, recurrence: Mapping[str, Array], x: Array, state: Any, layers: Sequence[Layer]
-) -> tuple[Array, Any]:
-    """One time step of a block, without dropout: x (..., width) and the cell's state, both anew."""
+    cell: Cell, recurrence: Mapping[str, Array], x: Array, state: Any, layers: Sequence[Layer],
+    time: Mapping[str, Array],
+) -> tuple[Array, Any]:  # fmt: skip
+    """One time step of a block, without dropout: x (..., width) and the cell's state, both anew.
+
+    time: dt (...,), of a cell that takes it.
+    """
     norm, back, expand, contract = layers
-    mixed, state = step(cell, recurrence, norm(x), state)
+    mixed, state = step(cell, recurrence, norm(x), state, **time)
     x = x + back(mixed)
     return x + contract(_gelu(expand(norm(x)))), state
 
@@ -100,14 +110,14 @@ def step_classifier(
     state: State | None,
     kind: Kind,
     layers: Sequence[Layer],
-    blocks: Sequence[Callable[[Array, Any], tuple[Array, Any]]],
+    blocks: Sequence[Callable[..., tuple[Array, Any]]],
 ) -> tuple[Array, State]:
     """Return logits (..., classes) of the sequence up to now, and the state for the next step."""
     lift, encoder, head = layers
     x, after = encoder(_gelu(lift(input_t))), []
     before = (None,) * len(blocks) if state is None else state.blocks
     for block, known in zip(blocks, before, strict=True):
-        x, new = block(x, known)
+        x, new = block(x, known, **kind.time(input_t))
         after.append(new)
     logits = head(x)
     steps = jnp.ones((), logits.dtype) if state is None else state.steps + 1

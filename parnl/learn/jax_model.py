@@ -51,11 +51,14 @@ class Block(eqx.Module):
         dropout = partial(self.dropout, key=key, inference=key is None)
         return run_block(self.cell, self.recurrence, x, lengths, layers, dropout, solver)
 
-    def step(self, x: Array, state: Any = None) -> tuple[Array, Any]:
-        """One time step, without dropout: x (..., width) and the cell's state, both anew."""
+    def step(self, x: Array, state: Any = None, **time: Array) -> tuple[Array, Any]:
+        """One time step, without dropout: x (..., width) and the cell's state, both anew.
+
+        time: dt (...,), of a cell that takes it.
+        """
         parts = self.norm, self.back, self.expand, self.contract
         layers = [_over(layer, x.ndim - 1) for layer in parts]
-        return step_block(self.cell, self.recurrence, x, state, layers)
+        return step_block(self.cell, self.recurrence, x, state, layers, time)
 
 
 class Classifier(eqx.Module):
@@ -67,7 +70,8 @@ class Classifier(eqx.Module):
     `state` is the hidden size of the cell; further keywords are options of the cell. With `loops`
     all blocks are applied that often, with the same weights (arXiv 2605.16048). `readout` says
     which steps the answer is of: the "mean" of all, the "last", or "each", (N, T, classes). With
-    `tokens` the inputs are integers (N, T) below `channels`, each with a vector of its own.
+    `tokens` the inputs are integers (N, T) below `channels`, each with a vector of its own. With
+    `clock` the last channel is dt, the time since the step before, which the cells take, too.
 
     Names and shapes
     of the arrays are those of `parnl.torch.Classifier`.
@@ -94,10 +98,12 @@ class Classifier(eqx.Module):
         seed: int = 0,
         readout: str = "mean",
         tokens: bool = False,
+        clock: bool = False,
         **options: Any,
     ) -> None:
-        self.kind, self.loops = Kind.checked(channels, readout, tokens), loops
         recurrence = get_cell(cell, input_size=width, hidden_size=state, **options)
+        self.kind = Kind.checked(recurrence, channels, readout, tokens, clock)
+        self.loops = loops
         lift, encoder, head, *keys = jax.random.split(jax.random.key(seed), blocks + 3)
         self.lift = (_embedding if tokens else _linear)(channels, width, lift)
         self.encoder = _linear(width, width, encoder)

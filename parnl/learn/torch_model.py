@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from parnl.inputs import check_readout, check_series
+from parnl.inputs import check_clock, check_readout, check_series
 from parnl.registry import get_cell
 from parnl.solve import solve
 from parnl.step import step
@@ -48,18 +48,21 @@ class Block(nn.Module):
         kept = self.dropout(torch.ones_like(hidden[:, :1]))
         return x + self.contract(hidden * kept), info
 
-    def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """One time step, without dropout: x (..., width) and the cell's state to both anew."""
-        mixed, state = self.mix_step(self.norm(x), state)
+    def step(self, x: Tensor, state: Any = None, **time: Any) -> tuple[Tensor, Any]:
+        """One time step, without dropout: x (..., width) and the cell's state to both anew.
+
+        time: dt (...,), of a cell that takes it.
+        """
+        mixed, state = self.mix_step(self.norm(x), state, **time)
         x = x + self.back(mixed)
         return x + self.contract(self.activation(self.expand(self.norm(x)))), state
 
-    def mix_step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def mix_step(self, x: Tensor, state: Any, **time: Any) -> tuple[Tensor, Any]:
         """What `mix` does, one time step at a time."""
         if self.cell is None or type(self).mix is not Block.mix:
             kind = "attention" if self.cell is None else type(self).__name__
             raise NotImplementedError(f"step: {kind} lacks mix_step, which does it step by step")
-        return step(self.cell, dict(self.recurrence), x, state)
+        return step(self.cell, dict(self.recurrence), x, state, **time)
 
     def mix(self, x: Tensor, lengths: Tensor | None, **solver: Any) -> tuple[Tensor, Any]:
         """What tells one step of the others."""
@@ -100,7 +103,8 @@ class Classifier(nn.Module):
     `state` is the hidden size of the cell; further keywords are options of the cell. With `loops`
     all blocks are applied that often, with the same weights (arXiv 2605.16048). `readout` says
     which steps the answer is of: the "mean" of all, the "last", or "each", (N, T, classes). With
-    `tokens` the inputs are integers (N, T) below `channels`, each with a vector of its own.
+    `tokens` the inputs are integers (N, T) below `channels`, each with a vector of its own. With
+    `clock` the last channel is dt, the time since the step before, which the cells take, too.
 
     The cell "attention" makes a Transformer's encoder of it, with sinusoidal positions; where each
     step is read out, a step sees only those before it. `block` takes the place of `Block`, for a
@@ -121,6 +125,7 @@ class Classifier(nn.Module):
         seed: int = 0,
         readout: str = "mean",
         tokens: bool = False,
+        clock: bool = False,
         block: type[Block] = Block,
         **options: Any,
     ) -> None:
@@ -130,6 +135,8 @@ class Classifier(nn.Module):
         recurrence = None
         if cell != "attention":
             recurrence = get_cell(cell, input_size=width, hidden_size=state, **options)
+        check_clock(clock, recurrence, tokens)
+        self.clock = clock
         # The seed decides every layer, and the caller's random numbers stay as they were.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -153,6 +160,8 @@ class Classifier(nn.Module):
         Keywords (`method`, `chunks`, `tolerance`, ...) go to `parnl.solve`.
         """
         check_series(inputs, self.input_size, self.tokens)
+        if self.clock:
+            solver["dt"] = inputs[..., -1]
         x = self.encoder(self.activation(self.lift(inputs)))
         if self.blocks[0].cell is None:
             x = x + positions(*x.shape[1:]).to(x.device)
@@ -178,8 +187,9 @@ class Classifier(nn.Module):
         x = self.encoder(self.activation(self.lift(input_t)))
         before = (None,) * (self.loops * len(self.blocks)) if state is None else state.blocks
         after = []
+        time = {"dt": input_t[..., -1]} if self.clock else {}
         for block, known in zip([*self.blocks] * self.loops, before, strict=True):
-            x, new = block.step(x, known)
+            x, new = block.step(x, known, **time)
             after.append(new)
         logits = self.head(x)
         steps = logits.new_ones(()) if state is None else state.steps + 1

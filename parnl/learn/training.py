@@ -87,6 +87,11 @@ def fit(
             f"out: {folder} holds a run; to go on with it, give --resume, to lose it, --overwrite, "
             "or name another folder"
         )
+    made = dataset.preparation
+    if config.clock == "cell" and made is not None and made.time_step is None:
+        raise ValueError(
+            "clock: got 'cell', but the data has no times, or regular ones; expected 'channel'"
+        )
     task, scale = task_of(config, dataset), scale_of(config, dataset)
     channels, data = channels_in(dataset), fingerprint(dataset)
     trainer = trainer or build(config, channels, answers_of(dataset), tokens=_tokens(dataset))
@@ -175,6 +180,7 @@ def build(config: Config, channels: int, answers: int, tokens: int = 0, **change
         dropout=config.dropout,
         readout=task.readout,
         tokens=tokens > 0,
+        clock=config.clock == "cell",
         **config.options,
         **changes,
     )

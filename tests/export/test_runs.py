@@ -15,6 +15,7 @@ KINDS = {
     "numbers": {"task": "regress", "label": "speed"},
     "names": {"columns": ["x", "mood"]},
     "raw": {"standardise": False},
+    "clock": {"cell": "ltc", "clock": "cell"},
 }
 
 

@@ -215,6 +215,8 @@ def test_a_step_of_several_batches_weighs_every_step_alike(backend):
         (dict(validation=3), "validation: got 3, expected a share between 0 and 1$"),
         (dict(task="next", test=2.5), "test: got 2.5, expected a share .* or a whole number"),
         (dict(task="next", test=0), "test: got 0, expected a share"),
+        (dict(clock="wall"), "clock: got 'wall', expected 'channel' or 'cell'"),
+        (dict(clock="cell", patch=2), "patch: got 2, expected 1 where the cell takes dt"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_fit(changes, message):

@@ -175,10 +175,8 @@ def test_what_a_classifier_cannot_do_step_by_step():
             Classifier(2, 3, width=4, state=4, **keywords).eval().step(x)
 
 
-@pytest.mark.parametrize("tokens", [False, True])
-@pytest.mark.parametrize("readout", ["mean", "last", "each"])
-def test_what_is_read_out(readout, tokens):
-    """In all three libraries, whole and step by step: against the answers of each step in torch."""
+def in_all_libraries(how, like):
+    """Models with the weights of `like`, a model in torch, and what makes arrays for each."""
     import jax
     import jax.numpy as jnp
     import torch
@@ -188,21 +186,9 @@ def test_what_is_read_out(readout, tokens):
     import parnl.flax
     import parnl.torch
 
-    sizes = dict(channels=5, classes=3, cell="lstm", width=6, state=4, tokens=tokens, loops=2)
-    rng, lengths = np.random.default_rng(0), np.array([3, 7])
-    inputs = rng.integers(0, 5, (2, 7)) if tokens else rng.normal(size=(2, 7, 5)).astype("f4")
-    each = parnl.torch.Classifier(**sizes, readout="each").eval()
-    weights = {name: value.numpy() for name, value in each.state_dict().items()}
-    every, _ = each(torch.tensor(inputs))
-    every = every.detach().numpy()
-    expected = {
-        "each": every,
-        "last": every[[0, 1], lengths - 1],
-        "mean": np.stack([one[:n].mean(axis=0) for one, n in zip(every, lengths, strict=True)]),
-    }[readout]
-    how = dict(sizes, readout=readout)
+    weights = {name: value.numpy() for name, value in like.state_dict().items()}
     of_torch = parnl.torch.Classifier(**how).eval()
-    of_torch.load_state_dict(each.state_dict())
+    of_torch.load_state_dict(like.state_dict())
     of_equinox = parnl.equinox.Classifier(**how)
     of_equinox = jax.tree_util.tree_map_with_path(
         lambda path, value: (
@@ -214,7 +200,29 @@ def test_what_is_read_out(readout, tokens):
     known = nnx.to_flat_state(nnx.state(of_flax, nnx.Param))
     found = [(p, nnx.Param(jnp.asarray(weights[".".join(map(str, p))]))) for p, _ in known]
     nnx.update(of_flax, nnx.from_flat_state(found))
-    for model, xp in ((of_torch, torch.tensor), (of_equinox, jnp.asarray), (of_flax, jnp.asarray)):
+    return (of_torch, torch.tensor), (of_equinox, jnp.asarray), (of_flax, jnp.asarray)
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("readout", ["mean", "last", "each"])
+def test_what_is_read_out(readout, tokens):
+    """In all three libraries, whole and step by step: against the answers of each step in torch."""
+    import torch
+
+    import parnl.torch
+
+    sizes = dict(channels=5, classes=3, cell="lstm", width=6, state=4, tokens=tokens, loops=2)
+    rng, lengths = np.random.default_rng(0), np.array([3, 7])
+    inputs = rng.integers(0, 5, (2, 7)) if tokens else rng.normal(size=(2, 7, 5)).astype("f4")
+    each = parnl.torch.Classifier(**sizes, readout="each").eval()
+    every, _ = each(torch.tensor(inputs))
+    every = every.detach().numpy()
+    expected = {
+        "each": every,
+        "last": every[[0, 1], lengths - 1],
+        "mean": np.stack([one[:n].mean(axis=0) for one, n in zip(every, lengths, strict=True)]),
+    }[readout]
+    for model, xp in in_all_libraries(dict(sizes, readout=readout), each):
         whole, _ = model(xp(inputs), xp(lengths))
         whole = whole.detach() if isinstance(whole, torch.Tensor) else whole
         if readout == "each":  # steps after the end are anything
@@ -261,3 +269,46 @@ def test_wrong_readouts_and_tokens(kind):
         ValueError, match=r"inputs: expected shape \(N, T\) of tokens, got \(2, 4, 5"
     ):
         model(np.zeros((2, 4, 5)))
+
+
+@pytest.mark.parametrize("cell", ["ltc", "lrc"])
+def test_the_clock_reaches_the_cell(cell):
+    """Against the cell's own option dt, where all steps are alike; and step by step, where not."""
+    import torch
+
+    from parnl.torch import Classifier
+
+    sizes = dict(channels=3, classes=2, cell=cell, width=6, state=4)
+    like = Classifier(**sizes).eval()
+    rng = np.random.default_rng(0)
+    inputs, lengths = rng.normal(size=(2, 9, 3)).astype(np.float32), np.array([9, 5])
+    for step in (1.0, 0.5):
+        inputs[..., 2] = step
+        plain = Classifier(**sizes, dt=step).eval()
+        plain.load_state_dict(like.state_dict())
+        expected = plain(torch.tensor(inputs), torch.tensor(lengths))[0].detach()
+        for model, xp in in_all_libraries(dict(sizes, clock=True), like):
+            found, _ = model(xp(inputs), xp(lengths))
+            found = found.detach() if isinstance(found, torch.Tensor) else found
+            np.testing.assert_allclose(np.asarray(found), expected, atol=1e-6)
+    inputs[..., 2] = rng.uniform(0.1, 2, (2, 9))
+    for model, xp in in_all_libraries(dict(sizes, clock=True), like):
+        whole, state = model(xp(inputs))[0], None
+        assert abs(np.asarray(whole.tolist()) - expected.numpy()).max() > 1e-4
+        for t in range(9):
+            answer, state = model.step(xp(inputs[:, t]), state)
+        np.testing.assert_allclose(answer.tolist(), whole.tolist(), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["torch", "equinox", "flax"])
+def test_clocks_that_do_not_fit(kind):
+    from importlib import import_module
+
+    from flax import nnx
+
+    more = {"rngs": nnx.Rngs(0)} if kind == "flax" else {}
+    make = import_module(f"parnl.{kind}").Classifier
+    with pytest.raises(ValueError, match="clock: got True with GRU, whose step has no argument dt"):
+        make(2, 3, cell="gru", clock=True, **more)
+    with pytest.raises(ValueError, match="clock: got True with tokens; expected a cell that takes"):
+        make(2, 3, cell="ltc", clock=True, tokens=True, **more)

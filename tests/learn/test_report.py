@@ -200,6 +200,7 @@ LATER = {
     "context": dict(task="next", context=8),
     "horizon": dict(task="forecast", horizon=8),
     "target": dict(task="forecast", target=["x", "y"], validation=100.0),
+    "clock": dict(clock="cell"),
     "class_weights": dict(class_weights="balanced"),
 }
 

@@ -33,9 +33,15 @@ def answers_to_all(table, tmp_path, **changes):
 
 
 @pytest.mark.parametrize("times", [True, False])
-@pytest.mark.parametrize("changes", [{}, {"patch": 3}, {"missing": "mask"}, {"columns": ["x"]}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"patch": 3}, {"missing": "mask"}, {"columns": ["x"]}, {"clock": "cell"}]
+)
 def test_new_files_are_prepared_as_the_training_data(times, changes, tmp_path):
     table = walks(times=times)
+    if "clock" in changes and not times:
+        with pytest.raises(ValueError, match="clock: got 'cell', but the data has no times"):
+            answers_to_all(table, tmp_path, columns=["x"], **changes)
+        return
     if "columns" not in changes:
         changes = {"columns": ["x", "y"], **changes}
     expected, found, _ = answers_to_all(table, tmp_path, **changes)
