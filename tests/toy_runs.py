@@ -1,5 +1,6 @@
 """Toy data, in memory and in a file, and small runs on it."""
 
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -70,3 +71,36 @@ def trained_on(tmp_path, table, **changes):
     dataset = training.dataset_of(config)
     result = training.fit(config, dataset, tmp_path / "run")
     return dataset, result.trainer, trained.load_model(tmp_path / "run" / training.MODEL)
+
+
+PROGRAM = """\
+#include <stdio.h>
+#include "model.h"
+
+int main(void)
+{
+    float input[MODEL_INPUT_SIZE], output[MODEL_OUTPUT_SIZE];
+    model_state state;
+    int step;
+    for (;;) {
+        model_reset(&state);
+        for (step = 0; step < %d; step++) {
+            if (fread(input, sizeof input, 1, stdin) != 1) return 0;
+            model_step(&state, input, output);
+            fwrite(output, sizeof output, 1, stdout);
+        }
+    }
+}
+"""
+
+
+def answers_in_c(folder, inputs):
+    """The answers (N, T, k) of an exported model.c to each step of inputs (N, T, channels)."""
+    (folder / "main.c").write_text(PROGRAM % inputs.shape[1])
+    flags = ["-std=c99", "-Wall", "-Wextra", "-Werror"]
+    command = ["cc", *flags, "main.c", "model.c", "-o", "program", "-lm"]
+    subprocess.run(command, cwd=folder, check=True)
+    done = subprocess.run(
+        [folder / "program"], input=inputs.tobytes(), capture_output=True, check=True
+    )
+    return np.frombuffer(done.stdout, np.float32).reshape(*inputs.shape[:2], -1)

@@ -25,7 +25,7 @@ from parnl.learn.kept import PARTS, Record, read
 from parnl.learn.markup import STYLE, figure, h2, p, table, text
 from parnl.learn.progress import shown
 from parnl.learn.readers.collection import counted
-from parnl.learn.report_tasks import SECTIONS, names_of_numbers
+from parnl.learn.report_tasks import SECTIONS, names_of_numbers, things
 from parnl.learn.training import model_of
 from parnl.stability.certificates import Certificate
 
@@ -85,11 +85,6 @@ def results(run: Record) -> str:
     return p(f"On the {of}, with the weights of epoch {run.best['epoch']}:") + table(
         ("metric", "test"), [(name, shown(name, run.metrics)) for name in run.metrics]
     )
-
-
-def things(run: Record) -> str:
-    """What the model reads one of at a time, for `counted`."""
-    return "series" if run.model.ahead is None else "window"
 
 
 def command_line(config: Config) -> tuple[str, list[str]]:

@@ -98,12 +98,17 @@ def names_of_numbers(run: Record) -> list[str]:
     return ["value"] if k == 1 else [f"value {i}" for i in range(k)]
 
 
+def things(run: Record) -> str:
+    """What the model reads one of at a time, for `counted`."""
+    return "series" if run.model.ahead is None else "window"
+
+
 def _of_all(run: Record) -> str:
     if len(run.targets) == run.total:
-        return f"All {counted(run.total, 'series')} of the test part."
+        return f"All {counted(run.total, things(run))} of the test part."
     return (
-        f"{len(run.targets):,} of the {run.total:,} series of the test part, chosen evenly: a run "
-        "does not keep more answers."
+        f"{len(run.targets):,} of the {counted(run.total, things(run))} of the test part, chosen "
+        "evenly: a run does not keep more answers."
     )
 
 
@@ -132,7 +137,7 @@ def forecasted(run: Record) -> str:
         pictures.append(figure(picture, f"{first}: window {k + 1} of {SAMPLE}"))
     return (
         h2("Forecasts")
-        + p(f"{_windows(run)} Errors are of standardised values: 1 is the variance of a column.")
+        + p(f"{_of_all(run)} Errors are of standardised values: 1 is the variance of a column.")
         + f'<div class="charts">{"".join(pictures)}</div>'
         + table(("steps ahead", "mean squared error", "if the last value stays"), rows)
         + _by_column(run, found, truth)
@@ -152,7 +157,7 @@ def stepped(run: Record) -> str:
         pictures.append(figure(picture, f"{own.targets[0]}: each step from those before it"))
     return (
         h2("Next steps")
-        + p(f"{_windows(run)} Errors are of standardised values: 1 is the variance of a column.")
+        + p(f"{_of_all(run)} Errors are of standardised values: 1 is the variance of a column.")
         + f'<div class="charts">{"".join(pictures)}</div>'
         + _by_column(run, run.answers, truth)
     )
@@ -177,7 +182,7 @@ def _told_tokens(run: Record) -> str:
     unit = "bits per byte" if own.bytes_ else "bits per token"
     return (
         h2("Next tokens")
-        + p(f"{_windows(run)} In all {bits[known].mean():.4g} {unit}: what it takes to write the "
+        + p(f"{_of_all(run)} In all {bits[known].mean():.4g} {unit}: what it takes to write the "
             "text down with the model's help. The more of a text was read, the fewer it takes.")
         + figure(picture, f"{unit.capitalize()} by the step of a window")
         + p("Tokens that took the most bits in all:")
@@ -198,15 +203,6 @@ def _by_column(run: Record, found: np.ndarray, truth: np.ndarray) -> str:
         rows.append((name, *(f"{e:.4g}" if len(gap) else "not known" for e in errors)))
     heads = ("column", "mean squared error", "mean |error|", "root mean square, in its unit")
     return table(heads, rows)
-
-
-def _windows(run: Record) -> str:
-    if len(run.targets) == run.total:
-        return f"All {counted(run.total, 'window')} of the test part."
-    return (
-        f"{len(run.targets):,} of the {run.total:,} windows of the test part, chosen evenly: a run "
-        "does not keep more answers."
-    )
 
 
 SECTIONS: dict[str, Callable[[Record], str]] = {

@@ -1,11 +1,10 @@
 """What `parnl export` writes answers as the run's model does, from values as a file has them."""
 
 import json
-import subprocess
 
 import numpy as np
 import pytest
-from toy_runs import trained_on, walks
+from toy_runs import answers_in_c, trained_on, walks
 
 from parnl.export import runs
 from parnl.learn import trained, training
@@ -74,38 +73,10 @@ def test_jax(run, tmp_path):
     np.testing.assert_allclose(program.call(raw), expected, rtol=2e-5, atol=2e-5)
 
 
-PROGRAM = """\
-#include <stdio.h>
-#include "model.h"
-
-int main(void)
-{
-    float input[MODEL_INPUT_SIZE], output[MODEL_OUTPUT_SIZE];
-    model_state state;
-    int step;
-    for (;;) {
-        model_reset(&state);
-        for (step = 0; step < 9; step++) {
-            if (fread(input, sizeof input, 1, stdin) != 1) return 0;
-            model_step(&state, input, output);
-        }
-        fwrite(output, sizeof output, 1, stdout);
-    }
-}
-"""
-
-
 def test_c(run, tmp_path):
     folder, raw, expected = run
     runs.write(folder, "c", tmp_path / "out")
-    (tmp_path / "out" / "main.c").write_text(PROGRAM)
-    flags = ["-std=c99", "-Wall", "-Wextra", "-Werror"]
-    command = ["cc", *flags, "main.c", "model.c", "-o", "program", "-lm"]
-    subprocess.run(command, cwd=tmp_path / "out", check=True)
-    done = subprocess.run(
-        [tmp_path / "out" / "program"], input=raw.tobytes(), capture_output=True, check=True
-    )
-    found = np.frombuffer(done.stdout, np.float32).reshape(expected.shape)
+    found = answers_in_c(tmp_path / "out", raw)[:, -1]
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
 
 
