@@ -227,13 +227,16 @@ class Cut(NamedTuple):
     test: Pieces
 
 
-def in_time(source: Any, lengths: Sequence[int], validation: float, test: float) -> Cut:
-    """Each series in three: its last steps test, those before them validate, the others train.
+def in_time(
+    source: Any, rows: Sequence[int], lengths: Sequence[int], validation: float, test: float
+) -> Cut:
+    """Each of these series in three: its last steps test, those before validate, the others train.
 
     validation, test: shares, the former of what the test leaves, or numbers of steps.
     """
     train, held, tested = [], [], []
-    for i, steps in enumerate(lengths):
+    for i in rows:
+        steps = lengths[i]
         last = int(test) if test >= 1 else round(test * steps)
         before = int(validation) if validation >= 1 else round(validation * (steps - last))
         if steps - last - before < 1:
@@ -253,9 +256,15 @@ def by_series(rows: splits.Rows, lengths: Sequence[int]) -> Cut:
 
 def divided(collection: Collection, task: str, seed: int, **shares: float) -> Cut:
     """The parts of a data set, as the file gives them, or by series, or in time."""
-    lengths = [len(one) for one in collection.series]
-    if collection.parts is None and (task == "forecast" or len(lengths) == 1):
-        return in_time(collection.source, lengths, **shares)
+    lengths, given = [len(one) for one in collection.series], collection.parts
+    if given is None and (task == "forecast" or len(lengths) == 1):
+        return in_time(collection.source, [*range(len(lengths))], lengths, **shares)
+    train = None if given is None or given.validation is not None else given.train
+    if given is not None and train is not None and (task == "forecast" or len(train) == 1):
+        shares = shares | {"test": 0}  # the end of what trains validates
+        cut = in_time(collection.source, train.tolist(), lengths, **shares)
+        tested = [] if given.test is None else given.test.tolist()
+        return cut._replace(test=[(i, 0, lengths[i]) for i in tested])
     rows = splits.drawn(
         collection.source, len(lengths), None, collection.parts, seed=seed, **shares
     )
@@ -381,12 +390,12 @@ def _text(path: Path, context: int, validation: float, test: float) -> Dataset:
     found = text.read(path)
     parts = found.parts
     if found.whole is not None:
-        cut = in_time(path, [len(found.whole)], validation, test)
+        cut = in_time(path, [0], [len(found.whole)], validation, test)
         parts = {
             part: found.whole[own[0][1] : own[0][2]] for part, own in cut._asdict().items()
         }  # fmt: skip
     elif "validation" not in parts:
-        cut = in_time(path, [len(parts["train"])], validation, 0)
+        cut = in_time(path, [0], [len(parts["train"])], validation, 0)
         (_, first, last), (_, _, end) = cut.train[0], cut.validation[0]
         whole = parts["train"]
         parts = parts | {"train": whole[first:last], "validation": whole[last:end]}

@@ -97,6 +97,27 @@ def test_several_series_are_each_divided_in_time(tmp_path):
         np.testing.assert_allclose(found.test.labels[:][6 * k : 6 * k + 6, 0], change, atol=1e-5)
 
 
+@pytest.mark.parametrize("task", ["forecast", "next"])
+def test_a_file_to_train_on_and_one_to_test_on(task, tmp_path):
+    """One series in each: the end of the first validates, the second tests."""
+    train, test = table(40, 0, False)[["x"]], table(20, 1, False)[["x"]]
+    written(tmp_path, test, "walk_TEST.csv")
+    found = ahead.load(
+        written(tmp_path, train, "walk_TRAIN.csv"), task=task, context=4, validation=10,
+        horizon=1 if task == "forecast" else None,
+    )  # fmt: skip
+    scale = found.preparation
+    assert scale.mean[0] == pytest.approx(train.x[:30].mean())
+    count = {"forecast": (26, 10, 16), "next": (7, 3, 5)}[task]
+    assert tuple(len(p.inputs) for p in (found.train, found.validation, found.test)) == count
+    steps = ((test.x - scale.mean[0]) / scale.deviation[0]).to_numpy()
+    last = found.test.labels[:][-1]
+    if task == "forecast":
+        np.testing.assert_allclose(last, steps[[19]] - steps[18], atol=1e-5)
+    else:
+        np.testing.assert_allclose(last[: found.test.lengths[-1], 0], steps[17:], atol=1e-5)
+
+
 def test_next_of_numbers(tmp_path):
     """Series of unequal lengths, whole ones for each part; dt is a channel, no target."""
     rng, rows = np.random.default_rng(0), []
