@@ -40,12 +40,17 @@ SEEDS = (0, 1, 2)
 RATES = (3e-3, 1e-2)
 WIDTH, BLOCKS, BATCH = 32, 1, 32
 # The state of a GRU decides how many parameters all models have.
-STATE = 32
+STATE = 48
 TRAINED = 40  # the longest sequence of the training
 TESTED = (40, 80, 160, 320)
 SERIES = 500  # of validation and test
 # Steps at most, and how many more once the validation has no error: the states saturate.
-STEPS, EXTRA = 3000, 300
+STEPS = {"parity": 1000, "addition": 3000, "s3": 3000, "a5": 3000}
+EXTRA = 300
+# Weights of the own state start so many times as large as a cell's `init` makes them, which gives
+# them the bound of dense weights, 1 / sqrt(hidden): that of a sum of many states, here of one.
+LARGER = 10.0
+OF_STATE = ("a_", "sigma", "w_f", "w_g", "e_w", "v_leak")
 EVERY = 100  # steps between two validations
 BIN = 10  # steps whose accuracy is kept as one number
 
@@ -142,7 +147,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "lrc": {},
     "lrc symmetric": {"cell": "lrc", "symmetric": True},
     "lrc input elastance": {"cell": "lrc", "input_elastance": True},
-    "indrnn": {},
+    "indrnn": {"activation": "tanh"},
     "mingru": {},
     "lru": {},
     "lru positive": {"cell": "lru", "max_phase": 1e-12, "block": PositiveBlock},
@@ -151,6 +156,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "nn.GRU": {"cell": "gru", "block": DenseGRU},
     "nn.LSTM": {"cell": "lstm", "block": DenseLSTM},
 }
+# Cells whose weights start as an `nn.GRU`'s; the others have starts of their own.
+ENLARGED = ("gru", "lstm", "mgu", "lem", "cfc", "lrc")
 LINEAR = ("mingru", "lru", "lru positive", "s5", "s6")
 
 
@@ -158,7 +165,14 @@ def build(task: str, model: str, state: int, seed: int) -> Classifier:
     classes, tokens = TASKS[task].shape
     keywords = {"cell": model} | MODELS[model]
     sizes = dict(width=WIDTH, state=state, blocks=BLOCKS, seed=seed)
-    return Classifier(tokens, classes, tokens=True, readout="each", **sizes, **keywords)
+    built = Classifier(tokens, classes, tokens=True, readout="each", **sizes, **keywords)
+    if keywords["cell"] in ENLARGED and "block" not in keywords:
+        with torch.no_grad():
+            for block in built.blocks:
+                for name, value in block.recurrence.items():
+                    if name.startswith(OF_STATE):
+                        value.mul_(LARGER)
+    return built
 
 
 def count(model: torch.nn.Module) -> int:
@@ -190,7 +204,6 @@ def name_of(task: str, model: str, rate: float, seed: int) -> str:
 @torch.no_grad()
 def accuracy(model: Classifier, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Of each step (steps,), the mean over the sequences."""
-    model.eval()
     parts = zip(np.array_split(tokens, 10), np.array_split(targets, 10), strict=True)
     right = [model(torch.from_numpy(x))[0].argmax(-1).numpy() == y for x, y in parts]
     return np.concatenate(right).mean(axis=0)
@@ -209,10 +222,12 @@ def execute(task: str, model_name: str, rate: float, seed: int) -> str:
     model = build(task, model_name, state, seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=rate, fused=True)
     best, reached, step = 0.0, None, 0
-    for step in range(1, STEPS + 1):
-        model.train()
+    steps = STEPS[task]
+    for step in range(1, steps + 1):
+        # the rate falls in the second half, to 0
+        optimizer.param_groups[0]["lr"] = rate * min(1.0, 2.0 - 2.0 * (step - 1) / steps)
         # the longest of a batch grows over the first third: long ones teach nothing at first
-        longest = min(TRAINED, 4 + round(TRAINED * 3 * step / STEPS))
+        longest = min(TRAINED, 4 + round(TRAINED * 3 * step / steps))
         tokens, targets = map(torch.from_numpy, sample(task, BATCH, longest, train))
         lengths = torch.from_numpy(train.integers(1, longest + 1, size=BATCH))
         real = torch.arange(longest) < lengths[:, None]
