@@ -43,12 +43,14 @@ WIDTH, BLOCKS, BATCH = 32, 1, 32
 STATE = 48
 TRAINED = 40  # the longest sequence of the training
 TESTED = (40, 80, 160, 320)
+FAR = 160  # four times as long
 SERIES = 500  # of validation and test
 # Steps at most, and how many more once the validation has no error: the states saturate.
 STEPS = {"parity": 1000, "addition": 3000, "s3": 3000, "a5": 3000}
 EXTRA = 300
-# Weights of the own state start so many times as large as a cell's `init` makes them, which gives
-# them the bound of dense weights, 1 / sqrt(hidden): that of a sum of many states, here of one.
+# A cell's own state is weighted, and LRC's input and state are scaled, by so many times what `init`
+# gives. It gives 1 / sqrt(hidden), as for dense weights: right for a sum over all channels, small
+# for the one that a channel has here.
 LARGER = 10.0
 OF_STATE = ("a_", "sigma", "w_f", "w_g", "e_w", "v_leak")
 EVERY = 100  # steps between two validations
@@ -143,10 +145,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "mgu": {},
     "lem": {},
     "cfc": {},
-    "ltc": {"unfolds": 2},  # six take as long as five other models
+    "ltc": {},
     "lrc": {},
     "lrc symmetric": {"cell": "lrc", "symmetric": True},
     "lrc input elastance": {"cell": "lrc", "input_elastance": True},
+    "lrc dt 2": {"cell": "lrc", "dt": 2.0},  # x' = x - 2 e F x + ... can change the sign
     "indrnn": {"activation": "tanh"},
     "mingru": {},
     "lru": {},
@@ -214,7 +217,7 @@ def execute(task: str, model_name: str, rate: float, seed: int) -> str:
     name = name_of(task, model_name, rate, seed)
     if any(record["name"] == name for record in records()):
         return name
-    began = time.perf_counter()
+    began = time.process_time()
     # data of their own: validation and test are the same for all models and rates of a seed
     train, validate, test = (np.random.default_rng([seed, part]) for part in range(3))
     known = sample(task, SERIES, TRAINED, validate)
@@ -246,7 +249,7 @@ def execute(task: str, model_name: str, rate: float, seed: int) -> str:
                 reached = step
             if reached is not None and step >= reached + EXTRA:
                 break
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     at_step = accuracy(model, *sample(task, SERIES, max(TESTED), test))
     record = dict(
         name=name,
@@ -298,6 +301,80 @@ def best_rate(task: str, model: str) -> float:
     return max(mine, key=lambda r: (r["validation"], -r["steps"]))["rate"]
 
 
+# Tables and figure
+
+
+def show() -> None:
+    """Print the tables; write them and the figure beside the results."""
+    everything = records()
+    if not everything:
+        return
+    lines = []
+    for task in TASKS:
+        mine = [r for r in everything if r["task"] == task]
+        if mine:
+            lines += [*table(task, mine), ""]
+    text = "\n".join(lines)
+    print(text)
+    (RESULTS / "tables.md").write_text(text)
+    draw(everything, RESULTS / "figure.png")
+
+
+def chosen(mine: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Of a task's runs: for each model one of each seed, with its chosen rate."""
+    groups = {}
+    for model in MODELS:
+        runs = [r for r in mine if r["model"] == model]
+        if any(r["seed"] == SEEDS[0] for r in runs):
+            rate = best_rate(runs[0]["task"], model)
+            groups[model] = [r for r in runs if r["rate"] == rate]
+    return groups
+
+
+def table(task: str, mine: list[dict[str, Any]]) -> Iterator[str]:
+    chance, hours = 100 / len(TASKS[task]), sum(r["seconds"] for r in mine) / 3600
+    yield f"{task}: chance is {chance:.1f} %; {len(mine)} runs, those of the grid too, in"
+    yield f"{hours:.2f} hours of one core."
+    yield ""
+    head = [f"T = {n}" for n in TESTED] + [f"T = {FAR}, worst seed", "seeds"]
+    head = ["cell", *head, "rate", "state", "parameters", "steps", "minutes a run"]
+    yield f"| {' | '.join(head)} |"
+    yield "| --- " * len(head) + "|"
+    for model, runs in chosen(mine).items():
+        row = [model + (" (linear)" if model in LINEAR else "")]
+        row += [percent(statistics.mean(r["test"][str(n)] for r in runs)) for n in TESTED]
+        row += [percent(min(r["test"][str(FAR)] for r in runs)), str(len(runs))]
+        row += [f"{runs[0]['rate']:g}", str(runs[0]["state"]), str(runs[0]["parameters"])]
+        row += [str(round(statistics.mean(r["steps"] for r in runs)))]
+        row += [f"{statistics.mean(r['seconds'] for r in runs) / 60:.1f}"]
+        yield f"| {' | '.join(row)} |"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def draw(everything: list[dict[str, Any]], path: Path) -> None:
+    """The accuracy over the steps, the mean of the seeds, as one image."""
+    from matplotlib.figure import Figure
+
+    tasks = [task for task in TASKS if any(r["task"] == task for r in everything)]
+    image = Figure(figsize=(5 * len(tasks), 4.5), layout="constrained")
+    for task, axes in zip(tasks, image.subplots(1, len(tasks), squeeze=False)[0], strict=True):
+        groups = chosen([r for r in everything if r["task"] == task])
+        for model, runs in groups.items():
+            order = list(MODELS).index(model)
+            values = 100 * np.mean([r["at_step"] for r in runs], axis=0)
+            style = "--" if model in LINEAR else ":" if model.startswith("nn.") else "-"
+            steps = BIN * (np.arange(len(values)) + 1)
+            axes.plot(steps, values, style, color=f"C{order % 10}", label=model)
+        axes.axvline(TRAINED, color="0.7")
+        axes.set(title=task, xlabel="step (grey: end of the training's)", ylim=(0, 102))
+        axes.set_ylabel("accuracy, %")
+        axes.legend(fontsize=7, ncols=2)
+    image.savefig(path, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -308,6 +385,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.command == "run":
         run(given.tasks, given.cells)
+    show()
 
 
 if __name__ == "__main__":
