@@ -336,14 +336,26 @@ def table(task: str, mine: list[dict[str, Any]]) -> Iterator[str]:
     yield f"{task}: chance is {chance:.1f} %; {len(mine)} runs, those of the grid too, in"
     yield f"{hours:.2f} hours of one core."
     yield ""
-    head = [f"T = {n}" for n in TESTED] + [f"T = {FAR}, worst seed", "seeds"]
-    head = ["cell", *head, "rate", "state", "parameters", "steps", "minutes a run"]
+    head = [f"T = {n}" for n in TESTED] + [f"T = {FAR}, worst seed"]
+    head = [
+        "cell",
+        *head,
+        f"steps {TRAINED + 1} to {FAR}",
+        "seeds",
+        "rate",
+        "state",
+        "parameters",
+        "steps",
+        "minutes a run",
+    ]
     yield f"| {' | '.join(head)} |"
     yield "| --- " * len(head) + "|"
     for model, runs in chosen(mine).items():
         row = [model + (" (linear)" if model in LINEAR else "")]
         row += [percent(statistics.mean(r["test"][str(n)] for r in runs)) for n in TESTED]
-        row += [percent(min(r["test"][str(FAR)] for r in runs)), str(len(runs))]
+        row += [percent(min(r["test"][str(FAR)] for r in runs))]
+        beyond = [a for r in runs for a in r["at_step"][TRAINED // BIN : FAR // BIN]]
+        row += [percent(statistics.mean(beyond)), str(len(runs))]
         row += [f"{runs[0]['rate']:g}", str(runs[0]["state"]), str(runs[0]["parameters"])]
         row += [str(round(statistics.mean(r["steps"] for r in runs)))]
         row += [f"{statistics.mean(r['seconds'] for r in runs) / 60:.1f}"]
