@@ -123,7 +123,7 @@ def test_runs_are_kept_not_run_again_and_drawn(tracking, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", command.split())
     tracking.main()
     lines = tracking.table_of("parity").read_text().splitlines()
-    assert len(lines) == 3 * (2 + 1)  # two rates with the first seed, and one more seed
+    assert len(lines) == 3 * (3 + 1)  # three rates with the first seed, and one more seed
     record = json.loads(lines[0])
     assert record["name"] == "parity gru 0.003 0"
     assert set(record["test"]) == {"6", "12"}
@@ -159,5 +159,5 @@ def test_the_table_is_drawn_from_results_with_the_best_rate(tracking, capsys):
     mine = tracking.records()
     assert [r["seed"] for r in tracking.chosen(mine)["gru"]] == [0, 1]
     *_, row = tracking.table("parity", mine)
-    assert row == "| gru | 70.0 | 35.0 | 30.0 | 45.0 | 2 | 0.01 | 3 | 7 | 4 | 0.6 |"
+    assert row == "| gru | 70.0 | 35.0 | 30.0 | 45.0 | 0 of 2 seeds | 0.01 | 3 | 7 | 4 | 0.6 |"
     assert "3 runs" in next(tracking.table("parity", mine))
