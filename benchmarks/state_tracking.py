@@ -307,7 +307,8 @@ def show() -> None:
     everything = records()
     if not everything:
         return
-    lines = []
+    lines = [f"Accuracy of a step, %, mean of the seeds, at T = {TRAINED} and T = {FAR}:", ""]
+    lines += [*summary(everything), ""]
     for task in TASKS:
         mine = [r for r in everything if r["task"] == task]
         if mine:
@@ -329,27 +330,33 @@ def chosen(mine: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return groups
 
 
+def summary(everything: list[dict[str, Any]]) -> Iterator[str]:
+    groups = {t: chosen([r for r in everything if r["task"] == t]) for t in TASKS}
+    groups = {task: models for task, models in groups.items() if models}
+    yield f"| cell | {' | '.join(groups)} |"
+    yield "| --- " * (1 + len(groups)) + "|"
+    for model in MODELS:
+        row = [shown(model)]
+        for models in groups.values():
+            means = [statistics.mean(r["test"][str(n)] for r in models[model])
+                     for n in (TRAINED, FAR) if model in models]  # fmt: skip
+            row.append(", ".join(map(percent, means)))
+        if any(row[1:]):
+            yield f"| {' | '.join(row)} |"
+
+
 def table(task: str, mine: list[dict[str, Any]]) -> Iterator[str]:
     chance, hours = 100 / len(TASKS[task]), sum(r["seconds"] for r in mine) / 3600
     yield f"{task}: chance is {chance:.1f} %; {len(mine)} runs, those of the grid too, in"
     yield f"{hours:.2f} hours of one core."
     yield ""
-    head = [f"T = {n}" for n in TESTED] + [f"T = {FAR}, worst seed"]
-    head = [
-        "cell",
-        *head,
-        f"steps {TRAINED + 1} to {FAR}",
-        "seeds",
-        "rate",
-        "state",
-        "parameters",
-        "steps",
-        "minutes a run",
-    ]
+    head = ["cell", *(f"T = {n}" for n in TESTED), f"T = {FAR}, worst seed"]
+    head += [f"steps {TRAINED + 1} to {FAR}", f"99 % at T = {FAR}"]
+    head += ["rate", "state", "parameters", "steps", "minutes a run"]
     yield f"| {' | '.join(head)} |"
     yield "| --- " * len(head) + "|"
     for model, runs in chosen(mine).items():
-        row = [model + (" (linear)" if model in LINEAR else "")]
+        row = [shown(model)]
         row += [percent(statistics.mean(r["test"][str(n)] for r in runs)) for n in TESTED]
         row += [percent(min(r["test"][str(FAR)] for r in runs))]
         beyond = [a for r in runs for a in r["at_step"][TRAINED // BIN : FAR // BIN]]
@@ -359,6 +366,10 @@ def table(task: str, mine: list[dict[str, Any]]) -> Iterator[str]:
         row += [str(round(statistics.mean(r["steps"] for r in runs)))]
         row += [f"{statistics.mean(r['seconds'] for r in runs) / 60:.1f}"]
         yield f"| {' | '.join(row)} |"
+
+
+def shown(model: str) -> str:
+    return f"{model} (linear)" if model in LINEAR else model
 
 
 def percent(share: float) -> str:
