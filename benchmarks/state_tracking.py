@@ -12,7 +12,8 @@ tests at those lengths.
 `run` trains what has no result yet, one run after another: a small grid of learning rates with the
 first seed, then the other seeds with the rate whose validation was best. Each finished run is one
 line of its task's table, `results/state_tracking/TASK.jsonl`, and `show` makes the tables and the
-figure of those lines. Nothing else is kept: a run takes a minute, and is made anew from its seed.
+figure of those lines. Nothing else is kept: a run takes less than a minute, and its seed makes it
+anew.
 """
 
 from __future__ import annotations
