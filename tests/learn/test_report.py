@@ -71,7 +71,8 @@ def test_the_command_on_a_classifier(parnl, backend, tmp_path):
     about = dict(page.tables[-2][1:])
     assert about["parameters"] == f"{sum(array.size for array in arrays.values()):,}"
     assert about["parnl"] == package.__version__
-    assert about[backend] == sys.modules[backend].__version__
+    # the module may also tell how it was built: 2.15.0+cu132
+    assert about[backend].partition("+")[0] == sys.modules[backend].__version__.partition("+")[0]
     options = dict(page.table("option", "value"))
     assert options.keys() == asdict(model.config).keys()
     assert (options["width"], options["backend"]) == ("4", backend)
