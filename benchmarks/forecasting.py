@@ -39,7 +39,8 @@ RESULTS = Path(__file__).parent / "results" / "forecasting.jsonl"
 TRAIN, HELD = 8640, 2880
 CONTEXT, PATCH = 336, 12
 RATES, SEEDS = (1e-3, 3e-4), (0, 1, 2)
-# The state of each cell, so that all models have about as many parameters: 17,000 to 18,700 at a horizon of 96.
+# The state of each cell, so that all models have about as many parameters: 17,000 to 18,700 at a
+# horizon of 96.
 MODELS = {
     "lrc": 40, "gru": 36, "lstm": 32, "slstm": 32, "lem": 32, "mingru": 40, "lru": 24, "s5": 24,
     "s6": 96, "attention": 32, "dlinear": 1,
