@@ -140,10 +140,10 @@ def test_runs_are_kept_not_run_again_and_drawn(irregular, folder, monkeypatch, c
         monkeypatch.setattr(sys, "argv", given)
         irregular.main()
     lines = [json.loads(line) for line in irregular.RESULTS.read_text().splitlines()]
-    assert [r["kind"] for r in lines] == ["run"] * 6 + ["time"] * 2
+    assert [r["kind"] for r in lines] == ["run"] * 8 + ["time"] * 2
     assert (lines[0]["model"], lines[0]["rate"], lines[0]["seed"]) == ("cfc", 3e-3, 0)
     assert lines[0]["epochs"] == 2
-    assert np.isfinite([r["test"] for r in lines[:6]]).all()
+    assert np.isfinite([r["test"] for r in lines[:8]]).all()
     capsys.readouterr()
 
     monkeypatch.setattr(irregular, "execute", None)
