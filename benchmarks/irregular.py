@@ -420,8 +420,8 @@ def table() -> Iterator[str]:
     if groups:
         yield ""
         repeated, hours = trained()[0]["repeated"], sum(r["seconds"] for r in trained()) / 3600
-        yield f"The last step repeated has {repeated:.4f}. {len(trained())} runs, those of the"
-        yield f"grid too, in {hours:.2f} hours of one core."
+        yield f"The last step repeated has {repeated:.4f}. {len(trained())} runs, those of the grid"
+        yield f"too, took {hours:.2f} hours of one core."
 
 
 def show() -> None:
