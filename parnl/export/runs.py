@@ -39,8 +39,8 @@ def write(folder: Path, to: str, out: Path) -> list[str]:
         )
     if to == "c" and model.config.task == "forecast":
         raise ValueError(
-            "to: got 'c', whose models read step by step; a forecast needs the last step first; "
-            "expected onnx, torch or jax"
+            "to: got 'c', whose models read step by step; a forecast reads differences from the "
+            "last step; expected onnx, torch or jax"
         )
     about: dict[str, Any] = dict(task=model.config.task, classes=list(model.classes))
     if model.ahead is not None:
@@ -90,8 +90,8 @@ def told_by(model: Trained) -> Told:
         return Told(None, None)
     preparation = model.prepared_by()
     places = preparation.places(own.targets)
-    mean, deviation = (one[places] for one in moments(preparation))
-    return Told(mean, deviation, places if model.config.task == "forecast" else [])
+    scale = preparation.scale(own.targets)
+    return Told(*scale, places if model.config.task == "forecast" else [])
 
 
 def _in_torch(model: Trained, mean: np.ndarray, deviation: np.ndarray) -> Any:

@@ -152,7 +152,8 @@ def run_training(
     seconds = sum(record["seconds"] for record in result.history)
     console.print(
         f"\n{f'test {task.best}':<17} {shown(task.best, test.metrics)}   "
-        f"({len(dataset.test.labels)} {things(dataset)}, weights of epoch {result.best['epoch']})\n"
+        f"({counted(len(dataset.test.labels), things(dataset.ahead))}, "
+        f"weights of epoch {result.best['epoch']})\n"
         f"{' ' * 18}{further(task.best, test.metrics)}\n"
         f"training          {seconds:.1f} s   ({len(result.history)} epochs, "
         f"{counted(result.best['chunks'], 'chunk')})\n"
@@ -172,12 +173,12 @@ def run_evaluation(folder: Path, data: str, label: str | None, backend: str | No
         model = trained.load_run(folder, backend)
         if model.ahead is None:
             found = trained.answer(model, data, label=label)
-            metrics, count, things = trained.judge(model, found), len(found.ids), "series"
+            metrics, count = trained.judge(model, found), len(found.ids)
         elif label is not None:
             raise ValueError(f"label: got {label!r}, expected none: the labels are later steps")
         else:
-            (metrics, count), things = continued.judged(model, data), "window"
-    print(counted(count, things))
+            metrics, count = continued.judged(model, data)
+    print(counted(count, things(model.ahead)))
     for name in metrics:
         print(f"{name:<10} {shown(name, metrics)}")
 
@@ -190,11 +191,11 @@ def run_prediction(folder: Path, data: str, out: Path, backend: str | None) -> N
         check_table(out)
         model = trained.load_run(folder, backend)
         if model.ahead is None:
-            columns, things = trained.columns(model, trained.answer(model, data)), "series"
+            columns, unit = trained.columns(model, trained.answer(model, data)), "series"
         else:
-            columns, things = continued.predicted(model, data), "step"
+            columns, unit = continued.predicted(model, data), "step"
         rows = write_table(columns, out)
-    print(f"{counted(rows, things)} to {out}")
+    print(f"{counted(rows, unit)} to {out}")
 
 
 def run_generation(

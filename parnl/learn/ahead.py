@@ -70,12 +70,6 @@ def is_text(name: str) -> bool:
     return text.is_text(Path(name), readers.SUFFIXES)
 
 
-def read(name: str, options: Options) -> Collection:
-    """The series of a file, whose labels, if it has any, are of no use here."""
-    label = options.label if options.label is not None else ()
-    return without_labels(readers.read(name, options._replace(label=label)))
-
-
 def without_labels(collection: Collection) -> Collection:
     """The series alone. Raises ValueError for series larger than memory."""
     if isinstance(collection.series, MappedSeries):
@@ -100,7 +94,7 @@ class Series(NamedTuple):
 
 def series_of(collection: Collection, preparation: Preparation, targets: Sequence[str]) -> Series:
     """The prepared series of a collection."""
-    found, every = preparation.wholly(collection)
+    found, every = preparation.whole_series(collection)
     columns = [preparation.channels.index(name) for name in targets]
     told = [own[:, columns] for own in every]
     return Series(found, told, preparation.places(targets))
@@ -403,11 +397,9 @@ def _text(path: Path, context: int, validation: float, test: float) -> Dataset:
     made = [text_windows(parts[part], ahead, rest=part != "train") for part in Cut._fields]
     for part, own in zip(Cut._fields, made, strict=True):
         check_windows(path, part, own, ahead)
-    sizes = ", ".join(f"{len(parts[p])} to {v}" for p, v in zip(Cut._fields, VERBS, strict=True))
+    verbs = dict(train="train on", validation="validate", test="test")
+    sizes = ", ".join(f"{len(parts[part])} to {verb}" for part, verb in verbs.items())
     kind = "a step is a byte" if found.bytes_ else f"{found.size} tokens are told apart"
     train, held, tested = made
     notes = (f"{kind}; steps: {sizes}",)
     return Dataset(path.stem, (), train, held, tested, notes=notes, ahead=ahead)
-
-
-VERBS = ("train on", "validate", "test")

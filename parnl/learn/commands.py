@@ -305,7 +305,7 @@ def build() -> Any:
         ] = None,
         backend: Annotated[str | None, backend_of_model] = None,
     ) -> None:
-        """Print how well a trained model does on labelled series."""
+        """Print how well a trained model does on series whose answers are known."""
         actions.run_evaluation(folder, data, label, backend)
 
     @app.command(epilog="Example: parnl report runs/JapaneseVowels-lrc-torch --out vowels.html")

@@ -15,6 +15,7 @@ import numpy as np
 from parnl.learn import ahead
 from parnl.learn.data import Split, joined
 from parnl.learn.judging import evaluate, judge
+from parnl.learn.preparation import REGULAR
 from parnl.learn.readers import Collection
 from parnl.learn.readers.collection import counted, listed
 from parnl.learn.tasks import PLAIN, Metrics, Tally
@@ -164,10 +165,7 @@ def _table(model: Trained, collection: Collection, values: np.ndarray) -> dict[s
     """Values (N, steps, targets) on the model's scale as columns in the units of the data."""
     own: Any = model.ahead
     preparation, (count, steps, _) = model.prepared_by(), values.shape
-    if preparation.standardise:
-        columns = [preparation.channels.index(name) for name in own.targets]
-        values = values * np.array(preparation.deviation)[columns]
-        values = values + np.array(preparation.mean)[columns]
+    values = preparation.scale(own.targets).told(values)
     ids = collection.ids or [str(i) for i in range(count)]
     found: dict[str, Any] = {"series": np.repeat(np.array(ids, object), steps)}
     found["step"] = np.tile(np.arange(1, steps + 1), count)
@@ -185,7 +183,7 @@ def times_after(collection: Collection, steps: int) -> np.ndarray | None:
     found = []
     for times in collection.times:
         usual = np.diff(times)
-        if not len(usual) or not np.allclose(usual, usual[0], rtol=1e-4, atol=0):
+        if not len(usual) or not np.allclose(usual, usual[0], rtol=REGULAR, atol=0):
             return None
         found.append(times[-1] + np.median(usual) * np.arange(1, steps + 1))
     whole = np.array(found)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from parnl.cell import Cell
-from parnl.inputs import check_clock, check_readout, check_series
+from parnl.learn.model_checks import check_clock, check_readout, check_series
 from parnl.solve import solve
 from parnl.step import step
 

@@ -63,9 +63,9 @@ def evaluate(trainer: Any, split: Split, batch: int, **solver: Any) -> tuple[np.
 
     Raises FloatingPointError as `answered` does.
     """
-    batches = list(answered(trainer, split, batch, **solver))
-    counts = np.max([one.iterations for one in batches], axis=0)
-    return np.concatenate([one.answers for one in batches]), counts.tolist()
+    found = list(answered(trainer, split, batch, **solver))
+    counts = np.max([one.iterations for one in found], axis=0)
+    return np.concatenate([one.answers for one in found]), counts.tolist()
 
 
 def judge(trainer: Any, split: Split, tally: Tally, batch: int, **solver: Any) -> Tally:

@@ -22,6 +22,7 @@ from parnl.learn.readers.collection import (
     wrong,
 )
 from parnl.learn.readers.mapped import MappedSeries, blocks, lengths_of
+from parnl.learn.tasks import Scale
 
 REGULAR = 1e-4  # differences of times that differ by less, as a share, are alike
 WAYS = ("interpolate", "previous", "mask", "mean")
@@ -130,7 +131,15 @@ class Preparation:
         """Where the channels of these columns, none of text, stand among those a model reads."""
         return [self.inputs.index(name) for name in names]
 
-    def wholly(self, collection: Collection) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def scale(self, names: Sequence[str]) -> Scale:
+        """The scale on which a model reads these columns; mean 0, deviation 1 of raw values."""
+        count = len(names)
+        if not self.standardise:
+            return Scale(np.zeros(count), np.ones(count))
+        at = [self.channels.index(name) for name in names]
+        return Scale(np.array(self.mean)[at], np.array(self.deviation)[at])
+
+    def whole_series(self, collection: Collection) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Of each series what a model reads, (steps, channels), and what it tells.
 
         The latter are its columns on the model's scale, (steps, columns) float32, NaN where a value
@@ -146,9 +155,7 @@ class Preparation:
                 own = np.concatenate([own, dt[i, :steps, None]], axis=1)
             read.append(own)
             values = np.asarray(collection.series[i], np.float64)[:, view.columns]
-            if self.standardise:
-                values = (values - view.mean) / view.deviation
-            told.append(values.astype(np.float32))
+            told.append(self.scale(self.channels).learned(values))
         return read, told
 
     def _dt(self, view: "_View", steps: int) -> np.ndarray | None:

@@ -21,15 +21,15 @@ def describe(dataset: Any) -> str:
         learned = f", {counted(dataset.train.labels.shape[1], 'number')} to learn"
     channels = counted(inputs.shape[2], "channel") if inputs.ndim == 3 else "a text"
     return (
-        f"{dataset.name}: {len(inputs)} {things(dataset)} to train on, "
+        f"{dataset.name}: {counted(len(inputs), things(dataset.ahead))} to train on, "
         f"{len(dataset.validation.labels)} to validate, {len(dataset.test.labels)} to test; "
         f"{channels}, {steps}{learned}" + "".join(f"\n  {note}" for note in dataset.notes)
     )
 
 
-def things(dataset: Any) -> str:
-    """What a model reads one of at a time."""
-    return "series" if dataset.ahead is None else "windows"
+def things(ahead: Any) -> str:
+    """What a model reads one of at a time, for `counted`. ahead: of its data, or of the model."""
+    return "series" if ahead is None else "window"
 
 
 def shown(metric: str, metrics: dict[str, float]) -> str:

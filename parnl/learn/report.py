@@ -23,9 +23,9 @@ from parnl.learn.data import channels_of
 from parnl.learn.inside import BUDGET, BlockStability, stability
 from parnl.learn.kept import PARTS, Record, read
 from parnl.learn.markup import STYLE, figure, h2, p, table, text
-from parnl.learn.progress import shown
+from parnl.learn.progress import shown, things
 from parnl.learn.readers.collection import counted
-from parnl.learn.report_tasks import SECTIONS, names_of_numbers, things
+from parnl.learn.report_tasks import SECTIONS, names_of_numbers
 from parnl.learn.training import model_of
 from parnl.stability.certificates import Certificate
 
@@ -57,8 +57,6 @@ def page(run: Record) -> str:
     """The whole page."""
     config = run.model.config
     title = f"{config.task}: {run.name}, {config.cell} in {config.backend}"
-    section = SECTIONS.get(config.task)
-    own = p(f"This page has no section for the task {config.task}.")
     return "\n".join((
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
@@ -70,7 +68,7 @@ def page(run: Record) -> str:
         results(run),
         command(config),
         learning(run),
-        section(run) if section else own,
+        SECTIONS[config.task](run),
         exactness(run),
         steadiness(run, stability(run.model, run.inputs)),
         data(run),
@@ -81,7 +79,7 @@ def page(run: Record) -> str:
 
 def results(run: Record) -> str:
     """The metrics of the test part."""
-    of = f"{counted(run.parts['test'].series, things(run))} of the test part"
+    of = f"{counted(run.parts['test'].series, things(run.model.ahead))} of the test part"
     return p(f"On the {of}, with the weights of epoch {run.best['epoch']}:") + table(
         ("metric", "test"), [(name, shown(name, run.metrics)) for name in run.metrics]
     )
@@ -180,8 +178,8 @@ def steadiness(run: Record, blocks: Sequence[BlockStability]) -> str:
     head = h2("Stability")
     if not blocks:
         return head + p("The model has no recurrent cell: there is nothing to prove.")
-    count, steps = run.inputs.shape[:2]
-    rows, proved = [], []
+    rows, proved, (count, steps) = [], [], run.inputs.shape[:2]
+    seen = f"{counted(count, things(run.model.ahead))} of the test part"
     for i, block in enumerate(blocks, start=1):
         bound = block.certificate
         if bound is None:
@@ -207,8 +205,8 @@ def steadiness(run: Record, blocks: Sequence[BlockStability]) -> str:
             "usually needs few iterations. A channel without a proof may still be stable. What was "
             "measured tells how the cell was on these series.")
         + p("The proof holds for all inputs whose features lie in the ranges that "
-            f"{counted(count, things(run))} of the test part reach in {counted(steps, 'step')} "
-            "each, and for the states in the table. It says nothing of inputs beyond these ranges.")
+            f"{seen} reach in {counted(steps, 'step')} each, and for the states in the table. It says "
+            "nothing of inputs beyond these ranges.")
         + (p("The cell has several states: changes are measured in the largest of them, each with "
              "a weight that the proof chose.") if several else "")
         + (table(("", "proved bound", "measured", "Lyapunov exponent a step", "states"), rows)

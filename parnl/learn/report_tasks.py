@@ -15,6 +15,7 @@ from parnl.learn import charts
 from parnl.learn.judging import evenly
 from parnl.learn.kept import SAMPLE, Record
 from parnl.learn.markup import figure, h2, p, table, text
+from parnl.learn.progress import things
 from parnl.learn.readers.collection import counted, shown
 
 MATRIX = 60
@@ -98,17 +99,13 @@ def names_of_numbers(run: Record) -> list[str]:
     return ["value"] if k == 1 else [f"value {i}" for i in range(k)]
 
 
-def things(run: Record) -> str:
-    """What the model reads one of at a time, for `counted`."""
-    return "series" if run.model.ahead is None else "window"
-
-
 def _of_all(run: Record) -> str:
+    every = counted(run.total, things(run.model.ahead))
     if len(run.targets) == run.total:
-        return f"All {counted(run.total, things(run))} of the test part."
+        return f"All {every} of the test part."
     return (
-        f"{len(run.targets):,} of the {counted(run.total, things(run))} of the test part, chosen "
-        "evenly: a run does not keep more answers."
+        f"{len(run.targets):,} of the {every} of the test part, chosen evenly: a run does not keep "
+        "more answers."
     )
 
 
@@ -135,13 +132,9 @@ def forecasted(run: Record) -> str:
         drawn += [(steps, truth[row, :, 0], "truth"), (steps, found[row, :, 0], "forecast")]
         picture = charts.lines(drawn, "steps from the last one read", "change, in deviations")
         pictures.append(figure(picture, f"{first}: window {k + 1} of {SAMPLE}"))
-    return (
-        h2("Forecasts")
-        + p(f"{_of_all(run)} Errors are of standardised values: 1 is the variance of a column.")
-        + f'<div class="charts">{"".join(pictures)}</div>'
-        + table(("steps ahead", "mean squared error", "if the last value stays"), rows)
-        + _by_column(run, found, truth)
-    )
+    heads = ("steps ahead", "mean squared error", "if the last value stays")
+    by_step_ahead = table(heads, rows)
+    return _with_charts(run, "Forecasts", pictures) + by_step_ahead + _by_column(run, found, truth)
 
 
 def stepped(run: Record) -> str:
@@ -155,11 +148,14 @@ def stepped(run: Record) -> str:
         drawn = [(steps, truth[row, :, 0], "truth"), (steps, run.answers[row, :, 0], "answer")]
         picture = charts.lines(drawn, "step", "value, in deviations")
         pictures.append(figure(picture, f"{own.targets[0]}: each step from those before it"))
+    return _with_charts(run, "Next steps", pictures) + _by_column(run, run.answers, truth)
+
+
+def _with_charts(run: Record, title: str, pictures: Sequence[str]) -> str:
     return (
-        h2("Next steps")
+        h2(title)
         + p(f"{_of_all(run)} Errors are of standardised values: 1 is the variance of a column.")
         + f'<div class="charts">{"".join(pictures)}</div>'
-        + _by_column(run, run.answers, truth)
     )
 
 
@@ -193,11 +189,10 @@ def _told_tokens(run: Record) -> str:
 def _by_column(run: Record, found: np.ndarray, truth: np.ndarray) -> str:
     """A table of the errors of each column, (..., columns)."""
     own: Any = run.model.ahead
-    made, rows = run.model.prepared_by(), []
-    for i, name in enumerate(own.targets):
+    rows, deviations = [], run.model.prepared_by().scale(own.targets).deviation
+    for i, (name, deviation) in enumerate(zip(own.targets, deviations, strict=True)):
         gap = (found - truth)[..., i]
         gap = gap[~np.isnan(gap)]
-        deviation = made.deviation[made.channels.index(name)] if made.standardise else 1.0
         root = math.sqrt(np.mean(gap**2)) if len(gap) else math.nan
         errors = np.mean(gap**2), np.mean(np.abs(gap)), root * deviation
         rows.append((name, *(f"{e:.4g}" if len(gap) else "not known" for e in errors)))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from parnl.inputs import check_clock, check_readout, check_series
+from parnl.learn.model_checks import check_clock, check_readout, check_series
 from parnl.registry import get_cell
 from parnl.solve import solve
 from parnl.step import step

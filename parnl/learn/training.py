@@ -25,16 +25,7 @@ from parnl.learn.data import Dataset, Split, fingerprint, load, patched, timed
 from parnl.learn.judging import batches as batches_of
 from parnl.learn.judging import judge, lengths_of, take
 from parnl.learn.schedules import plan, scheduled
-from parnl.learn.tasks import (
-    PLAIN,
-    TASKS,
-    TOKENS,
-    Scale,
-    Tally,
-    Task,
-    known,
-    score,
-)
+from parnl.learn.tasks import PLAIN, TASKS, TOKENS, Scale, Tally, Task, known, score
 
 CHECKPOINT, MODEL = "checkpoint.safetensors", "model.safetensors"
 
@@ -108,8 +99,8 @@ def fit(
     ):
         record = _epoch(trainer, config, dataset, scale, len(history), on_step)
         if config.best is not None and f"validation_{config.best}" not in record:
-            known = ", ".join(n.removeprefix("validation_") for n in record if "validation_" in n)
-            raise ValueError(f"best: got {config.best!r}, expected one of {known}")
+            names = ", ".join(n.removeprefix("validation_") for n in record if "validation_" in n)
+            raise ValueError(f"best: got {config.best!r}, expected one of {names}")
         record["best"] = not history or value(record) > max(map(value, history))
         history.append(record)
         state = trainer.export_state()

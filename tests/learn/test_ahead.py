@@ -154,8 +154,10 @@ def test_text(tmp_path):
     assert found.ahead == ahead.Ahead(16, 1, (), 256, True)
     for split, part in ((found.train, words[:700]), (found.test, words[800:])):
         whole = np.full(len(split.labels), 16) if split.lengths is None else split.lengths
-        read = b"".join(bytes(row[:n].tolist()) for row, n in zip(split.inputs[:], whole))  # noqa: B905
-        told = b"".join(bytes(row[:n].tolist()) for row, n in zip(split.labels[:], whole))  # noqa: B905
+        read, told = (
+            b"".join(bytes(row[:n].tolist()) for row, n in zip(rows[:], whole, strict=True))
+            for rows in (split.inputs, split.labels)
+        )
         assert part.startswith(read[:1])
         assert part[: len(read)] == read
         assert part[1 : len(told) + 1] == told

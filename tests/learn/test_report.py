@@ -1,5 +1,6 @@
 """The page that `parnl report` writes: its numbers, its HTML, and hostile text in it."""
 
+import ast
 import base64
 import json
 import re
@@ -411,9 +412,10 @@ def test_texts(tmp_path, parnl):
             bits[token], times[token] = bits.get(token, 0) + own, times.get(token, 0) + 1
     rows = page.table("token", "times", "bits each", "found likeliest")
     assert {row[0] for row in rows} == {repr(token) for token in bits}
-    for token, count, each, _ in rows:
-        assert int(count) == times[eval(token)]
-        assert float(each) == pytest.approx(bits[eval(token)] / times[eval(token)], abs=2e-3)
+    for text, count, each, _ in rows:
+        token = ast.literal_eval(text)
+        assert int(count) == times[token]
+        assert float(each) == pytest.approx(bits[token] / times[token], abs=2e-3)
     mean = sum(bits.values()) / sum(times.values())
     assert f"In all {mean:.4g} bits per byte" in page.text
 
