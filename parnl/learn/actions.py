@@ -200,7 +200,7 @@ def run_prediction(folder: Path, data: str, out: Path, backend: str | None) -> N
 
 def run_generation(
     folder: Path,
-    prompt: str,
+    prompt: str | None,
     data: str | None,
     steps: int,
     temperature: float,
@@ -214,7 +214,7 @@ def run_generation(
     with plain_errors():
         model = trained.load_run(folder, backend)
         if data is None:
-            start = prompt.encode()
+            start = ("\n" if prompt is None else prompt).encode()
             found = start + continued.generated(
                 model, start, steps, temperature=temperature, seed=seed
             )
@@ -223,6 +223,8 @@ def run_generation(
             else:
                 out.write_bytes(found)
             return
+        if prompt is not None:
+            raise ValueError(f"prompt: got {prompt!r}, expected none where --data gives series")
         if out is None:
             raise ValueError(f"out: expected a name that ends in {', '.join(WRITTEN)}")
         check_table(out)

@@ -334,6 +334,16 @@ def load(
     context = CONTEXT[task] if context is None else context
     horizon = 1 if task == "next" else HORIZON if horizon is None else horizon
     if task == "next" and is_text(name):
+        of_series: dict[str, Any] = dict(
+            target=target, id=id, time=time, columns=columns, missing=missing
+        )
+        of_series |= dict(layout=None if layout == "auto" else layout)
+        of_series |= dict(standardise=None if standardise else False)
+        for option, value in of_series.items():
+            if value is not None:
+                raise ValueError(
+                    f"{option}: got {value!r}, expected none for a text, which has no columns"
+                )
         return _text(Path(name), context, validation, test)
     if missing == "interpolate":
         raise ValueError(

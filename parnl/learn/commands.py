@@ -277,16 +277,18 @@ def build() -> Any:
     @app.command(epilog="Example: parnl generate runs/plays-gru-torch --prompt ROMEO:")
     def generate(
         folder: Annotated[Path, run],
-        prompt: Annotated[str, typer.Option(help="The text to go on from.")] = "\n",
+        prompt: Annotated[str | None, option("The text to go on from.", "a new line")] = None,
         data: Annotated[
             str | None, option("Instead of a prompt, a file of series to go on from.", "none")
         ] = None,
         steps: Annotated[int, typer.Option(help="How many steps, of text bytes, follow.")] = 500,
         temperature: Annotated[
             float,
-            typer.Option(help="Less than 1 keeps to what is likely; 0 takes the likeliest."),
+            typer.Option(
+                help="Of a text: less than 1 keeps to what is likely, 0 takes the likeliest."
+            ),
         ] = 1.0,
-        seed: Annotated[int, typer.Option(help="The seed of what is drawn.")] = 0,
+        seed: Annotated[int, typer.Option(help="The seed of a text that is drawn.")] = 0,
         out: Annotated[
             Path | None, option("The file to write, a table of series.", "text is printed")
         ] = None,

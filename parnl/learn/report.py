@@ -205,8 +205,8 @@ def steadiness(run: Record, blocks: Sequence[BlockStability]) -> str:
             "usually needs few iterations. A channel without a proof may still be stable. What was "
             "measured tells how the cell was on these series.")
         + p("The proof holds for all inputs whose features lie in the ranges that "
-            f"{seen} reach in {counted(steps, 'step')} each, and for the states in the table. It says "
-            "nothing of inputs beyond these ranges.")
+            f"{seen} reach in {counted(steps, 'step')} each, and for the states in the table. "
+            "It says nothing of inputs beyond these ranges.")
         + (p("The cell has several states: changes are measured in the largest of them, each with "
              "a weight that the proof chose.") if several else "")
         + (table(("", "proved bound", "measured", "Lyapunov exponent a step", "states"), rows)

@@ -222,6 +222,20 @@ def test_texts_that_are_none(arrays, message, tmp_path):
         ahead.load(str(tmp_path / "t.npz"), task="next", context=4)
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        dict(target=["x"]), dict(id="x"), dict(time="t"), dict(columns=["x"]), dict(missing="mean"),
+        dict(layout="long"), dict(standardise=False),
+    ],
+)  # fmt: skip
+def test_options_that_a_text_has_no_use_for(option, tmp_path):
+    (tmp_path / "a.txt").write_text("abc" * 99)
+    (name,) = option
+    with pytest.raises(ValueError, match=f"{name}: got .*, expected none for a text"):
+        ahead.load(str(tmp_path / "a.txt"), task="next", context=4, **option)
+
+
 def test_an_empty_text(tmp_path):
     (tmp_path / "a.txt").touch()
     with pytest.raises(ValueError, match=r"data: .*a.txt: the file: got no bytes"):

@@ -89,6 +89,8 @@ def test_series_go_on(parnl, tmp_path):
     assert (status, "3 steps to" in text) == (0, True), text
     found = pd.read_parquet(out)
     assert np.isfinite(found[["x", "y"]].to_numpy()).all()
+    status, text = parnl("generate", folder, *data, "--out", out, "--prompt", "a")
+    assert (status, "prompt: got 'a', expected none where --data" in text) == (1, True), text
     status, text = parnl("generate", folder, *data)
     assert (status, "out: expected a name that ends in .csv" in text) == (1, True), text
     status, text = parnl("report", folder)
