@@ -7,13 +7,22 @@ READY := $(VENV)/.ready
 # Tests start many processes: what one has compiled of Python, the next need not.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-optimised test-newest test-oldest test-clients fuzz mutations lint typecheck clean
+.PHONY: demo test docs test-docs test-optimised test-newest test-oldest test-clients fuzz mutations lint typecheck clean
 
 demo: $(READY)
 	$(BIN)/parnl train --overwrite
 
 test: $(READY) lint typecheck
 	$(BIN)/pytest -n auto --dist worksteal --durations 15
+
+# The documentation as a web site that needs no server: build/site/index.html
+docs: $(READY)
+	$(BIN)/pip install --quiet --no-deps --target build/docs --upgrade .
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Tutorials train models, so their code runs here and not in `make test`.
+test-docs: docs
+	PARNL_DOCS=1 $(BIN)/pytest -n auto tests/test_docs.py
 
 # The tests of the C kernels, compiled as users compile them: `make test` optimises less, to save time.
 test-optimised: $(READY)

@@ -1,0 +1,66 @@
+"""Run the code of pages, as a reader would who types it in.
+
+    python docs/run.py docs/tutorials/own-cell.md ...     runs them and draws their pictures anew
+
+Blocks marked `python` run in their order, in one namespace; blocks marked `sh` run by bash, which
+stops at the first line that fails. All of a page runs in one folder, empty at first. What is only
+shown is marked otherwise: `console` for commands, `text` for what they print.
+"""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parent
+_BLOCK = re.compile(r"^( *)```(python|sh)\b[^\n]*\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+
+
+def blocks(page: Path) -> list[tuple[str, str, int]]:
+    """Return language, code and first line's number of each block of a page that runs."""
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for block in _BLOCK.finditer(text):
+        indent, language, code = block.groups()
+        code = re.sub(rf"^{indent}", "", code, flags=re.MULTILINE)
+        found.append((language, code, text.count("\n", 0, block.start()) + 2))
+    return found
+
+
+def run(page: Path, folder: Path) -> dict[str, Any]:
+    """Run a page's code in a folder and return the names it defined; errors name page and line."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    # pictures look alike, and the same code draws the same bytes
+    style = str(DOCS / "matplotlibrc")
+    os.environ.update(MPLBACKEND="Agg", MATPLOTLIBRC=style, SOURCE_DATE_EPOCH="0")
+    environment = os.environ | {"PATH": path}
+    names: dict[str, Any] = {"__name__": "__main__"}
+    with contextlib.chdir(folder):
+        for language, code, line in blocks(page):
+            if language == "python":
+                exec(compile("\n" * (line - 1) + code, str(page), "exec"), names)
+                continue
+            done = subprocess.run(
+                ["bash", "-e", "-c", code], env=environment, capture_output=True, text=True
+            )
+            if done.returncode:
+                raise RuntimeError(f"{page}, line {line}:\n{done.stdout}\n{done.stderr}")
+    return names
+
+
+def main(pages: list[str]) -> None:
+    """Run pages and put the pictures they save next to them."""
+    for page in map(Path, pages):
+        with tempfile.TemporaryDirectory() as folder:
+            run(page, Path(folder))
+            for picture in sorted(Path(folder).glob("*.svg")):
+                (page.parent / picture.name).write_bytes(picture.read_bytes())
+                print(page.parent / picture.name)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
