@@ -6,6 +6,7 @@ from parnl.cells import (
     gru,
     indrnn,
     lem,
+    linoss,
     lrc,
     lrc_complex,
     lru,
@@ -23,6 +24,6 @@ from parnl.cells import (
 )
 
 __all__ = [
-    "cfc", "cornn", "gru", "indrnn", "lem", "lrc", "lrc_complex", "lru", "lstm", "ltc", "mgu",
-    "mingru", "minlstm", "rglru", "s5", "s6", "slstm", "stc", "unicornn",
+    "cfc", "cornn", "gru", "indrnn", "lem", "linoss", "lrc", "lrc_complex", "lru", "lstm", "ltc",
+    "mgu", "mingru", "minlstm", "rglru", "s5", "s6", "slstm", "stc", "unicornn",
 ]  # fmt: skip

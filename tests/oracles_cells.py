@@ -253,6 +253,28 @@ def s5(m, p, u, state, dt, **start):
     return (x.real, x.imag), 2 * (x @ c).real + u @ p["D"]
 
 
+@oracle(
+    2,
+    "dt_raw",
+    lambda n_in, n, **o: {
+        "A": (n,), "dt_raw": (n,), "B": (n_in, n), "C": (n, n), "D": (n_in, n)
+    },
+)  # fmt: skip
+def linoss(m, p, u, state, dt, scheme="im"):
+    """By the paper's matrices M and F, of each scheme."""
+    z, y = state
+    a, t, v = m.where(p["A"] > 0, p["A"], 0 * p["A"]), m.sigmoid(p["dt_raw"]), u @ p["B"]
+    if scheme == "im":
+        s = 1 / (1 + t**2 * a)
+        z, y = (
+            (1 - t**2 * a * s) * z - t * a * s * y + t * (1 - t**2 * a * s) * v,
+            t * s * z + s * y + t**2 * s * v,
+        )
+    else:
+        z, y = z - t * a * y + t * v, t * z + (1 - t**2 * a) * y + t**2 * v
+    return (z, y), y @ p["C"] + u @ p["D"]
+
+
 def _s6_shapes(n_in: int, n: int, state_size: int = 16, rank: int | None = None) -> Shapes:
     size = min(state_size, n)
     e = n // size
@@ -310,13 +332,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in 
     "lrc_complex-dt": ("lrc_complex", {"dt": 0.5}),
     "mingru-positive": ("mingru", {"positive": True}),
     "minlstm-positive": ("minlstm", {"positive": True}),
+    "linoss-imex": ("linoss", {"scheme": "imex"}),
     "lru-ring": ("lru", {"r_min": 0.8, "r_max": 0.9, "max_phase": 0.5}),
     "s5-step": ("s5", {"step_min": 0.3, "step_max": 0.9}),
     "s6-groups": ("s6", {"state_size": 2, "rank": 2}),
 }
 # The option `dt` where it is not 1.
 DT = {"cornn": 0.042, "unicornn": 0.1}
-LINEAR = ("mingru", "minlstm", "lru", "s5", "s6", "rglru")
+LINEAR = ("mingru", "minlstm", "lru", "s5", "s6", "rglru", "linoss")
 
 
 def draw(name: str, shapes: Shapes, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -326,4 +349,6 @@ def draw(name: str, shapes: Shapes, rng: np.random.Generator) -> dict[str, np.nd
         params |= {k: 0.4 * params[k] for k in shapes if k.endswith("_im")}
     if name == "s5":
         params["Lambda_re"] = rng.uniform(-1.2, -0.1, shapes["Lambda_re"])
+    if name == "linoss":  # oscillators; where A < 0 there is no spring, and y grows with the steps
+        params["A"] = rng.uniform(0.1, 1.2, shapes["A"])
     return params

@@ -67,7 +67,7 @@ def test_what_is_installed_is_tested_where_a_framework_is_missing(missing):
     """Every file is collected; of these, a few tests run."""
     for name in ("torch", "jax", "aeon", "typer"):
         pytest.importorskip(name)
-    chosen = "lrc-own or (test_copies and backends) or test_dtype_and_device"
+    chosen = "lrc-own or test_dtype_and_device or test_averages or same_pytree"
     done = without(missing, "tests", "-vv", "-k", chosen)
     assert done.returncode == 0, done.stdout
     for name in ("numpy", "torch", "jax"):

@@ -226,7 +226,7 @@ def newton(
         starts = [xp.concat([s[:, :1, ...], a], axis=1) for s, a in zip(starts, after, strict=True)]
 
         sizes = [lane.sizes(xp.where(xp.isfinite(s), xp.abs(s), 0.0)) for s in starts]
-        grown = _growth(lane, raw, None if program.linear else sizes, limit)
+        grown = _growth(lane, raw, sizes, limit)
         tame = grown < GROWTH
         all_tame = lane.all(tame)
         states, ends = run(starts)
@@ -372,19 +372,19 @@ def _largest_of_all(xp: Any, x: Any) -> Any:
     return xp.max(xp.where(xp.isnan(x), math.inf, x))
 
 
-def _growth(lane: Lane, products: Sequence[Any], sizes: Sequence[Any] | None, limit: float) -> Any:
+def _growth(lane: Lane, products: Sequence[Any], sizes: Sequence[Any], limit: float) -> Any:
     """Return by how much what was left at a chunk start has grown up to this one, at most: a log.
 
     Below `GROWTH` the lane is tame so far. Nonlinear: small gaps settle a chunk start, if the lane
     stays tame further on. Linear: one update is the answer, whatever the gaps say, until rounding
     has been amplified. From there on only a zero gap tells. `sizes`: of each state at the chunk
-    starts, never falling; the last ones are the units that growth is measured in, None for the
-    units that states come in.
+    starts, never falling; the last ones are the units that growth is measured in. In the units
+    that states come in, an oscillator (position, speed) would seem to grow at every chunk.
     """
     xp, k = lane.xp, math.isqrt(len(products))
     nan = xp.isnan(largest(xp, products))
     entries = [xp.clip(xp.where(nan, 0.0, p), -limit, limit) for p in products]
-    if k > 1 and sizes is not None:
+    if k > 1:
         entries = _in_proportion(xp, entries, [lane.whole_max(s) for s in sizes], limit)
     power = 1
     while k > 1 and power < 4:  # the norm of a power nears the spectral radius, which is what grows

@@ -128,6 +128,32 @@ def test_unicornn_preserves_volume():
         assert abs(torch.linalg.det(jacobian[:, i, :, i]) - 1) < 1e-12
 
 
+@pytest.mark.parametrize(("scheme", "kept"), [("im", False), ("imex", True)])
+def test_linoss_keeps_energy_or_loses_it(scheme, kept):
+    """The eigenvalues of a step without inputs have the size that the docstring says."""
+    cell = parnl.get_cell("linoss", 1, 50, scheme=scheme)
+    p = cell.init(seed=0, dtype="float64")
+    unit = [np.eye(2)[i][:, None] * np.ones(50) for i in range(2)]
+    z, y = parnl.step(cell, p, np.zeros((2, 1)), tuple(unit))[1]
+    matrices = np.stack([z, y]).transpose(2, 0, 1)  # (50, 2, 2): what becomes of each unit state
+    size = np.abs(np.linalg.eigvals(matrices)).max(-1)
+    t = 1 / (1 + np.exp(-p["dt_raw"]))
+    expected = np.ones(50) if kept else (1 + t**2 * p["A"]) ** -0.5
+    assert_close(size, expected, 1e-7)  # a double eigenvalue's root of rounding
+
+
+@pytest.mark.parametrize("chunks", [16, 64])
+@pytest.mark.parametrize("scheme", ["im", "imex"])
+def test_oscillators_are_solved_by_one_scan(scheme, chunks):
+    """Whose blocks are far from normal in the units that position and speed come in."""
+    cell = parnl.get_cell("linoss", 4, 32, scheme=scheme)
+    p = cell.init(seed=0, dtype="float64") | {"A": np.geomspace(1e-2, 1.0, 32)}
+    u = np.random.default_rng(0).normal(size=(2, 2048, 4))
+    out = parnl.solve(cell, p, u, method="newton", chunks=chunks)
+    assert (out.info.iterations, out.info.sequential) == (1, 0)
+    assert_close(out.outputs, parnl.solve(cell, p, u, method="sequential").outputs, 1e-10)
+
+
 # -- how they start ------------------------------------------------------------------------------
 
 
@@ -163,6 +189,14 @@ def test_cornn_and_unicornn_start_as_published():
     assert_fills(p["c"], -0.1, 0.1)
     weight = torch.nn.init.kaiming_uniform_(torch.empty(4000, 3), a=8)
     assert_fills(p["W"], -weight.abs().max().item(), weight.abs().max().item())
+
+
+def test_linoss_starts_as_published():
+    p = drawn("linoss")
+    assert_fills(p["A"], 0, 1)
+    assert_fills(p["dt_raw"], 0, 1)
+    assert_fills(p["B"], -(3**-0.5), 3**-0.5)
+    assert_fills(p["C"], -1 / 20, 1 / 20)
 
 
 def test_slstm_starts_with_forget_biases_from_5_to_minus_7():

@@ -74,6 +74,12 @@ def unicornn(p, u, state, dt):
     return [z, state[1] + t * z]
 
 
+def linoss(p, u, state, dt):
+    a, t = max(p["A"], mp.mpf(0)), sigmoid(p["dt_raw"])
+    z = (state[0] + t * (u * p["B"] - a * state[1])) / (1 + t**2 * a)
+    return [z, state[1] + t * z]
+
+
 def cfc(p, u, state, dt):
     def net(k):
         return u * p["W_" + k] + p["a_" + k] * state[0] + p["b_" + k]
@@ -125,6 +131,9 @@ CASES = {
     "minlstm: both gates shut": (minlstm, {"b_i": -900.0, "b_f": -901.0}, None, {}),
     "unicornn: step = 0": (unicornn, {"c": -800.0}, None, {}),
     "unicornn: dt = 0": (unicornn, {}, 0.0, {}),
+    "linoss: no spring": (linoss, {"A": -0.5}, None, {}),
+    "linoss: step = 0": (linoss, {"dt_raw": -800.0}, None, {}),
+    "linoss: stiff": (linoss, {"A": 1e30}, None, {}),
     "cfc: dt = 0": (cfc, {}, 0.0, {}),
     "lrc: no elastance": (lrc, {"e_shift": 0.0}, None, {"symmetric": True}),
     "lrc: dt = 0": (lrc, {}, 0.0, {"symmetric": True}),

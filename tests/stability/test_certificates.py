@@ -95,6 +95,7 @@ def problem(variant, scale=1.0):
     return cell, params, features
 
 
+@pytest.mark.turns("variant")
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("scale", "budget"), [(4.0, 1), (1.0, 50)])
 def test_never_below_a_dense_sample(variant, scale, budget):

@@ -95,7 +95,7 @@ def newton(
         starts = each_earlier(after, first, c)
 
         size = sizes_so_far(after, first, inner, cut)
-        grown = growth(raw, size, cut, LINEAR)
+        grown = growth(raw, size, cut)
         tame = ~inner | (grown < _GROWTH)
         steepest = largest(raw)
         if LINEAR:
@@ -167,15 +167,14 @@ def sizes_so_far(after, first, inner, cut):
 
 
 @triton.jit
-def growth(products, sizes, cut, LINEAR: tl.constexpr):
+def growth(products, sizes, cut):
     """`newton._growth`."""
     k: tl.constexpr = len(sizes)
     steepest = largest(products)
     nan = steepest != steepest
     entries = each(product, each_where(nan, each(zeros_like, products), products))
     if k > 1:
-        if not LINEAR:
-            entries = in_proportion(entries, sizes, cut)
+        entries = in_proportion(entries, sizes, cut)
         entries = square(square(entries, k), k)
     grown = largest(entries)
     growth = tl.log(tl.where(grown < 1e-30, 1e-30, grown))

@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).parents[2] / "along_jax.py"
         ("meshes", "c"),
         ("hostile", "c"),
         ("jit", "c"),
-        ("jit", "off"),
+        *([("jit", "off")] if "PARNL_EVERY" in os.environ else []),
         ("errors", "c"),
     ],
 )

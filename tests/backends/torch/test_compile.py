@@ -1,5 +1,8 @@
 """torch.compile: a solve, and a module, in one graph, with every kind of kernels."""
 
+import itertools
+import os
+
 import pytest
 import torch
 
@@ -62,9 +65,11 @@ def test_the_module_compiles_in_one_graph(compiler):
         torch.testing.assert_close(found, eager, rtol=1e-5, atol=1e-5)
 
 
+KINDS = list(itertools.product(["lrc", "ltc", "lru", "s5"], ["float32", "bfloat16", "autocast"]))
+
+
 @pytest.mark.usefixtures("fresh")
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "autocast"])
-@pytest.mark.parametrize("name", ["lrc", "ltc", "lru", "s5"])
+@pytest.mark.parametrize(("name", "kind"), KINDS if "PARNL_EVERY" in os.environ else KINDS[1::2])
 def test_every_kind_of_cell_and_precision_compiles_in_one_graph(name, kind):
     dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
     rnn = RNN(name, 3, 4, batch_first=True, dtype=dtype, seed=0)
