@@ -1,13 +1,13 @@
 # Two commands: `make demo` runs the main job, `make test` passes every test.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := $(VENV)/.ready
 
 # Tests start many processes: what one has compiled of Python, the next need not.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test docs test-docs test-optimised test-newest test-oldest test-clients fuzz mutations lint typecheck clean
+.PHONY: demo test docs test-docs dist test-optimised test-newest test-oldest test-clients fuzz mutations lint typecheck clean
 
 demo: $(READY)
 	$(BIN)/parnl train --overwrite
@@ -23,6 +23,11 @@ docs: $(READY)
 # Tutorials train models, so their code runs here and not in `make test`.
 test-docs: docs
 	PARNL_DOCS=1 $(BIN)/pytest -n auto tests/test_docs.py
+
+# What is published: built, checked, and tried in fresh environments, with no extra and with each.
+dist: $(READY)
+	rm -rf dist
+	.ci/dist $(BIN)/python
 
 # The tests of the C kernels, compiled as users compile them: `make test` optimises less, to save time.
 test-optimised: $(READY)
@@ -72,8 +77,10 @@ typecheck: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+ifeq ($(shell uname -s),Linux)
 	# what JAX lowers for a GPU is tested without one: the part of its CUDA plugin that does so
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps jax-cuda13-plugin
+endif
 	touch $(READY)
 
 clean:
