@@ -73,6 +73,8 @@ typecheck: $(READY)
 	rm -rf build
 	$(BIN)/pip install --quiet --no-deps --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p parnl
+	# a user's program, as strictly as there is
+	MYPYPATH=build/typecheck $(BIN)/mypy --strict --follow-imports=silent tests/typed_program.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from parnl.dtypes import is_floating, is_half, promoted
+from parnl.dtypes import Array, is_floating, is_half, promoted
 from parnl.frameworks import backend_of, lenient
 from parnl.graph.program import affine_program, complex_affine_program
 from parnl.inputs import batched, check_devices
@@ -16,7 +16,7 @@ from parnl.solver.run import run, settings
 
 
 @lenient(1, "b")
-def affine_scan(a: Any, b: Any, x0: Any = None, reverse: bool = False) -> Any:
+def affine_scan(a: Array, b: Array, x0: Array | None = None, reverse: bool = False) -> Array:
     """Return all x_t of x_t = a_t x_{t-1} + b_t, in parallel over time; differentiable.
 
     a: (..., T, D) and b: (..., T, D); or blocks of k numbers: a (..., T, D, k, k), b (..., T, D,
@@ -40,7 +40,8 @@ def affine_scan(a: Any, b: Any, x0: Any = None, reverse: bool = False) -> Any:
     backend = backend_of(given)
     given = [(name, backend.take(name, array)) for name, array in given]
     check_devices(backend, dict(given))
-    a, b, x0 = (*(array for _, array in given), None)[:3]
+    arrays: list[Any] = [*(array for _, array in given), None]
+    a, b, x0 = arrays[:3]
     xp = backend.xp
     for name, array in given:
         if not (is_floating(xp, array.dtype) or xp.isdtype(array.dtype, "complex floating")):

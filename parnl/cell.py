@@ -7,7 +7,7 @@ import keyword
 import re
 import traceback
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 import numpy as np
 
@@ -18,6 +18,10 @@ from parnl.graph.nodes import Graph, StepError, Symbol
 from parnl.graph.program import Program
 from parnl.params import Parameter
 from parnl.states import state_type
+
+if TYPE_CHECKING:
+    import jax
+    import torch
 
 _BIAS = re.compile("b(_|$)")
 # Attributes of a cell that follow from its class and the others.
@@ -141,7 +145,7 @@ class Cell:
         """Return what the step reads besides the state: name -> array (..., T, hidden)."""
         raise NotImplementedError(f"{type(self).__name__} must define features(self, p, u)")
 
-    def step(self, p: Any, *args: Any) -> Any:
+    def step(self, *args: Any, **kwargs: Any) -> Any:  # so that any step may override it
         """Return the next state of one channel."""
         raise NotImplementedError(f"{type(self).__name__} must define step(self, p, x, f)")
 
@@ -164,6 +168,31 @@ class Cell:
     def cost(self) -> int:
         """Operations of one step of one channel; a transcendental function counts about ten."""
         return self.program.cost
+
+    @overload
+    def init(
+        self, seed: Any = 0, *, backend: Literal["numpy"], dtype: str = ..., device: Any = None
+    ) -> dict[str, np.ndarray]: ...
+
+    @overload
+    def init(
+        self, seed: Any = 0, *, backend: Literal["torch"], dtype: str = ..., device: Any = None
+    ) -> dict[str, torch.Tensor]: ...
+
+    @overload
+    def init(
+        self, seed: Any = 0, *, backend: Literal["jax"], dtype: str = ..., device: Any = None
+    ) -> dict[str, jax.Array]: ...
+
+    @overload
+    def init(
+        self, seed: int = 0, backend: None = None, dtype: str = ...
+    ) -> dict[str, np.ndarray]: ...
+
+    @overload
+    def init(
+        self, seed: Any = 0, backend: str | None = None, dtype: str = ..., device: Any = None
+    ) -> dict[str, Any]: ...
 
     def init(
         self,

@@ -8,9 +8,27 @@ whose type is none of NumPy's kinds.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+
+
+class _Array(Protocol):
+    """What arrays of every framework have, as far as type checkers need to know."""
+
+    @property
+    def shape(self) -> Any: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
+# For type checkers: an array of any framework. What comes out is of the kind that went in.
+Array = TypeVar("Array", bound=_Array)
+# The same of functions that take symbols and numbers, too.
+Value = TypeVar("Value")
 
 HALF = ("float16", "bfloat16")
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from parnl.dtypes import is_half, promoted, widened
+from parnl.dtypes import Array, Value, is_half, promoted, widened
 from parnl.frameworks import backend_of, get_backend, plain
 from parnl.graph.nodes import StepError, Symbol
 
@@ -47,107 +47,110 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.generic)
 
 
-def exp(x: Any) -> Any:
+def exp(x: Value) -> Value:
     """e ** x."""
     return _apply("exp", x)
 
 
-def expm1(x: Any) -> Any:
+def expm1(x: Value) -> Value:
     """e ** x - 1, accurate near 0."""
     return _apply("expm1", x)
 
 
-def log(x: Any) -> Any:
+def log(x: Value) -> Value:
     """Natural logarithm."""
     return _apply("log", x)
 
 
-def log1p(x: Any) -> Any:
+def log1p(x: Value) -> Value:
     """log(1 + x), accurate near 0."""
     return _apply("log1p", x)
 
 
-def sqrt(x: Any) -> Any:
+def sqrt(x: Value) -> Value:
     """Square root."""
     return _apply("sqrt", x)
 
 
-def sin(x: Any) -> Any:
+def sin(x: Value) -> Value:
     """Sine."""
     return _apply("sin", x)
 
 
-def cos(x: Any) -> Any:
+def cos(x: Value) -> Value:
     """Cosine."""
     return _apply("cos", x)
 
 
-def atan(x: Any) -> Any:
+def atan(x: Value) -> Value:
     """Arc tangent, the angle in (-pi/2, pi/2) whose tangent is x."""
     return _apply("atan", x)
 
 
-def tanh(x: Any) -> Any:
+def tanh(x: Value) -> Value:
     """Hyperbolic tangent."""
     return _apply("tanh", x)
 
 
-def sigmoid(x: Any) -> Any:
+def sigmoid(x: Value) -> Value:
     """Logistic sigmoid 1 / (1 + e ** -x)."""
     return _apply("sigmoid", x)
 
 
-def softplus(x: Any) -> Any:
+def softplus(x: Value) -> Value:
     """log(1 + e ** x), without overflow."""
     return _apply("softplus", x)
 
 
-def logsigmoid(x: Any) -> Any:
+def logsigmoid(x: Value) -> Value:
     """log(sigmoid(x)), without underflow."""
-    return -softplus(-x)
+    value: Any = x
+    return -softplus(-value)
 
 
-def relu(x: Any) -> Any:
+def relu(x: Value) -> Value:
     """max(x, 0), with derivative 0 at 0."""
     return _apply("relu", x)
 
 
-def silu(x: Any) -> Any:
+def silu(x: Value) -> Value:
     """x * sigmoid(x)."""
-    return x * sigmoid(x)
+    value: Any = x
+    return value * sigmoid(value)
 
 
-def gelu(x: Any) -> Any:
+def gelu(x: Value) -> Value:
     """x * Phi(x), Phi the distribution function of the standard normal."""
-    return 0.5 * x * (1.0 + erf(x * 0.7071067811865476))
+    value: Any = x
+    return 0.5 * value * (1.0 + erf(value * 0.7071067811865476))
 
 
-def erf(x: Any) -> Any:
+def erf(x: Value) -> Value:
     """Error function."""
     return _apply("erf", x)
 
 
-def abs(x: Any) -> Any:
+def abs(x: Value) -> Value:
     """Magnitude, with derivative 0 at 0."""
     return _apply("abs", x)
 
 
-def sign(x: Any) -> Any:
+def sign(x: Value) -> Value:
     """-1, 0 or 1; its derivative is 0 everywhere."""
     return _apply("sign", x)
 
 
-def minimum(x: Any, y: Any) -> Any:
+def minimum(x: Value | float, y: Value | float) -> Value:
     """The smaller one; at a tie each gets half the gradient."""
     return _apply("minimum", x, y)
 
 
-def maximum(x: Any, y: Any) -> Any:
+def maximum(x: Value | float, y: Value | float) -> Value:
     """The larger one; at a tie each gets half the gradient."""
     return _apply("maximum", x, y)
 
 
-def clip(x: Any, low: Any, high: Any) -> Any:
+def clip(x: Value, low: Value | float, high: Value | float) -> Value:
     """x limited to [low, high]: minimum(maximum(x, low), high)."""
     return minimum(maximum(x, low), high)
 
@@ -177,7 +180,7 @@ def logical_not(x: Any) -> Any:
     return _apply("logical_not", x)
 
 
-def matmul(inputs: Any, matrix: Any) -> Any:
+def matmul(inputs: Array, matrix: Array) -> Array:
     """Return `inputs @ matrix`, (..., T, n) @ (n, hidden), as one product; for `features` only.
 
     The same as `@`, and on JAX quicker: XLA's CPU compiler copies what it differentiates through a

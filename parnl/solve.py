@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple
 
 from parnl.cell import Cell
 from parnl.check import (
@@ -20,7 +20,7 @@ from parnl.check import (
     require_values,
     states_before,
 )
-from parnl.dtypes import dtype_name
+from parnl.dtypes import Array, dtype_name
 from parnl.frameworks import lenient, telling
 from parnl.inputs import (
     Packed,
@@ -43,42 +43,42 @@ from parnl.states import as_given
 from parnl.stretch import Stretch, Task, solve_stretch, streamed
 
 
-class Solution(NamedTuple):
-    """Result of `solve`.
+class Solution(NamedTuple, Generic[Array]):
+    """Result of `solve`, in arrays of the inputs' framework.
 
     outputs: (..., T, hidden); final_state: one array (..., hidden) for each state of the cell, to
     be given as `initial_state` to go on, a tuple with the names of the states; info: `Info`;
     states: all of them, likewise (..., T, hidden), None unless they were asked for.
     """
 
-    outputs: Any
-    final_state: tuple[Any, ...]
+    outputs: Array
+    final_state: tuple[Array, ...]
     info: Info
-    states: tuple[Any, ...] | None = None
+    states: tuple[Array, ...] | None = None
 
 
 @lenient(2, "inputs")
 def solve(
     cell: Cell,
     params: Mapping[str, Any],
-    inputs: Any,
-    initial_state: Any = None,
+    inputs: Array,
+    initial_state: Array | Sequence[Array] | None = None,
     *,
-    dt: Any = None,
+    dt: Array | float | None = None,
     lengths: Any = None,
     resets: Any = None,
-    reset_state: Any = None,
+    reset_state: Array | Sequence[Array] | None = None,
     cu_seqlens: Any = None,
     reverse: bool = False,
-    method: str = "auto",
-    chunks: int | str | None = None,
+    method: Literal["auto", "newton", "sequential"] = "auto",
+    chunks: int | Literal["auto"] | None = None,
     tolerance: float | None = None,
     max_iterations: int | None = None,
     check: bool = False,
     stretch: int | None = None,
     time_axis: Any = None,
     states: bool = False,
-) -> Solution:
+) -> Solution[Array]:
     """Run `cell` over whole sequences, in parallel over time, with the sequential answer.
 
     Args:
@@ -183,16 +183,16 @@ def solve(
         line = backend.line_of(time_axis, inputs, _alike(cell, given, initial_state, check))
         total = line.total()
 
-    dt, resets, anew = given.dt, given.resets, given.anew
-    number = dt if isinstance(dt, float) else None
+    resets, anew = given.resets, given.anew
+    number = given.dt if isinstance(given.dt, float) else None
     task = Task(
         cell, how, number, given.dtype, given.result, initial_state is None and anew is None, line
     )
     fixed: dict[str, Any] = {"params": given.params, "initial": anew or initial}
     along = {"inputs": inputs}
     mask = None if given.lengths is None else mask_of(backend, given.lengths, inputs, line)
-    if dt is not None and number is None:
-        along["dt"] = dt[..., None]
+    if given.dt is not None and number is None:
+        along["dt"] = given.dt[..., None]
     if mask is not None:
         along["mask"] = mask[..., None]
     if resets is not None or pack is not None:

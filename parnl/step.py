@@ -8,13 +8,14 @@ one call of a kernel: see `parnl.backends.c.steps`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
 from parnl.cell import Cell
+from parnl.dtypes import Array
 from parnl.frameworks import lenient
 from parnl.inputs import (
     check_params,
@@ -34,13 +35,13 @@ from parnl.stretch import outputs_of
 def step(
     cell: Cell,
     params: Mapping[str, Any],
-    input_t: Any,
-    state: Any = None,
+    input_t: Array,
+    state: Array | Sequence[Array] | None = None,
     *,
-    dt: Any = None,
+    dt: Array | float | None = None,
     reset: Any = None,
-    reset_state: Any = None,
-) -> tuple[Any, tuple[Any, ...]]:
+    reset_state: Array | Sequence[Array] | None = None,
+) -> tuple[Array, tuple[Array, ...]]:
     """Run one time step: streaming, in O(1) memory.
 
     input_t: (..., input); state: as `initial_state` of `solve`, and as this function returned it;

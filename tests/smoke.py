@@ -61,11 +61,12 @@ def jax() -> None:
 
 
 def flax() -> None:
+    import jax.numpy as jnp
     from flax import nnx
 
     from parnl.flax import RNN
 
-    assert RNN("gru", 3, 8, rngs=nnx.Rngs(0))(INPUTS)[0].shape == (2, 50, 8)
+    assert RNN("gru", 3, 8, rngs=nnx.Rngs(0))(jnp.asarray(INPUTS))[0].shape == (2, 50, 8)
 
 
 def equinox() -> None:
@@ -73,7 +74,7 @@ def equinox() -> None:
 
     from parnl.equinox import RNN
 
-    assert RNN("gru", 3, 8, key=jax.random.key(0))(INPUTS)[0].shape == (2, 50, 8)
+    assert RNN("gru", 3, 8, key=jax.random.key(0))(jax.numpy.asarray(INPUTS))[0].shape == (2, 50, 8)
 
 
 def onnx() -> None:
