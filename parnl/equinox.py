@@ -121,3 +121,9 @@ class RNN(eqx.Module, JaxLayers):
         """Run one time step: (output_t (B, hidden), state), from an input (B, input)."""
         told = {"dt": dt, "reset": reset}
         return self._stepped(input_t, state, self._between(key), told)
+
+    def to_torch(self) -> Any:
+        """Return `parnl.torch.RNN` with the same weights, in float32 and in eval mode."""
+        from parnl.interop.twins import in_torch
+
+        return in_torch(self)

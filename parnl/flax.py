@@ -97,3 +97,9 @@ class RNN(JaxLayers, nnx.Module):
     ) -> tuple[jax.Array, Any]:
         """Run one time step: (output_t (B, hidden), state), from an input (B, input)."""
         return self._stepped(input_t, state, self.dropout, {"dt": dt, "reset": reset})
+
+    def to_torch(self) -> Any:
+        """Return `parnl.torch.RNN` with the same weights, in float32 and in eval mode."""
+        from parnl.interop.twins import in_torch
+
+        return in_torch(self)

@@ -108,7 +108,7 @@ def train() -> None:
     labels = np.arange(60) % 2
     series = rng.normal(size=(60, 20, 1)) + 2.0 * labels[:, None, None]
     np.savez("toy.npz", X=series, y=labels)
-    command(*"train --data toy.npz --backend jax --hidden 8 --epochs 20 --out run".split())
+    command(*"train --data toy.npz --backend jax --state 8 --epochs 20 --out run".split())
     assert "gru" in command("cells")
     assert "accuracy" in command("evaluate", "run", "--data", "toy.npz")
     command("report", "run")

@@ -40,10 +40,10 @@ def to_c(
     Weights are `static const float` arrays, which stay in flash; a state is the caller's, and
     what a step needs beside it is on the stack. The header says how much of each.
 
-    model: a cell with its params, arrays of any framework; or a module of PyTorch with a method
-    `step(input_t, state) -> (output_t, state)`, such as `parnl.torch.RNN` and
-    `parnl.learn.torch_model.Classifier`, in eval mode: input_t (input_size,), state a tensor, or a
-    tuple, list, dict or named tuple of such, whose names the C then has.
+    model: a cell with its params, arrays of any framework; `RNN` or `Classifier` of `parnl.torch`,
+    `parnl.flax` or `parnl.equinox`; or any module of PyTorch with a method
+    `step(input_t, state) -> (output_t, state)`, in eval mode: input_t (input_size,), state a
+    tensor, or a tuple, list, dict or named tuple of such, whose names the C then has.
     Before the first step the state is what `model.initial_state()` gives; without that method it is
     zeros, and `step(input_t, None)` must start from these.
     folder: where the files go; made if it is missing.
@@ -92,6 +92,8 @@ def _files(
 
     from parnl.export import files, record
 
+    if hasattr(model, "to_torch"):  # a module of Flax or Equinox
+        model = model.to_torch()
     if isinstance(model, Cell):
         if params is None:
             raise TypeError("params: expected the parameters of the cell, got None")
@@ -103,6 +105,9 @@ def _files(
             raise TypeError("params: expected None, since a module has its own; say folder=...")
         recorded = record.record_module(model, input_size, variable_dt)
     else:
-        raise TypeError(f"model: expected a parnl.Cell or a torch.nn.Module, got {model!r}")
+        raise TypeError(
+            "model: expected a parnl.Cell, a torch.nn.Module, or RNN or Classifier of parnl.flax "
+            f"or parnl.equinox, got {type(model).__name__}"
+        )
     found, sizes = files.written(recorded, name, type(model).__name__)
     return found, Sizes(*sizes)

@@ -11,6 +11,7 @@ from jax import Array
 from parnl.learn.jax_blocks import (
     Kind,
     State,
+    in_torch,
     run_block,
     run_classifier,
     step_block,
@@ -148,6 +149,11 @@ class Classifier(nnx.Module):
         layers = self.lift, self.encoder, self.head
         blocks = [block.step for block in self.blocks] * self.loops
         return step_classifier(input_t, state, self.kind, layers, blocks)
+
+    def to_torch(self) -> Any:
+        """Return `parnl.torch.Classifier` with the same weights, in float32 and in eval mode."""
+        flat = nnx.to_flat_state(nnx.state(self, nnx.Param))
+        return in_torch(self, {".".join(map(str, path)): value[...] for path, value in flat})
 
 
 def _same(x: Array) -> Array:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from parnl.cell import Cell
@@ -124,6 +125,27 @@ def step_classifier(
     total = logits if state is None else state.total + logits
     answer = total / steps if kind.readout == "mean" else logits
     return answer, State(tuple(after), steps, total)
+
+
+def in_torch(model: Any, weights: Mapping[str, Array]) -> Any:
+    """Return PyTorch's classifier with the weights of `model`, given by their names there."""
+    import torch
+
+    from parnl.learn.torch_model import Block, Classifier
+
+    (width, _), kind, cell = weights["encoder.weight"].shape, model.kind, model.blocks[0].cell
+
+    def block(_: Any, width: int, **how: Any) -> Block:  # the model's cell, registered or not
+        return Block(cell, width, **how)
+
+    kinds: Any = Classifier
+    made = kinds(
+        kind.channels, len(weights["head.bias"]), width=width, blocks=len(model.blocks),
+        loops=model.loops, readout=kind.readout, tokens=kind.tokens, clock=kind.clock, block=block,
+    )  # fmt: skip
+    found = {name: torch.tensor(np.asarray(w, np.float32)) for name, w in weights.items()}
+    made.load_state_dict(found)
+    return made.eval()
 
 
 def last_step(x: Array, lengths: Array | None) -> Array:

@@ -12,6 +12,7 @@ from parnl.dtypes import is_half
 from parnl.learn.jax_blocks import (
     Kind,
     State,
+    in_torch,
     run_block,
     run_classifier,
     step_block,
@@ -141,6 +142,13 @@ class Classifier(eqx.Module):
         layers = [_over(layer, axes) for layer in (self.lift, self.encoder, self.head)]
         blocks = [block.step for block in self.blocks] * self.loops
         return step_classifier(input_t, state, self.kind, layers, blocks)
+
+    def to_torch(self) -> Any:
+        """Return `parnl.torch.Classifier` with the same weights, in float32 and in eval mode."""
+        leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(self, eqx.is_array))
+        return in_torch(
+            self, {jax.tree_util.keystr(p, simple=True, separator="."): v for p, v in leaves}
+        )
 
 
 def _linear(size: int, out: int, key: Array) -> eqx.nn.Linear:

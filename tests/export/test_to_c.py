@@ -175,7 +175,7 @@ def _leak(x, state):
         (Own(lambda x, s: (x, s)), {"variable_dt": True}, ValueError, "no argument dt"),
         (Own(lambda x, s: (x, s)), {"name": "my model"}, ValueError, "name: expected a C"),
         (Own(lambda x, s: (x, s)), {"name": "größe"}, ValueError, "name: expected a C"),
-        ("gru", {}, TypeError, "model: expected a parnl.Cell or"),
+        ("gru", {}, TypeError, "model: expected a parnl.Cell, a torch"),
         (parnl.get_cell("gru", 3, 4), {}, TypeError, "params: expected the parameters"),
         (parnl.get_cell("gru", 3, 4), {"params": {}}, ValueError, "params: missing"),
     ],

@@ -13,6 +13,7 @@ from parnl.torch import RNN
 
 RUN = """
 import sys, torch
+import torch._inductor.codecache  # PyTorch 2.10 forgets to
 import parnl.torch
 kind, model, given, found = sys.argv[1:]
 if kind == "export":
