@@ -35,8 +35,8 @@ params = cell.init(seed=0)
 Recurrent weights are diagonal throughout: a channel of the state reads itself and all of the input.
 A *linear* cell is solved by one scan, without iteration.
 
-| name | cell | source | states | linear | stable by construction | operations |
-| --- | --- | --- | --- | --- | --- | --- |
+| name | cell | source | states | linear | stable by construction |
+| --- | --- | --- | --- | --- | --- |
 """
 
 _FOOT = """
@@ -44,8 +44,6 @@ _FOOT = """
   perhaps by little. *Bounded*: states stay in a fixed range whatever the inputs, but may be chaotic
   in it. How far a cell with your weights contracts, [`parnl.certify`](../reference/stability.md)
   proves.
-- *Operations*: of one step of one channel, without the matrix products. A transcendental function
-  counts about ten.
 - `hidden` counts scalar recurrences: complex ones in `lru` and `s5`, channels times `state_size` in
   `s6`. Outputs have as many. Projections that a paper needs, so that its input has the right size,
   are part of the cell.
@@ -78,7 +76,7 @@ def overview() -> str:
         source = f"[{entry['paper']}]({entry['link']})"
         rows.append(
             f"| [`{name}`]({name}.md) | {entry['title']} | {source} | {', '.join(cell.states)} | "
-            f"{'yes' if cell.linear else ''} | {_bars(entry['stable'])} | {cell.cost} |\n"
+            f"{'yes' if cell.linear else ''} | {_bars(entry['stable'])} |\n"
         )
     return _HEAD.format(count=len(ENTRIES)) + "".join(rows) + _FOOT
 
@@ -87,19 +85,19 @@ def page(name: str) -> str:
     """Return the page of one cell."""
     entry, cell = ENTRIES[name], parnl.get_cell(name, **SIZES)
     facts = [
-        ("Source", f"[{entry['paper']}]({entry['link']})"),
+        ("Source", f"{entry['paper']}, <{entry['link']}>"),
         ("States", ", ".join(f"`{state}`" for state in cell.states)),
         ("Output", "made of the states" if hasattr(cell, "output") else f"`{cell.states[-1]}`"),
         ("Linear in the state", "yes: one scan" if cell.linear else "no: Newton's method"),
         ("Reads time steps, `dt`", "yes" if cell.time_aware else "no"),
-        ("Operations of a step", f"{cell.cost} for each channel"),
+        ("Operations of a step", f"{cell.cost} for each channel; a transcendental one counts ten"),
         ("Jacobian of a channel", f"{len(cell.states)} by {len(cell.states)}"),
     ]
     if "from" in entry:
         facts.append(("Weights from elsewhere", entry["from"]))
     lines = [f"# {name}: {entry['title']}", entry["about"].strip()]
-    lines += [f"$$\n\\begin{{align}}\n{entry['equations'].strip()}\n\\end{{align}}\n$$"]
-    lines += [_SYMBOLS, "| | |\n| --- | --- |"]
+    lines += [f"$$\n\\begin{{align*}}\n{entry['equations'].strip()}\n\\end{{align*}}\n$$"]
+    lines += [_SYMBOLS, "| property | |\n| --- | --- |"]
     lines[-1] += "".join(f"\n| {left} | {right} |" for left, right in facts)
     lines += ["## Stability", entry["stability"].strip()]
     if cell.options:
