@@ -114,8 +114,8 @@ def load(
         columns: keep only these channels, by their names.
         layout: of a table, "long" (a row is a step), "wide" (a row is a series) or "auto".
         missing: what becomes of missing values: "interpolate", "previous", "mean", or "mask",
-            the mean and a further channel that marks them. None is the mean in aeon's data and in files
-            with splits by seed, and else interpolates.
+            the mean and a further channel that marks them. None is the mean in aeon's data and in
+            files with splits by seed, and else interpolates.
         task: "classify", or "regress", whose labels are real numbers.
 
     Raises:
