@@ -19,8 +19,11 @@ from parnl.solver.run import run, settings
 def affine_scan(a: Array, b: Array, x0: Array | None = None, reverse: bool = False) -> Array:
     """Return all x_t of x_t = a_t x_{t-1} + b_t, in parallel over time; differentiable.
 
-    a: (..., T, D) and b: (..., T, D); or blocks of k numbers: a (..., T, D, k, k), b (..., T, D,
-    k). x0: b without its axis T; zeros if None. With reverse=True, x_t = a_t x_{t+1} + b_t.
+    Args:
+        a: (..., T, D), or blocks (..., T, D, k, k).
+        b: (..., T, D), or blocks (..., T, D, k).
+        x0: b without its axis T; zeros if None.
+        reverse: x_t = a_t x_{t+1} + b_t, where x0 comes after the last step.
 
     All three broadcast as NumPy's arrays do: an `a` of shape (T, D) or (D,) serves every sequence
     of a `b` of (B, T, D). They are blocks if `a` has one axis more than `b` and ends in (k, k)
@@ -30,7 +33,12 @@ def affine_scan(a: Array, b: Array, x0: Array | None = None, reverse: bool = Fal
     float32, and only the result is rounded. JAX transposes it (`jax.linear_transpose`) as a
     function of b and x0.
 
-    Raises ValueError or TypeError that name the argument, what came, and what was expected.
+    Returns:
+        x, of the shape of b.
+
+    Raises:
+        ValueError: names the argument, what came, and what was expected.
+        TypeError: likewise.
 
     >>> import numpy as np, parnl
     >>> parnl.affine_scan(np.full((3, 1), 0.5), np.ones((3, 1)))[:, 0]

@@ -33,21 +33,20 @@ class Cell:
 
     A subclass declares
 
-        parameters   name -> `parnl.params.matrix` or `vector` (a dict, or a property that returns
-                     one, where the parameters depend on the options)
-        states       names of the state's parts, one number per channel each; ("x",) if not given
-        options      keyword arguments of the constructor and their defaults; read as self.name
+    - `parameters`: name -> `parnl.params.matrix` or `vector` (a dict, or a property that returns
+      one, where the parameters depend on the options);
+    - `states`: names of the state's parts, one number per channel each; ("x",) if not given;
+    - `options`: keyword arguments of the constructor and their defaults; read as `self.name`;
 
     and defines
 
-        features(self, p, u)        arrays (..., T, hidden) by name, computed for all time steps at
-                                    once from the inputs u (..., T, input): whatever reads only u
-        step(self, p, x, f)         the next state of one channel, elementwise: p and f give its
-                                    parameters and features. With several states, `step` takes one
-                                    value for each, and returns as many. A time-aware cell adds a
-                                    last argument named `dt`.
-        output(self, p, x, f)       optional: outputs from states, for all time steps at once, with
-                                    one argument for each state; else the last state is the output
+    - `features(self, p, u)`: arrays (..., T, hidden) by name, computed for all time steps at once
+      from the inputs u (..., T, input): whatever reads only u;
+    - `step(self, p, x, f)`: the next state of one channel, elementwise: p and f give its parameters
+      and features. With several states, `step` takes one value for each, and returns as many. A
+      time-aware cell adds a last argument named `dt`;
+    - `output(self, p, x, f)`, optional: outputs from states, for all time steps at once, with one
+      argument for each state; else the last state is the output.
 
     A long sequence is solved in stretches, whose features are computed apart, if those of a step
     depend on that step's inputs alone. `time_local = True` or `False` in the class that defines
@@ -56,11 +55,19 @@ class Cell:
     `step` is called once, with symbols. It may use arithmetic, `parnl.ops`, and comparisons inside
     `ops.where`; all else raises `StepError`.
 
-    Args of the constructor: input_size, hidden_size (both at least 1), then the options. The option
-    `dt`, if the cell has one, is the time step used when `parnl.solve` is given none.
+    Args:
+        input_size: channels of the inputs, at least 1.
+        hidden_size: channels of the states and outputs, at least 1.
+        **options: those of the cell. `dt`, if the cell has it, is the time step used when
+            `parnl.solve` is given none.
 
-    It sets `parameter_shapes`, name -> shape in the order of declaration, `time_aware`, whether the
-    step reads `dt`, and `State`, the named tuple of the cell's states.
+    Raises:
+        StepError: `step` does what cannot be traced.
+        TypeError: an option that the cell does not have.
+        ValueError: a size that is no positive integer, or a name that is no identifier.
+
+    The constructor sets `parameter_shapes`, name -> shape in the order of declaration,
+    `time_aware`, whether the step reads `dt`, and `State`, the named tuple of the cell's states.
     """
 
     states: ClassVar[tuple[str, ...]] = ("x",)
@@ -203,13 +210,22 @@ class Cell:
     ) -> dict[str, Any]:
         """Return fresh parameters, name -> array.
 
-        seed: an integer, or a JAX PRNG key, old or new style. Either gives the same values on every
-        backend, and in JAX inside and outside of `jit` and `vmap`, where both may be traced; the
-        values of `jax.random.key(0)` are not those of 0. They are NumPy's: under a trace they come
-        by `jax.pure_callback`.
-        backend: "numpy", "jax", "torch", or the name of another module of the array API standard
-        ("cupy", "array_api_strict"); None is NumPy, or JAX if the seed is an array of it.
-        dtype: "float32" and so on, "float16" or "bfloat16"; the latter needs ml_dtypes in NumPy.
+        Args:
+            seed: an integer, or a JAX PRNG key, old or new style. Either gives the same values on
+                every backend, and in JAX inside and outside of `jit` and `vmap`, where both may be
+                traced; the values of `jax.random.key(0)` are not those of 0. They are NumPy's:
+                under a trace they come by `jax.pure_callback`.
+            backend: "numpy", "jax", "torch", or the name of another module of the array API
+                standard ("cupy", "array_api_strict"); None is NumPy, or JAX if the seed is an array
+                of it.
+            dtype: "float32" and so on, "float16" or "bfloat16"; the latter needs ml_dtypes in
+                NumPy.
+            device: where the arrays are to be, as the framework names it.
+
+        >>> import parnl
+        >>> params = parnl.get_cell("mgu", input_size=3, hidden_size=8).init(seed=0)
+        >>> {name: array.shape for name, array in params.items()}["W_f"]
+        (3, 8)
         """
         name = dtype if is_half(dtype) else np.dtype(dtype).name
         if not is_half(name) and np.dtype(name).kind != "f":

@@ -24,8 +24,19 @@ class RNN(eqx.Module, JaxLayers):
 
     Args:
         cell: a name, or a `parnl.Cell` class.
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype,
-            learn_initial, method, chunks, stretch, and options of the cell: see `parnl.torch.RNN`.
+        input_size: see `parnl.torch.RNN`, as for all that follow.
+        hidden_size: channels of the output, in one direction.
+        num_layers: how many, one after the other.
+        bias: if False, the cell's biases are 0 and no parameters.
+        batch_first: input and output are (B, T, ...); else (T, B, ...).
+        dropout: share of values between layers that is set to 0 in training.
+        bidirectional: run a second recurrence from the end to the start.
+        dtype: of the parameters.
+        learn_initial: make parameters of the initial states.
+        method: as in `parnl.solve`.
+        chunks: as in `parnl.solve`.
+        stretch: as in `parnl.solve`.
+        **options: of the cell.
         key: a JAX PRNG key, or an integer, which draws what it draws as `seed` in PyTorch.
 
     Parameters are in `weights`, a dict of arrays by the names that PyTorch's module has for them.

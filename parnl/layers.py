@@ -20,9 +20,12 @@ from parnl.step import step
 class LayersSolution(NamedTuple):
     """Result of the modules' `solve`.
 
-    outputs: as of the module; final_state: a state for each run, as the module returns it; states:
-    for each run, the named tuple of its states at every step, in the layout of the outputs; infos:
-    for each run, `parnl.Info`.
+    Attributes:
+        outputs: as of the module.
+        final_state: a state for each run (a layer in one direction), as the module returns it.
+        states: for each run, the named tuple of its states at every step, in the layout of the
+            outputs.
+        infos: for each run, `parnl.Info`.
     """
 
     outputs: Any

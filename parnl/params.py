@@ -56,7 +56,11 @@ class Parameter(NamedTuple):
 
 
 def matrix(rows: str | int, columns: str | int, init: Init = "uniform") -> Parameter:
-    """A matrix parameter, (rows, columns), for `features`."""
+    """Declare a matrix parameter, (rows, columns), for `features`.
+
+    >>> matrix("input", "hidden", init=normal(0.1)).shape({"input": 3, "hidden": 8})
+    (3, 8)
+    """
     return Parameter((rows, columns), init)
 
 
@@ -66,17 +70,17 @@ def vector(size: str | int, init: Init = "uniform") -> Parameter:
 
 
 def uniform(low: float, high: float) -> Draw:
-    """Draw from U(low, high)."""
+    """Return an `init` that draws from U(low, high)."""
     return lambda rng, shape: rng.uniform(low, high, shape)
 
 
 def normal(std: float, mean: float = 0.0) -> Draw:
-    """Draw from a normal distribution."""
+    """Return an `init` that draws from a normal distribution."""
     return lambda rng, shape: rng.normal(mean, std, shape)
 
 
 def softplus_inverse(draw: Draw) -> Draw:
-    """Draw values whose softplus is distributed as `draw`, which must be positive."""
+    """Return an `init` whose values have a softplus distributed as `draw`, which is positive."""
 
     def inverse(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         y = np.asarray(draw(rng, shape))

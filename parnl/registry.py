@@ -22,9 +22,12 @@ def register(name: str) -> Callable[[type[Cell]], type[Cell]]:
         @parnl.register("my-cell")
         class MyCell(parnl.Cell): ...
 
-    The step is traced here and now, so a step that mixes channels raises `StepError` where it is
-    written. Raises ValueError if another cell has the name; defining the same class again, as in a
-    notebook, replaces it.
+    The step is traced here and now. Defining the same class again, as in a notebook, replaces it.
+
+    Raises:
+        StepError: the step mixes channels, or does what else cannot be traced.
+        TypeError: what is decorated is no subclass of `parnl.Cell`.
+        ValueError: another cell has the name.
     """
 
     def decorate(cls: type[Cell]) -> type[Cell]:
@@ -59,7 +62,22 @@ def get_class(name: str) -> type[Cell]:
 
 
 def get_cell(name: str, input_size: int, hidden_size: int, **options: Any) -> Cell:
-    """Return the cell called `name`, of the given sizes and options."""
+    """Return the cell called `name`, of the given sizes and options.
+
+    Args:
+        name: as in `list_cells`.
+        input_size: channels of the inputs.
+        hidden_size: channels of the states and outputs.
+        **options: of the cell; its docstring tells them.
+
+    Raises:
+        TypeError: an option that the cell does not have.
+        ValueError: no cell has the name; it tells the closest names.
+
+    >>> import parnl
+    >>> parnl.get_cell("lrc", input_size=6, hidden_size=64, dt=0.5).parameter_shapes["W_f"]
+    (6, 64)
+    """
     return get_class(name)(input_size=input_size, hidden_size=hidden_size, **options)
 
 

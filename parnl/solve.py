@@ -46,9 +46,12 @@ from parnl.stretch import Stretch, Task, solve_stretch, streamed
 class Solution(NamedTuple, Generic[Array]):
     """Result of `solve`, in arrays of the inputs' framework.
 
-    outputs: (..., T, hidden); final_state: one array (..., hidden) for each state of the cell, to
-    be given as `initial_state` to go on, a tuple with the names of the states; info: `Info`;
-    states: all of them, likewise (..., T, hidden), None unless they were asked for.
+    Attributes:
+        outputs: (..., T, hidden).
+        final_state: one array (..., hidden) for each state of the cell, in a tuple with the names
+            of the states. Give it as `initial_state` to go on.
+        info: `Info`.
+        states: every state at every step, one array (..., T, hidden) each; None unless asked for.
     """
 
     outputs: Array
@@ -159,7 +162,13 @@ def solve(
     dt is put into the cell's formula as it is, as a step back in time; one that is NaN or infinite
     makes NaN of that step's state and of those after it, and of none before.
 
-    Raises ValueError or TypeError that name the argument, what came, and what was expected.
+    Returns:
+        A `Solution`.
+
+    Raises:
+        ValueError: names the argument, what came, and what was expected.
+        TypeError: likewise.
+        SolveError: with `check`, if the answer is wrong.
 
     >>> import numpy as np, parnl
     >>> cell = parnl.get_cell("gru", input_size=3, hidden_size=8)

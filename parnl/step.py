@@ -44,12 +44,34 @@ def step(
 ) -> tuple[Array, tuple[Array, ...]]:
     """Run one time step: streaming, in O(1) memory.
 
-    input_t: (..., input); state: as `initial_state` of `solve`, and as this function returned it;
-    dt: a number or (...); reset: booleans that broadcast to (...), where the state before this step
-    is `reset_state`, zeros if None, in place of `state`. Returns (output (..., hidden), state), one
-    array (..., hidden) for each state of the cell by name (plainly, if a plain tuple was given): in
-    float32 if the output is of half precision, see `solve`, so that what a state gathers over many
-    steps is not lost to rounding. Differentiable by the framework's own autodiff.
+    Differentiable by the framework's own autodiff. States are float32 where outputs are of half
+    precision, so that what a state gathers over many steps is not lost to rounding; see `solve`.
+
+    Args:
+        cell: from `parnl.get_cell`, or an instance of your own class.
+        params: name -> array, as `cell.init` returns them.
+        input_t: (..., input), of any framework.
+        state: as `initial_state` of `solve`, and as this function returned it; zeros if None.
+        dt: time step of a time-aware cell: a number or (...). If None, the cell's own option.
+        reset: booleans that broadcast to (...), where the state before this step is `reset_state`
+            in place of `state`.
+        reset_state: as `state`; zeros if None.
+
+    Returns:
+        (output (..., hidden), state): one array (..., hidden) for each state of the cell, by name;
+        a plain tuple, if one was given.
+
+    Raises:
+        ValueError: names the argument, what came, and what was expected.
+        TypeError: likewise.
+
+    >>> import numpy as np, parnl
+    >>> cell = parnl.get_cell("gru", input_size=3, hidden_size=8)
+    >>> params, u, state = cell.init(seed=0), np.ones((2, 100, 3), dtype=np.float32), None
+    >>> for t in range(100):
+    ...     output, state = parnl.step(cell, params, u[:, t], state)
+    >>> bool(np.allclose(output, parnl.solve(cell, params, u).outputs[:, -1], atol=1e-6))
+    True
     """
     found = None
     ready = remembered(cell, input_t) if reset is None else None

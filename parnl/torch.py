@@ -38,13 +38,27 @@ class RNN(nn.Module):
 
     Args:
         cell: a name, or a `parnl.Cell` class.
-        input_size, hidden_size, num_layers, bias, batch_first, dropout (between layers),
-            bidirectional, device, dtype: as in `nn.GRU`. Without `bias` the cell's biases are 0
-            and no parameters. `proj_size` must be 0: a projected state would mix channels.
+        input_size: channels of the input.
+        hidden_size: channels of the output, in one direction.
+        num_layers: how many, one after the other.
+        bias: if False, the cell's biases are 0 and no parameters.
+        batch_first: input and output are (B, T, ...); else (T, B, ...).
+        dropout: share of values between layers that is set to 0 in training.
+        bidirectional: run a second recurrence from the end to the start.
+        device: of the parameters.
+        dtype: of the parameters.
+        proj_size: must be 0: a projected state would mix channels.
         learn_initial: make parameters of the initial states, `initial_<state>`, zeros at first.
         seed: of the initial parameters; if None, drawn from PyTorch's generator.
-        method, chunks, stretch: as in `parnl.solve`; of fewer steps than `chunks`, each is a chunk.
-        options: all other keywords are options of the cell.
+        method: as in `parnl.solve`.
+        chunks: as in `parnl.solve`; of fewer steps than `chunks`, each is a chunk.
+        stretch: as in `parnl.solve`.
+        **options: all other keywords are options of the cell.
+
+    Raises:
+        TypeError: an option that the cell does not have, or an input that is no tensor of the
+            module's dtype.
+        ValueError: names the argument, what came, and what was expected.
 
     Shapes: input (T, B, input), (B, T, input) if batch_first, or (T, input) unbatched, or a
     `PackedSequence`; output likewise with D * hidden channels, D = 2 if bidirectional. The state
@@ -53,9 +67,9 @@ class RNN(nn.Module):
     taken by its names. It is the same for `step`, so that a sequence may be run in one, in pieces,
     or step by step.
 
-    Parameters are called as `nn.GRU` calls them: "weight_<name>_l<layer>" for the matrices of the
-    cell, "bias_<name>_l<layer>" for its biases, and "<name>_l<layer>" for other vectors; of the
-    backward direction, "_reverse" follows.
+    Parameters are called as `nn.GRU` calls them: `weight_<name>_l<layer>` for the matrices of the
+    cell, `bias_<name>_l<layer>` for its biases, and `<name>_l<layer>` for other vectors; of the
+    backward direction, `_reverse` follows.
     """
 
     def __init__(
@@ -122,9 +136,15 @@ class RNN(nn.Module):
     def from_torch(cls, module: nn.RNNBase, *, take: str | None = None, **how: Any) -> RNN:
         """Return layers with the weights of a `torch.nn.GRU`, `nn.LSTM` or `nn.RNN`.
 
-        They are the same map where the recurrent weights are diagonal. Else ValueError tells how
-        far they are from it, and `take="diagonal"` begins from their diagonal. how: keywords of
-        `RNN` that the module has no counterpart of, as `chunks`. See `parnl.interop`.
+        They are the same map where the recurrent weights are diagonal. See `parnl.interop`.
+
+        Args:
+            module: `torch.nn.GRU`, `nn.LSTM` or `nn.RNN`.
+            take: "diagonal" drops recurrent weights off the diagonal, to begin training from.
+            **how: keywords of `RNN` that the module has no counterpart of, as `chunks`.
+
+        Raises:
+            ValueError: recurrent weights are not diagonal; it tells how far they are from it.
 
         >>> lstm = torch.nn.LSTM(3, 1, num_layers=2)
         >>> x = torch.randn(20, 5, 3)
@@ -182,10 +202,17 @@ class RNN(nn.Module):
     ) -> tuple[Any, Any]:
         """Return (output, h_n).
 
-        dt, lengths, resets, time_axis: as in `parnl.solve`, for all layers; at resets the state is
-        that of a call without hx, zeros or the learned one, as in `step`. dt and resets that have
-        one value for each step are laid out as the input is, (T, B), (B, T) or (T,), or packed as
-        it is; lengths is (B,).
+        dt and resets that have one value for each step are laid out as the input is, (T, B), (B, T)
+        or (T,), or packed as it is.
+
+        Args:
+            input: (T, B, input), (B, T, input), (T, input), or a `PackedSequence`.
+            hx: the initial state, as `forward` and `step` return it; zeros, or the learned one, if
+                None.
+            dt: as in `parnl.solve`, for all layers.
+            lengths: (B,), as in `parnl.solve`.
+            resets: as in `parnl.solve`; there the state is that of a call without hx.
+            time_axis: as in `parnl.solve`.
         """
         told = {"dt": dt, "lengths": lengths, "resets": resets, "time_axis": time_axis}
         if isinstance(input, PackedSequence):
@@ -217,10 +244,13 @@ class RNN(nn.Module):
     def step(
         self, input_t: Tensor, state: Any = None, *, dt: Any = None, reset: Any = None
     ) -> tuple[Tensor, Any]:
-        """Run one time step: (output_t (B, hidden), state), from an input (B, input).
+        """Run one time step: (output_t (B, hidden), state). Not for a bidirectional module.
 
-        state: as `forward` returns it, and this function; None for the initial one. dt: a number or
-        (B,); reset: booleans (B,), where the state is that of None. Not for a bidirectional module.
+        Args:
+            input_t: (B, input), or (input,).
+            state: as `forward` returns it, and this function; None for the initial one.
+            dt: a number or (B,).
+            reset: booleans (B,), where the state is that of None.
         """
         self._check_input("input_t", input_t, "(B, {})", (1, 2))
         starts = self._starts("state", state, input_t.shape[:-1])

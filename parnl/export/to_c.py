@@ -40,21 +40,29 @@ def to_c(
     Weights are `static const float` arrays, which stay in flash; a state is the caller's, and
     what a step needs beside it is on the stack. The header says how much of each.
 
-    model: a cell with its params, arrays of any framework; `RNN` or `Classifier` of `parnl.torch`,
-    `parnl.flax` or `parnl.equinox`; or any module of PyTorch with a method
-    `step(input_t, state) -> (output_t, state)`, in eval mode: input_t (input_size,), state a
-    tensor, or a tuple, list, dict or named tuple of such, whose names the C then has.
-    Before the first step the state is what `model.initial_state()` gives; without that method it is
-    zeros, and `step(input_t, None)` must start from these.
-    folder: where the files go; made if it is missing.
-    name: of the files, and what all names in them begin with.
-    input_size: what a step reads, for a module without an attribute of that name.
-    variable_dt: whether `model_step` takes the time step, `float dt` after the state; else the dt
-    of the cell is a constant.
+    PyTorch has to be installed, for a step is recorded by it, whatever the arrays are.
 
-    PyTorch has to be installed, for a step is recorded by it, whatever the arrays are. Returns the
-    sizes in bytes of constants, state and scratch. Raises NotImplementedError that names an
-    operation which cannot be written in C.
+    Args:
+        model: a cell with its params, arrays of any framework; `RNN` or `Classifier` of
+            `parnl.torch`, `parnl.flax` or `parnl.equinox`; or any module of PyTorch with a method
+            `step(input_t, state) -> (output_t, state)`, in eval mode: input_t (input_size,), state
+            a tensor, or a tuple, list, dict or named tuple of such, whose names the C then has.
+            Before the first step the state is what `model.initial_state()` gives; without that
+            method it is zeros, and `step(input_t, None)` must start from these.
+        params: of a cell, name -> array; None for a module, which has its own.
+        folder: where the files go; made if it is missing.
+        name: of the files, and what all names in them begin with.
+        input_size: what a step reads, for a module without an attribute of that name.
+        variable_dt: whether `model_step` takes the time step, `float dt` after the state; else the
+            dt of the cell is a constant.
+
+    Returns:
+        The sizes in bytes of constants, state and scratch.
+
+    Raises:
+        NotImplementedError: names an operation which cannot be written in C.
+        TypeError: the model is neither a cell with params nor a module without.
+        ValueError: a name that is no C identifier, or a wrong `input_size`.
 
     >>> import tempfile, parnl
     >>> cell = parnl.get_cell("gru", input_size=3, hidden_size=8)

@@ -31,8 +31,12 @@ def save_params(path: str | Path, cell: Cell, params: Mapping[str, Any]) -> None
     """Write the parameters of `cell`, arrays of any framework, to a safetensors file.
 
     The file is complete or not there at all: an older one is replaced in one step. Needs the
-    package safetensors. Raises ValueError unless `params` has the names and shapes that the cell
-    declares, and one dtype: bfloat16, float16, float32 or float64.
+    package safetensors.
+
+    Raises:
+        TypeError: `cell` is no cell, or `params` no mapping.
+        ValueError: `params` has not the names and shapes that the cell declares, or not one dtype:
+            bfloat16, float16, float32 or float64.
 
     >>> import os, tempfile, parnl
     >>> cell = parnl.get_cell("gru", input_size=3, hidden_size=8)
@@ -59,12 +63,19 @@ def load_params(
 ) -> dict[str, Any]:
     """Return the parameters of `cell` that `save_params` wrote, bit for bit.
 
-    backend, device: where to put them, as in `cell.init`; their dtype is the file's.
+    Args:
+        path: the file.
+        cell: of the same class, sizes and options as the one that was saved.
+        backend: where to put them, as in `cell.init`; their dtype is the file's.
+        device: likewise.
 
     The file need not be trusted. Names, shapes and dtypes are compared with those that the cell
     declares before an array is made, so it takes no more memory than they do; values are not
-    looked at: NaN and inf are read as they were written. Raises ValueError that names the file and
-    what is wrong with it.
+    looked at: NaN and inf are read as they were written.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: names the file and what is wrong with it.
     """
     path, target = Path(path), get_backend(backend)
     with _opened(path, "torch" if target.name == "torch" else "numpy") as file:

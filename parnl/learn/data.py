@@ -34,11 +34,14 @@ from parnl.learn.readers.mapped import lengths_of
 class Split(NamedTuple):
     """Labelled series, padded at the end to one length.
 
-    inputs: (N, T, channels) float32, or (N, T) int64 tokens; windows, and series of files larger
-    than memory, are `lazy.Lazy`. labels: (N,) int64 classes, or (N, k) float32 targets; of each
-    step (N, T, k) float32 or (N, T) int64. lengths: (N,) int64, the number of real steps of each,
-    or None when all T steps are real. dt: (N, T) float32, the time since the step before, 1 for the
-    usual step; None when all are usual or not known.
+    Attributes:
+        inputs: (N, T, channels) float32, or (N, T) int64 tokens; windows, and series of files
+            larger than memory, are `lazy.Lazy`.
+        labels: (N,) int64 classes, or (N, k) float32 targets; of each step (N, T, k) float32 or
+            (N, T) int64.
+        lengths: (N,) int64, the number of real steps of each, or None when all T steps are real.
+        dt: (N, T) float32, the time since the step before, 1 for the usual step; None when all are
+            usual or not known.
     """
 
     inputs: Any
@@ -50,9 +53,16 @@ class Split(NamedTuple):
 class Dataset(NamedTuple):
     """A data set in three parts; label k stands for `classes[k]`. All parts share one T.
 
-    classes: none for targets that are numbers. preparation: what was done to the series.
-    notes: sentences that say what was taken for what. reading: how a table was read. ahead: where
-    targets are later steps of the series, a `parnl.learn.ahead.Ahead`.
+    Attributes:
+        name: of the file or the data set.
+        classes: their names; none for targets that are numbers.
+        train: series to train on.
+        validation: series to choose the best epoch by.
+        test: series to judge by.
+        preparation: what was done to the series.
+        notes: sentences that say what was taken for what.
+        reading: how a table was read.
+        ahead: where targets are later steps of the series, a `parnl.learn.ahead.Ahead`.
     """
 
     name: str
@@ -85,20 +95,32 @@ def load(
 ) -> Dataset:
     """The data set `name`, standardised channel by channel or its values as they are.
 
-    `name` is one of aeon's, or a file or folder (`parnl.learn.readers`). The parts are those that
-    are published, or that a file gives. Else a share `test` of every class, drawn with `seed`, is
-    set aside to test on, and of the rest a share `validation` to validate on. With `pooled` the
-    parts of aeon's data, of NAME_TRAIN and NAME_TEST are thrown together and split anew with
-    `seed`, 15 % of every class for the test and 15 % for validation.
+    The parts are those that are published, or that a file gives. Else a share `test` of every
+    class, drawn with `seed`, is set aside to test on, and of the rest a share `validation` to
+    validate on.
 
-    Means and deviations are those of the training series alone. `missing` says what becomes of
-    missing values: "interpolate", "mean", or "mask": the mean, and a further channel that marks
-    them. None is the mean in aeon's data and in files with splits by seed, and else interpolates.
-    `channels` keeps only these, by their indices, `columns` by their names.
+    Args:
+        name: one of aeon's, or a file or folder (`parnl.learn.readers`).
+        validation: share of the series, more than 0 and less than 1.
+        test: share of the series, more than 0 and less than 1.
+        seed: of the parts that are drawn.
+        pooled: throw the parts of aeon's data, of NAME_TRAIN and NAME_TEST together and split them
+            anew with `seed`, 15 % of every class for the test and 15 % for validation.
+        channels: keep only these, by their indices.
+        standardise: bring channels to mean 0 and deviation 1, by the training series alone.
+        id: of a table, the column that tells series apart.
+        time: of a table, the column of the time stamps.
+        label: of a table, the column or columns of the labels, or a file of them.
+        columns: keep only these channels, by their names.
+        layout: of a table, "long" (a row is a step), "wide" (a row is a series) or "auto".
+        missing: what becomes of missing values: "interpolate", "previous", "mean", or "mask",
+            the mean and a further channel that marks them. None is the mean in aeon's data and in
+            files with splits by seed, and else interpolates.
+        task: "classify", or "regress", whose labels are real numbers.
 
-    Of a table, `id` is the column that tells series apart, `time` that of the time stamps, `label`
-    that of the labels, or a file of them; `layout` is "long" (a row is a step), "wide" (a row is a
-    series) or "auto". `task` is "classify", or "regress", whose labels are real numbers.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: names the file, line and column of what is wrong, or the argument.
     """
     for option, value in (("validation", validation), ("test", test)):
         if not 0 < value < 1:

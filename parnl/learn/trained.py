@@ -34,9 +34,14 @@ from parnl.learn.training import MODEL, build, model_of
 class Trained(NamedTuple):
     """What the file of a model holds.
 
-    classes: their names, none where numbers were learned; scale: of those numbers. preparation,
-    reading: how data becomes inputs, and how a table was read; None if the run does not tell, or of
-    text. ahead: of a model of later steps, see `parnl.learn.continued`.
+    Attributes:
+        trainer: holds the model of the framework, as `trainer.model`.
+        config: all options of the run.
+        classes: their names, none where numbers were learned.
+        scale: of those numbers.
+        preparation: how data becomes inputs; None if the run does not tell, or of text.
+        reading: how a table was read; None likewise.
+        ahead: of a model of later steps, see `parnl.learn.continued`.
     """
 
     trainer: Any
@@ -62,7 +67,11 @@ class Trained(NamedTuple):
 class Answers(NamedTuple):
     """A model's answers (N, k) to the series of a file: logits of classes, or numbers.
 
-    ids: a name of each series. split: what the model read. labelled: whether the file has labels.
+    Attributes:
+        ids: a name of each series.
+        values: (N, k).
+        split: what the model read.
+        labelled: whether the file has labels.
     """
 
     ids: tuple[str, ...]

@@ -17,14 +17,18 @@ _INTEGER, _FLOAT = (int, np.integer), (float, np.floating)
 
 
 class Info(NamedTuple):
-    """Statistics of a solve.
+    """Statistics of a solve: arrays () of the backend, but for `chunks`.
 
-    iterations: Newton updates made, 0 if sequential; chunks: C; update: largest change of a chunk
-    start in the last of them; residual: largest gap left between the end of a chunk and the next
-    start; converged: whether all gaps are small enough; sequential: how many lanes (channels of
-    sequences) the plain loop has run: all with one chunk, else those that Newton was given up on.
-    Arrays of the backend, but for `chunks`. Of a solve in stretches: C of each, and the largest
-    numbers that one of them has.
+    Of a solve in stretches: the chunks of each, and the largest numbers that one of them has.
+
+    Attributes:
+        iterations: Newton updates made, 0 if sequential.
+        chunks: C, the number of chunks.
+        update: largest change of a chunk start in the last update.
+        residual: largest gap left between the end of a chunk and the next start.
+        converged: whether all gaps are small enough.
+        sequential: how many lanes (channels of sequences) the plain loop has run: all with one
+            chunk, else those that Newton was given up on.
     """
 
     iterations: Any

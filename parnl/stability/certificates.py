@@ -24,13 +24,16 @@ from parnl.stability.refinement import Hull, Norm, refine
 class Certificate(NamedTuple):
     """Result of `certify`; D channels, k states.
 
-    rho: (D,), proved to be at least the norm of the step's Jacobian anywhere in the box; inf where
-        nothing could be proved.
-    attained: (D,), the largest norm found at a point of the box: rho is that close to the truth.
-    low, high: (k, D), the box of states.
-    invariant: (D,), whether a step from the box is proved to end in it.
-    weights: (k, D), those of the norm max_i |v_i| / weights_i of a state v; the gradient's is the
-        dual one, sum_i weights_i |g_i|. For one state both are the absolute value.
+    Attributes:
+        rho: (D,), proved to be at least the norm of the step's Jacobian anywhere in the box; inf
+            where nothing could be proved.
+        attained: (D,), the largest norm found at a point of the box: rho is that close to the
+            truth.
+        low: (k, D), lower ends of the box of states.
+        high: (k, D), upper ends of the box of states.
+        invariant: (D,), whether a step from the box is proved to end in it.
+        weights: (k, D), those of the norm max_i |v_i| / weights_i of a state v; the gradient's is
+            the dual one, sum_i weights_i |g_i|. For one state both are the absolute value.
     """
 
     rho: Any
@@ -109,7 +112,12 @@ def certify(
     trajectories approach each other needs a step without jumps (`ops.sign` of the state,
     `ops.where` between values that do not meet).
 
-    Raises ValueError or TypeError that name the argument, what came, and what was expected.
+    Returns:
+        A `Certificate`.
+
+    Raises:
+        ValueError: names the argument, what came, and what was expected.
+        TypeError: likewise.
 
     >>> import numpy as np, parnl
     >>> cell = parnl.get_cell("gru", input_size=3, hidden_size=8)

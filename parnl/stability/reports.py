@@ -26,10 +26,11 @@ from parnl.stability.growth import growth
 class Lyapunov(NamedTuple):
     """Result of `lyapunov`.
 
-    exponents: (..., hidden), the mean growth of a small change of the state in one step, a natural
-        logarithm; negative where the past is forgotten.
-    rho: (hidden,), the largest norm of a step's Jacobian on the way: |df/dx|, and for a cell with
-        several states the maximum norm.
+    Attributes:
+        exponents: (..., hidden), the mean growth of a small change of the state in one step, a
+            natural logarithm; negative where the past is forgotten.
+        rho: (hidden,), the largest norm of a step's Jacobian on the way: |df/dx|, and for a cell
+            with several states the maximum norm.
     """
 
     exponents: Any
@@ -52,12 +53,24 @@ def lyapunov(
 ) -> Lyapunov:
     """Return the largest Lyapunov exponent of each channel along its trajectory.
 
-    Arguments as in `parnl.solve`, of any framework; computed in float64, by NumPy, from the states
-    of a sequential run: (1/T) log of the norm of the product of the T Jacobians.
+    Computed in float64, by NumPy, from the states of a sequential run: (1/T) log of the norm of the
+    product of the T Jacobians.
 
-    differentiable: compute with the framework's own arrays, in parallel over time, so that both
-    results may be terms of a loss: see `parnl.stability.growth`. Jacobians smaller than 1e-30 count
-    as that.
+    Args:
+        cell: from `parnl.get_cell`, or an instance of your own class.
+        params: name -> array, of any framework.
+        inputs: (..., T, input).
+        initial_state: as in `parnl.solve`.
+        dt: as in `parnl.solve`.
+        differentiable: compute with the framework's own arrays, in parallel over time, so that both
+            results may be terms of a loss. Jacobians smaller than 1e-30 count as that.
+
+    Returns:
+        A `Lyapunov`.
+
+    Raises:
+        ValueError: names the argument, what came, and what was expected.
+        TypeError: likewise.
 
     >>> import numpy as np, parnl
     >>> cell = parnl.get_cell("gru", input_size=3, hidden_size=8)
@@ -129,9 +142,14 @@ def _norms(jacobian: np.ndarray, weights: np.ndarray) -> np.ndarray:
 class Run(NamedTuple):
     """One solve of a report: its chunks, Newton iterations, and whether it converged.
 
-    in_a_row: steps computed one after the other, of T in the sequential loop. evaluations: steps
-    computed in all, as a multiple of T; half of them with their Jacobian. Each iteration runs all
-    chunks twice: counts, no measured times.
+    Each iteration runs all chunks twice: counts, no measured times.
+
+    Attributes:
+        chunks: C.
+        iterations: Newton updates.
+        converged: whether all gaps are small enough.
+        in_a_row: steps computed one after the other, of T in the sequential loop.
+        evaluations: steps computed in all, as a multiple of T; half of them with their Jacobian.
     """
 
     chunks: int
@@ -144,9 +162,16 @@ class Run(NamedTuple):
 class Report(NamedTuple):
     """Result of `diagnose`; `str` is a page to read, `as_dict` plain numbers, `plot` a picture.
 
-    certificate: see `parnl.certify`; lyapunov: see `parnl.lyapunov`; measured: (hidden,), the
-    largest norm of a step's Jacobian on the trajectory, in the certificate's norm; steps: T;
-    automatic: the chunks `parnl.solve` takes by itself; runs: one `Run` for each number of chunks.
+    Attributes:
+        certificate: see `parnl.certify`.
+        lyapunov: see `parnl.lyapunov`.
+        measured: (hidden,), the largest norm of a step's Jacobian on the trajectory, in the
+            certificate's norm.
+        steps: T.
+        automatic: the chunks `parnl.solve` takes by itself.
+        runs: one for each number of chunks, with `chunks`, `iterations`, `converged`, the steps
+            computed one after the other, `in_a_row`, and all of them as a multiple of T,
+            `evaluations`.
     """
 
     certificate: Certificate
@@ -231,9 +256,22 @@ def diagnose(
 ) -> Report:
     """Tell how stable a cell is on these inputs, and what solving it in parallel takes.
 
-    chunks: the numbers of chunks to try, by default the powers of four and T; budget: see
-    `parnl.certify`, which is given the ranges of the features and of the states on the trajectory;
-    the rest as in `parnl.solve`.
+    Args:
+        cell: from `parnl.get_cell`, or an instance of your own class.
+        params: name -> array, of any framework.
+        inputs: (..., T, input).
+        initial_state: as in `parnl.solve`.
+        dt: as in `parnl.solve`.
+        chunks: the numbers of chunks to try, by default the powers of four and T.
+        budget: see `parnl.certify`, which is given the ranges of the features and of the states on
+            the trajectory.
+
+    Returns:
+        A `Report`: print it, or take its numbers.
+
+    Raises:
+        ValueError: names the argument, what came, and what was expected.
+        TypeError: likewise.
 
     >>> import numpy as np, parnl
     >>> cell = parnl.get_cell("lrc", input_size=3, hidden_size=8)

@@ -24,10 +24,13 @@ NAMELESS = frozenset(("", "?", "nan", "<na>"))
 class Options(NamedTuple):
     """What a user may say of a file; None and "auto" are found out.
 
-    id, time: names of columns. label: names of columns, or of one file with the labels; () says
-    that there are none.
-    columns: the columns that are channels. layout: "long" (a row is a step), "wide" (a row is a
-    series) or "auto". unlabelled: columns of labels may be missing, as in data to predict.
+    Attributes:
+        id: name of the column that tells series apart.
+        time: name of the column of time stamps.
+        label: names of columns, or of one file with the labels; () says that there are none.
+        columns: the columns that are channels.
+        layout: "long" (a row is a step), "wide" (a row is a series) or "auto".
+        unlabelled: columns of labels may be missing, as in data to predict.
     """
 
     id: str | None = None
@@ -53,13 +56,21 @@ def _somewhere(index: int) -> str:
 class Collection(NamedTuple):
     """Series as they were read. N is their number.
 
-    source: the file. channels: their names. series: N arrays (steps, channels) of real numbers, NaN
-    where a value is missing; a channel in `categories` holds indices of the names given there.
-    times: of each step, N arrays (steps,), which never decrease; unit: of these numbers, "" if the
-    file does not say; began: the date they count from, if they are dates. labels: (N,) of text, or
-    (N,) or (N, k) of numbers. parts: as the file gives them. label_place: where the label of a
-    series stands. ids: names of the series. notes: sentences that say what was taken for what;
-    taken: the same of a table's columns, for reading another file in the same way.
+    Attributes:
+        source: the file.
+        channels: their names.
+        series: N arrays (steps, channels) of real numbers, NaN where a value is missing; a channel
+            in `categories` holds indices of the names given there.
+        labels: (N,) of text, or (N,) or (N, k) of numbers.
+        times: of each step, N arrays (steps,), which never decrease.
+        unit: of the times, "" if the file does not say.
+        began: the date they count from, if they are dates.
+        categories: channel -> the names that its numbers stand for.
+        parts: as the file gives them.
+        label_place: where the label of a series stands.
+        ids: names of the series.
+        notes: sentences that say what was taken for what.
+        taken: what was taken for what in a table, for reading another file in the same way.
     """
 
     source: str
