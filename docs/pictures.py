@@ -1,6 +1,8 @@
 """Pictures of measurements, for the pages that show them: a hook of MkDocs.
 
-Those of `benchmarks/results` are shown as they are; the home page's is drawn from its numbers.
+    python docs/pictures.py      draws speed.svg anew, from the numbers in benchmarks/results
+
+The README shows it too, so it is kept. The others are shown as the benchmarks have drawn them.
 """
 
 import io
@@ -56,5 +58,8 @@ def on_files(files: Any, config: Any) -> Any:
     for name, source in SHOWN.items():
         picture = (RESULTS / source).read_bytes()
         files.append(File.generated(config, f"benchmarks/{name}", content=picture))
-    files.append(File.generated(config, "speed.svg", content=speed()))
     return files
+
+
+if __name__ == "__main__":
+    (DOCS / "speed.svg").write_text(speed(), encoding="utf-8")

@@ -1,5 +1,6 @@
 """The README's code runs as it stands there, and what it shows and links to is there."""
 
+import json
 import re
 from pathlib import Path
 
@@ -30,6 +31,19 @@ def test_links_lead_somewhere():
     own = [link for link in links if "://" not in link]
     assert len(own) > 20
     assert not [link for link in own if not (README.parent / link).exists()]
+
+
+def test_the_picture_shows_what_was_measured():
+    results = README.parent / "benchmarks" / "results" / "cpu-c.json"
+    shown = (README.parent / "docs" / "speed.svg").read_text(encoding="utf-8")
+    found = json.loads(results.read_text(encoding="utf-8"))
+    (torch_times,) = [v for k, v in found.items() if k.startswith("torch, diagonal GRU")]
+    (jax_times,) = [v for k, v in found.items() if k.startswith("JAX, LRC") and "2 threads" in k]
+    times = list(torch_times["forward + backward"].values())
+    times += list(jax_times["value and gradient"].values())
+    drawn = {int(ms) for ms in re.findall(r" (\d+) ms", shown)}
+    assert len(drawn) == 5
+    assert drawn <= {round(ms) for ms in times}
 
 
 def test_the_readme_is_short():
