@@ -15,7 +15,7 @@ def test_every_python_block_runs():
     pytest.importorskip("flax")
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len(blocks) == 4
-    scope = {"inputs": torch.randn(2, 50, 6), "input_t": torch.randn(2, 6)}
+    scope = {"__name__": "__main__", "inputs": torch.randn(2, 50, 6), "input_t": torch.randn(2, 6)}
     scope["sequences"] = jax.random.normal(jax.random.key(0), (2, 50, 6))
     for block in blocks:
         exec(compile(block, str(README), "exec"), scope)
