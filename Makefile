@@ -18,7 +18,7 @@ test: $(READY) lint typecheck
 # The documentation as a web site that needs no server: build/site/index.html
 docs: $(READY)
 	$(BIN)/pip install --quiet --no-deps --target build/docs --upgrade .
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Tutorials train models, so their code runs here and not in `make test`.
 test-docs: docs
