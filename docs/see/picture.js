@@ -1,7 +1,7 @@
 // The page: controls, the picture of one frame of Newton's method, and its movement.
 
 const LENGTHS = [64, 96, 128, 192, 256, 384, 512];
-const HEIGHT = 300, GAPS = 130, EDGE = { left: 34, right: 12, top: 12, bottom: 24 };
+const HEIGHT = 300, GAPS = 120, EDGE = { left: 34, right: 12, top: 12, bottom: 24 };
 const $ = (name) => document.getElementById(`see-${name}`);
 
 const settings = { cell: "lem", gain: 4, steps: 256, chunks: 16 };
@@ -53,15 +53,15 @@ print(out.info.iterations)  # ${last()} on this page
 
 // -- the pictures ----------------------------------------------------------------------------------
 
-const number = (x) => (x === 0 ? "0" : Math.abs(x) < 0.01 || Math.abs(x) >= 1e4 ? x.toExponential(0) : x.toFixed(2));
+const number = (x) => (x === 0 ? "0" : Math.abs(x) < 0.01 || Math.abs(x) >= 100 ? x.toExponential(0) : x.toFixed(2));
 const text = (x, y, words, anchor = "middle") =>
   `<text x="${x}" y="${y}" text-anchor="${anchor}">${words}</text>`;
 
-// A frame: of each chunk the share `progress` has been run, of the way to the next frame's starts
-// the share `way` is done.
+// Draw the frame `at`: of each chunk the share `progress` has been run, and its start has gone the
+// share `way` of its way to the next frame.
 function draw(progress = 1, way = 0) {
   const svg = $("picture"), width = svg.clientWidth || 640;
-  const { chunks, length, frames } = solved, { starts, ends, states, settled } = frames[at];
+  const { length, frames } = solved, { starts, ends, states, settled } = frames[at];
   const following = frames[Math.min(at + 1, last())].starts;
   const X = (t) => EDGE.left + (t / settings.steps) * (width - EDGE.left - EDGE.right);
   const bottom = HEIGHT - EDGE.bottom;
@@ -86,7 +86,7 @@ function draw(progress = 1, way = 0) {
     const v = shown(start) + (done ? 0 : way * (shown(following[c]) - shown(start)));
     dots += `<circle class="see-start${done ? " settled" : ""}" cx="${X(from).toFixed(1)}" cy="${Y(v).toFixed(1)}" r="${radius}"/>`;
   });
-  const path = truth.map((x, t) => point(t + 1, shown(x)));
+  const path = [point(0, shown(starts[0])), ...truth.map((x, t) => point(t + 1, shown(x)))];
   svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
   svg.innerHTML = `<path class="see-grid" d="${lines}"/>
 <path class="see-axis" d="M${EDGE.left} ${Y(0)}H${width - EDGE.right}"/>
@@ -123,8 +123,7 @@ function drawGaps() {
   const ticks = [0, -8, -16].map((power) =>
     `<path class="see-grid" d="M${left} ${Y(10 ** power)}H${width - EDGE.right}"/>${text(left - 4, Y(10 ** power) + 4, power ? `1e${power}` : "1", "end")}`);
   svg.setAttribute("viewBox", `0 0 ${width} ${GAPS}`);
-  svg.innerHTML = ticks.join("") + bars.join("") + labels.join("") +
-    text(width - EDGE.right, EDGE.top + 2, "largest gap after each update", "end");
+  svg.innerHTML = ticks.join("") + bars.join("") + labels.join("");
   svg.setAttribute("aria-label",
     `Largest gap after each update: ${solved.frames.map((f) => largestGap(f).toExponential(0)).slice(0, 20).join(", ")}`);
 }
@@ -148,7 +147,7 @@ function tell() {
 
 // -- movement --------------------------------------------------------------------------------------
 
-// Call draw with shares from 0 to 1, then `done`.
+// Paint shares from 0 to 1 in so many milliseconds, then call `done`.
 function animate(milliseconds, paint, done) {
   const mine = ++movement, begin = performance.now();
   const frame = (now) => {
@@ -222,7 +221,7 @@ function changed(update = 0) {
   $("gain").disabled = !cell.scaled.length;
   $("gain-hint").textContent = cell.scaled.length
     ? `The gain multiplies ${cell.scaled.join(", ")}, the recurrent weights.`
-    : "This cell is linear. It has no recurrent weights of its own that a gain could multiply.";
+    : "No gain for this cell: it is linear, and takes one update whatever its weights.";
   $("code").textContent = code();
   show(Math.min(update, last()));
 }
