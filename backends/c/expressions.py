@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from parnl.graph.arithmetic import whole_power
 from parnl.graph.flatcode import definition, needed, operands_of
@@ -15,7 +15,11 @@ MATH = tuple(o.c for o in OPERATIONS.values() if is_name(o.c))
 
 
 class Expressions:
-    """C over numbers of one type; suffix: "f" for float, "" for double."""
+    """C over numbers of one type; suffix: "f" for float, "" for double.
+
+    Languages that look alike are subclasses: what a reader sees of C in `export.text`, and the
+    JavaScript of the documentation in `docs/see/cells.py`.
+    """
 
     real = "real"  # the name of the type
 
@@ -38,15 +42,17 @@ class Expressions:
                 names[node.index] = self._number(node.value)
             elif node.index not in names:
                 names[node.index] = f"v{node.index}"
-                kind = "int" if node.op in CONDITIONS else self.real
                 x = [names[a.index] for a in operands_of(node, fused)]
                 if node.index in fused:
                     summand, left, right = x
                     text = multiply_add(summand, left, right, node.op == "sub")
                 else:
                     text = self._expression(node, x)
-                lines.append(f"const {kind} v{node.index} = {text};")
+                lines.append(f"{self._declared(node)} = {text};")
         return [names[o.index] for o in outputs], lines
+
+    def _declared(self, node: Symbol) -> str:
+        return f"const {'int' if node.op in CONDITIONS else self.real} v{node.index}"
 
     def _number(self, value: float) -> str:
         if value != value:
@@ -56,18 +62,21 @@ class Expressions:
         return f"R({value!r})"
 
     def definitions(self) -> str:
-        """Return the C functions of all operations that C lacks."""
+        """Return the functions of all operations that the language lacks."""
         own = (o for o in OPERATIONS.values() if self._form(o) == DEFINED)
         return "".join(map(self.definition, own))
 
     def definition(self, operation: Operation) -> str:
-        """Return the C function of an operation, by its definition."""
+        """Return the function of an operation, by its definition."""
         arguments, value = definition(operation)
         names = {a.index: a.value[1] for a in arguments}
         (result,), lines = self.compute([value], names, {})
-        given = ", ".join(f"{self.real} {name}" for name in names.values())
         body = " ".join([*lines, f"return {result};"])
-        return f"static inline {self.real} own_{operation.name}({given}) {{ {body} }}\n"
+        return f"{self._head(f'own_{operation.name}', names.values())} {{ {body} }}\n"
+
+    def _head(self, name: str, arguments: Iterable[str]) -> str:
+        given = ", ".join(f"{self.real} {argument}" for argument in arguments)
+        return f"static inline {self.real} {name}({given})"
 
     def _form(self, operation: Operation) -> str:
         return operation.c_float32 if self.suffix and operation.c_float32 else operation.form("c")

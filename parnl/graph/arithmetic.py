@@ -78,6 +78,7 @@ _pow = Operation(
     c="pow{f}({x}, {y})",
     triton="power({x}, {y})",
     onnx="Pow",
+    javascript="Math.pow",
     example="(1.0 + x * x) ** 0.3",
 )
 
@@ -151,6 +152,7 @@ _and = Operation(
     c="{x} & {y}",
     triton="{x} & {y}",
     onnx="And",
+    javascript="{x} && {y}",
     conditions=(0, 1),
     is_condition=True,
     example="ops.where((x > 0.1) & ~(y >= 0.2), x, 0.5)",
@@ -167,6 +169,7 @@ _or = Operation(
     c="{x} | {y}",
     triton="{x} | {y}",
     onnx="Or",
+    javascript="{x} || {y}",
     conditions=(0, 1),
     is_condition=True,
     example="ops.where((x <= -0.2) | (y != y), 1.0, y)",
@@ -182,6 +185,7 @@ _not = Operation(
     c="!{x}",
     triton="~{x}",
     onnx="Not",
+    javascript="!{x}",
     conditions=(0,),
     is_condition=True,
     example="ops.where(~(x < 0.3), x, 0.5)",
@@ -203,6 +207,7 @@ where: Operation = Operation(
     c="{x} ? {y} : {z}",
     triton="tl.where",
     onnx="Where",
+    javascript="{x} ? {y} : {z}",
     conditions=(0,),
     jumps=lambda condition, x, y: condition.low != condition.high,
     example="ops.where(x > 0.1, y, 0.5 * x)",
@@ -229,6 +234,7 @@ minimum = Operation(
     jax="jnp.minimum",
     array_api="xp.minimum",
     onnx="Min",
+    javascript="Math.min",
     example="ops.minimum(x, y)",
     smooth=False,
 )
@@ -243,6 +249,7 @@ maximum = Operation(
     jax="jnp.maximum",
     array_api="xp.maximum",
     onnx="Max",
+    javascript="Math.max",
     example="ops.maximum(x, y)",
     smooth=False,
 )
@@ -257,6 +264,7 @@ _abs = Operation(
     c="fabs{f}({x})",
     triton="tl.abs",
     onnx="Abs",
+    javascript="Math.abs",
     smooth=False,
 )
 sign: Operation = Operation(
@@ -269,6 +277,7 @@ sign: Operation = Operation(
     jax="jnp.sign",
     array_api="xp.sign",
     onnx="Sign",
+    javascript="Math.sign",
     jumps=lambda x: ~((x.low > 0) | (x.high < 0) | ((x.low == 0) & (x.high == 0))),
     smooth=False,
 )

@@ -2,7 +2,8 @@
 
 An entry says what a function is: its value in NumPy, which also folds constants; its derivative;
 bounds of its values over intervals; its cost; and how each target computes it. `array_api` is any
-library that follows that standard, `xp` its namespace. A target's form is
+library that follows that standard, `xp` its namespace; JavaScript is what a page of the
+documentation runs. A target's form is
 
     a name         "torch.tanh", of a function of that target; in C it takes the type's suffix, and
                    may be computed for a whole vector; of ONNX, an operator, and nothing but names
@@ -24,7 +25,7 @@ from parnl.graph.intervals import Interval
 # (t, f, arguments) -> t times the derivative by one argument; f is the operation's own value
 Rule = Callable[..., Any]
 
-TARGETS = ("torch", "jax", "array_api", "c", "triton", "onnx")
+TARGETS = ("torch", "jax", "array_api", "c", "triton", "onnx", "javascript")
 DEFINED = "by definition"  # a form: the target has none of its own, or none that serves
 
 
@@ -59,6 +60,7 @@ class Operation:
     c_float32: str = ""
     triton: str = ""
     onnx: str = ""
+    javascript: str = ""
     conditions: tuple[int, ...] = ()
     is_condition: bool = False
     jumps: Callable[..., Any] | None = None

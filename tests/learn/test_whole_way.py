@@ -1,15 +1,12 @@
 """From a file of the UEA archive's kind to a model elsewhere: every command, both frameworks."""
 
-import shutil
-import subprocess
-
 import numpy as np
 import pandas as pd
 import pytest
+from javascript import BROWSER, opened
 from toy_runs import BACKENDS
 
 SMALL = ["--blocks", 1, "--width", 6, "--state", 5, "--batch", 8, "--epochs", 3, "--lr", 0.02]
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def write_ts(path, count=40, seed=0):
@@ -58,14 +55,7 @@ def test_a_browser_shows_the_page_without_a_word(parnl, tmp_path):
     assert parnl("report", tmp_path)[0] == 0
     broken.write_text(page.read_text().replace("<body>", "<body><script>let</script>"))
 
-    def opened(file):
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-        flags += ["--log-level=0", f"--user-data-dir={tmp_path / 'browser'}", "--dump-dom"]
-        return subprocess.run(
-            [BROWSER, *flags, f"file://{file}"], capture_output=True, text=True, timeout=120
-        )
-
-    shown = opened(page)
+    shown = opened(page, tmp_path)
     assert "Confusion" in shown.stdout or "truth" in shown.stdout
     assert "CONSOLE" not in shown.stderr
-    assert "CONSOLE" in opened(broken).stderr  # so a word of the console would have been seen
+    assert "CONSOLE" in opened(broken, tmp_path).stderr  # so a word of the console would have been seen
