@@ -219,6 +219,15 @@ class Cell:
         parameters, features = _Parameters(graph, self), _Features(graph)
         states = [graph.leaf("state", name) for name in self.states]
         time = {"dt": graph.leaf("dt", "dt")} if self.time_aware else {}
+        signature = inspect.signature(self.step)
+        try:
+            signature.bind(parameters, *states, features, **time)
+        except TypeError as error:
+            expected = ", ".join(("p", *self.states, "f", *time))
+            raise StepError(
+                f"step: expected the arguments ({expected}), with one for each of the states "
+                f"{', '.join(self.states)}, got {signature}"
+            ) from error
         try:
             result = self.step(parameters, *states, features, **time)
         except TypeError as error:
