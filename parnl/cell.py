@@ -13,7 +13,7 @@ import numpy as np
 
 from parnl import locality, ops
 from parnl.dtypes import is_half
-from parnl.frameworks import get_backend, name_of
+from parnl.frameworks import constant, get_backend, name_of
 from parnl.graph.nodes import Graph, StepError, Symbol
 from parnl.graph.program import Program
 from parnl.params import Parameter
@@ -201,6 +201,7 @@ class Cell:
         """Draw every parameter, in float64; to be extended where one depends on another's draw."""
         return {name: spec.draw(rng, self.sizes) for name, spec in self.specs.items()}
 
+    @constant
     def can_be_cut(
         self, framework: str, device: str | None, dtype: str, steps: int, length: int
     ) -> bool:
@@ -209,9 +210,6 @@ class Cell:
         if known is not None:
             return known
         return locality.tried(self, framework, device, dtype, steps, length)
-
-    # PyTorch's compiler takes what is marked so for a constant, and does not follow it
-    can_be_cut._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def _trace(self) -> Program:
         """Call `step` once with symbols and return its graph."""
