@@ -13,7 +13,7 @@ import numpy as np
 
 from parnl import locality, ops
 from parnl.dtypes import is_half
-from parnl.frameworks import get_backend, name_of
+from parnl.frameworks import constant, get_backend, name_of
 from parnl.graph.nodes import Graph, StepError, Symbol
 from parnl.graph.program import Program
 from parnl.params import Parameter
@@ -246,6 +246,7 @@ class Cell:
         """Draw every parameter, in float64; to be extended where one depends on another's draw."""
         return {name: spec.draw(rng, self.sizes) for name, spec in self.specs.items()}
 
+    @constant
     def can_be_cut(
         self, framework: str, device: str | None, dtype: str, steps: int, length: int
     ) -> bool:
@@ -255,15 +256,21 @@ class Cell:
             return known
         return locality.tried(self, framework, device, dtype, steps, length)
 
-    # PyTorch's compiler takes what is marked so for a constant, and does not follow it
-    can_be_cut._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
     def _trace(self) -> Program:
         """Call `step` once with symbols and return its graph."""
         graph = Graph()
         parameters, features = _Parameters(graph, self), _Features(graph)
         states = [graph.leaf("state", name) for name in self.states]
         time = {"dt": graph.leaf("dt", "dt")} if self.time_aware else {}
+        signature = inspect.signature(self.step)
+        try:
+            signature.bind(parameters, *states, features, **time)
+        except TypeError as error:
+            expected = ", ".join(("p", *self.states, "f", *time))
+            raise StepError(
+                f"step: expected the arguments ({expected}), with one for each of the states "
+                f"{', '.join(self.states)}, got {signature}"
+            ) from error
         try:
             result = self.step(parameters, *states, features, **time)
         except TypeError as error:

@@ -53,6 +53,16 @@ loaded: dict[str, Backend] = {}
 plain: dict[type, Any] = {}
 
 
+def constant(function: F) -> F:
+    """Mark a function that PyTorch's compiler does not follow: what it returns is a constant.
+
+    So does `torch.compiler.assume_constant_result`, which imports the compiler: that takes longer
+    than the rest of PyTorch, and few programs need it.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 class Backend(Kernels, Protocol):
     """What the rest of parnl asks of a framework, beyond `Kernels`.
 

@@ -27,6 +27,11 @@ IMPORTS = {
         "parnl.solve(c, c.init(backend='torch'), torch.zeros(3, 1))",
         {"jax"},
     ),
+    "its compiler, to solve on torch": (
+        "import torch, parnl; from parnl.torch import RNN; torch.set_grad_enabled(False);"
+        "RNN('gru', 1, 1)(torch.zeros(3, 1))",
+        {"torch._dynamo"},
+    ),
     "solve on jax": (
         "import jax.numpy as np, parnl; c = parnl.get_cell('gru', input_size=1, hidden_size=1);"
         "parnl.solve(c, c.init(backend='jax'), np.zeros((3, 1), 'float32'))",

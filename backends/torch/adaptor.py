@@ -20,7 +20,7 @@ from parnl.backends.torch.operators import operator_solve, recorded, unobserved
 from parnl.backends.torch.threads import openmp
 from parnl.backends.triton import calls as triton_calls
 from parnl.dtypes import is_half
-from parnl.frameworks import loaded, plain
+from parnl.frameworks import constant, loaded, plain
 from parnl.graph.flatcode import array_functions
 from parnl.graph.program import Program
 from parnl.solver.cost import Device
@@ -50,7 +50,7 @@ _SCOPE = {
 }
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _device(device: torch.device, dtype: torch.dtype) -> tuple[int, float, int, int]:
     if backend.compiles(torch.empty(0, device=device, dtype=dtype)):
         lanes, price, crowd, cache = compiled_device(dtype, backend.threads(), price=2500.0)
@@ -58,14 +58,14 @@ def _device(device: torch.device, dtype: torch.dtype) -> tuple[int, float, int, 
     return (1 << 16 if device.type == "cpu" else 1 << 20), COMPOSED, 0, 0
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _made(text: str) -> bool:
     """Make the step of a program, which Dynamo cannot follow: it may be traced from then on."""
     Program.of_text(text).function("step", backend)
     return True
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _autocasts(kind: str) -> bool:
     """Whether `torch.autocast` knows this kind of device; Dynamo of PyTorch 2.10 cannot ask."""
     return torch.amp.is_autocast_available(kind)
@@ -180,7 +180,7 @@ class TorchBackend(CompiledSteps):
             return operator_solve(program, plan, operands, x0)
         return implicit_solve(self, program, plan, operands, x0)
 
-    @torch.compiler.disable
+    @torch._disable_dynamo  # imports the compiler when it is called, `torch.compiler.disable` now
     def line_of(self, time_axis: Any, inputs: torch.Tensor, alike: str) -> Line:
         """See `devices.line_of`."""
         return _devices().line_of(time_axis, inputs, alike)
@@ -190,7 +190,7 @@ class TorchBackend(CompiledSteps):
         if torch.distributed.is_available():
             _devices().refuse(time_axis)
 
-    @torch.compiler.disable
+    @torch._disable_dynamo
     def solve_along(
         self,
         program: Program,

@@ -18,6 +18,7 @@ from parnl.backends.c.calls import dtype_name, layout
 from parnl.backends.triton.build import loaded, options, tile
 from parnl.backends.triton.launch import CHUNKS, FEWER, PRICE, arguments, importable, instances
 from parnl.backends.triton.text import Kernel
+from parnl.frameworks import constant
 from parnl.graph.program import Program
 from parnl.solver.cost import Device
 from parnl.solver.newton import Plan, Stats
@@ -38,7 +39,7 @@ def serves(array: Tensor, chunks: int = 1) -> bool:
     return chunks <= CHUNKS
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _chosen(device: str) -> bool:
     """Whether Triton is to be used on tensors of `device`."""
     choice = build.choice()
@@ -159,7 +160,7 @@ def _wide(array: Tensor) -> bool:
     return sum((n - 1) * abs(stride) for n, stride in sizes) >= 1 << 31
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 1

@@ -94,6 +94,16 @@ def test_a_step_that_cannot_be_traced_says_why(case):
     assert "test-wrong-step" not in parnl.list_cells()
 
 
+@pytest.mark.parametrize(
+    "arguments", ["p, x, f", "p, h, c", "p, h, c, n, f", "p, h, c, f, *, gate"]
+)
+def test_a_step_with_other_arguments_than_its_states_names_them(arguments):
+    members = dict(states=("h", "c"), step=eval(f"lambda self, {arguments}: (0.0, 0.0)"))
+    got = re.escape(f"got ({arguments})")
+    with pytest.raises(parnl.StepError, match=rf"expected the arguments \(p, h, c, f\).*{got}"):
+        type("Wrong", (parnl.Cell,), members)(1, 2)
+
+
 def test_step_error_is_a_type_error():
     assert issubclass(parnl.StepError, TypeError)
 
