@@ -66,7 +66,7 @@ function growth(products, sizes) {
   return products.map((raw) => {
     const nan = raw.some(Number.isNaN);
     let entries = raw.map((p) => (nan ? 0 : clamp(p)));
-    if (k > 1 && sizes) {
+    if (k > 1) {
       const ratio = (i, j) => (sizes[i] > 0 ? Math.min(sizes[j] / sizes[i], LIMIT) : 0);
       entries = entries.map((p, e) => clamp(p * ratio(Math.floor(e / k), e % k)));
     }
@@ -113,7 +113,7 @@ function newton(cell, operands, x0, steps, asked, { tolerance = null, most = ask
     const sizes = []; // of each state, the largest at the chunk starts so far
     next.starts.forEach((s, c) =>
       sizes.push(s.map((x, i) => Math.max(c ? sizes[c - 1][i] : 0, Number.isFinite(x) ? Math.abs(x) : 0))));
-    const tame = growth(raw, cell.linear ? null : sizes[chunks - 1]).map((g) => g < GROWTH);
+    const tame = growth(raw, sizes[chunks - 1]).map((g) => g < GROWTH);
     const allTame = tame.every(Boolean);
     const bounded = allSoFar(raw.map((block, c) => tame[c] && largest(block) < LIMIT));
     next.settled = allSoFar(next.gaps.map((gap, c) => {
