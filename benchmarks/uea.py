@@ -67,6 +67,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "ltc": {"cell": "ltc"},
     "lru": {"cell": "lru"},
     "s5": {"cell": "s5"},
+    "linoss im": {"cell": "linoss"},
+    "linoss imex": {"cell": "linoss", "options": {"scheme": "imex"}},
     "s6": {"cell": "s6"},
     "transformer": {"cell": "attention"},
     # ablations of the paper, and its follow-up's looped blocks (2605.16048)
@@ -76,9 +78,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "lrc dense": {},
     "lrc looped twice": {"loops": 2},
 }
-BASELINES = list(MODELS)[1:10]
+BASELINES = list(MODELS)[1:12]
 
-# Test accuracy, mean and deviation, as published: Table 1 (LRU, S5, S6, Transformer and LrcSSM with
+# Test accuracy, mean and deviation, as published: Table 1 (LRU, S5, LinOSS, S6, Transformer and LrcSSM with
 # tuned options; deviations there are called standard errors), Tables 2, 8, 10 and 11 (all others:
 # 6 blocks, width and state 64, learning rate 1e-4).
 TASKS = ("EthanolConcentration", "SelfRegulationSCP1", "SelfRegulationSCP2")
@@ -90,6 +92,8 @@ PUBLISHED = {
     "stc": ("36.8 ± 4.0", "78.8 ± 4.3", "50.4 ± 6.9"),
     "lru": ("23.8 ± 2.8", "84.5 ± 4.6", "47.4 ± 4.0"),
     "s5": ("25.6 ± 3.5", "87.1 ± 2.1", "55.1 ± 3.3"),
+    "linoss im": ("29.9 ± 0.6", "87.8 ± 2.6", "58.2 ± 6.9"),
+    "linoss imex": ("29.9 ± 1.0", "87.5 ± 4.0", "58.9 ± 8.1"),
     "s6": ("26.4 ± 6.4", "82.8 ± 2.7", "49.9 ± 9.4"),
     "transformer": ("40.5 ± 6.3", "84.3 ± 6.3", "49.1 ± 2.5"),
     "lrc A(u) b(x,u)": ("37.6 ± 3.9", "85.0 ± 2.9", "49.6 ± 5.5"),
