@@ -80,9 +80,9 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 BASELINES = list(MODELS)[1:12]
 
-# Test accuracy, mean and deviation, as published: Table 1 (LRU, S5, LinOSS, S6, Transformer and LrcSSM with
-# tuned options; deviations there are called standard errors), Tables 2, 8, 10 and 11 (all others:
-# 6 blocks, width and state 64, learning rate 1e-4).
+# Test accuracy, mean and deviation, as published: Table 1 (LRU, S5, LinOSS, S6, Transformer and
+# LrcSSM with tuned options; deviations there are called standard errors), Tables 2, 8, 10 and 11
+# (all others: 6 blocks, width and state 64, learning rate 1e-4).
 TASKS = ("EthanolConcentration", "SelfRegulationSCP1", "SelfRegulationSCP2")
 PUBLISHED = {
     "lrc": ("36.9 ± 5.3", "85.2 ± 2.1", "53.9 ± 7.2"),
