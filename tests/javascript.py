@@ -70,9 +70,8 @@ def evaluated(program, states, operands, kind="step", run=run):
     states, operands: (N, k) and (N, number of operands); kind: step or stepJacobian.
     """
     made = writer()
-    rows = [
-        [list(map(float, x)), list(map(float, q))] for x, q in zip(states, operands, strict=True)
-    ]
+    pairs = zip(states, operands, strict=True)
+    rows = [[list(map(float, x)), list(map(float, q))] for x, q in pairs]
     found = run(f"""
 {made["JavaScript"]().definitions()}
 const cell = {{ {made["functions"](program)} }};

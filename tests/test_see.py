@@ -13,7 +13,7 @@ from parnl.frameworks import get_backend
 from parnl.inputs import computed_features, feature_operands
 
 EPSILON = np.finfo(np.float64).eps
-# Gains at which no cell of the page is chaotic: there, no rounding decides how many updates it takes.
+# Gains at which no cell of the page is chaotic, so that rounding does not decide on updates.
 SETTINGS = [
     (name, gain, steps, chunks)
     for name in ("gru", "mgu", "lstm", "lem", "lrc", "cfc", "indrnn", "lru")
@@ -23,7 +23,7 @@ SETTINGS = [
 SETTINGS += [("gru", 6, 128, 8), ("mgu", 4, 256, 16)]
 
 
-@pytest.mark.parametrize("name", parnl.list_cells())
+@pytest.mark.parametrize("name", [n for n in parnl.list_cells() if not n.startswith("test-")])
 def test_a_cells_step_and_jacobian_are_those_of_numpy(name):
     """Each tanh or exp may differ by a unit or two, and a step has up to twenty of them."""
     cell, rng, numpy = parnl.get_cell(name, 1, 8), np.random.default_rng(0), get_backend("numpy")
@@ -81,10 +81,11 @@ def test_updates_on_hostile_cells_are_those_of_solve(kind, wild):
     cell, inputs = kind(1, 1), np.sin(np.arange(512.0))[:, None]
     inputs[200] = wild
     out = parnl.solve(cell, {}, inputs, method="newton", chunks=4, max_iterations=4)
+    functions = javascript.writer()["functions"](cell.program)
     found = javascript.run(f"""
 {(javascript.SEE / "newton.js").read_text()}
 const inputs = {json.dumps(inputs[:, 0].tolist())};
-const cell = {{ linear: {json.dumps(cell.linear)}, {javascript.writer()["functions"](cell.program)} }};
+const cell = {{ linear: {json.dumps(cell.linear)}, {functions} }};
 const {{ frames }} = newton(cell, (t) => [inputs[t]], [0], 512, 4);
 const exact = loop(cell, (t) => [inputs[t]], [0], 512);
 const same = frames.at(-1).states.every(([x], t) => Object.is(x, exact[t][0]));
@@ -102,7 +103,8 @@ const wait = (milliseconds) => new Promise((go) => setTimeout(go, milliseconds))
 const page = document.getElementById("see");
 const pictures = () => $("picture").innerHTML + $("gaps").innerHTML;
 const state = () => ({ updates: +page.dataset.updates, at: +page.dataset.at,
-  chunks: +$("chunks-value").textContent, status: $("status").textContent, code: $("code").textContent });
+  chunks: +$("chunks-value").textContent,
+  status: $("status").textContent, code: $("code").textContent });
 function put(name, value) {
   const before = pictures(), control = $(name);
   control.value = value;

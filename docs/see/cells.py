@@ -1,8 +1,8 @@
 """The cells of the page "See it move", as JavaScript: a hook of MkDocs writes `see/cells.js`.
 
-Step and Jacobian come from the traced program, as those of the C and Triton kernels do. Features are
-computed here, by the cell itself, and written down as numbers. `python docs/see/cells.py` prints
-the file.
+Step and Jacobian come from the traced program, as those of the C and Triton kernels do. Features
+are computed here, by the cell itself, and written down as numbers. `python docs/see/cells.py`
+prints the file.
 """
 
 from __future__ import annotations

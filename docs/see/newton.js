@@ -92,23 +92,25 @@ function newton(cell, operands, x0, steps, asked, { tolerance = null, most = ask
   const length = Math.ceil(steps / chunks);
   const allowed = tolerance ?? 8 * EPSILON * Math.sqrt(length);
 
-  function run(starts) {
-    const runs = starts.map((start, c) =>
-      rollout(cell, operands, start, c * length, Math.min(steps, (c + 1) * length)));
+  function run(starts, before = null) {
+    const runs = starts.map((start, c) => // a start that has not moved gives the same run
+      before && before.starts[c] === start ? before.runs[c]
+        : rollout(cell, operands, start, c * length, Math.min(steps, (c + 1) * length)));
     const ends = runs.map((r) => r.end);
     const gaps = starts.slice(1).map((s, c) => s.map((_, i) => difference(ends[c][i], s[i])));
     const raw = runs.slice(0, -1).map((r) => r.product);
-    return { starts, ends, gaps, raw, states: runs.flatMap((r) => r.states) };
+    return { starts, runs, ends, gaps, raw, states: runs.flatMap((r) => r.states) };
   }
 
-  function update({ starts, ends, gaps, raw, settled }) {
+  function update(frame) {
+    const { starts, ends, gaps, raw, settled } = frame;
     const products = raw.map((block) => block.map(tamed));
     const open = gaps.map((gap, c) => (settled[c] ? gap.map(() => 0) : gap));
     const change = affineScan(products, open);
     const none = x0.map(() => 0);
     const after = products.map((product, c) =>
       settled[c] ? starts[c + 1] : plus(ends[c], matvec(product, c ? change[c - 1] : none)));
-    const next = run([starts[0], ...after]);
+    const next = run([starts[0], ...after], frame);
 
     const sizes = []; // of each state, the largest at the chunk starts so far
     next.starts.forEach((s, c) =>

@@ -20,8 +20,9 @@ const shown = (state) => state[state.length - 1]; // of several states, the outp
 function solve() {
   const cell = CELLS[settings.cell];
   const scaled = cell.operands.map((name) => cell.scaled.includes(name));
-  const operands = (t) =>
-    cell.values.map((v, i) => (Array.isArray(v) ? v[t] : scaled[i] ? v * settings.gain : v));
+  const every = Array.from({ length: settings.steps }, (_, t) =>
+    cell.values.map((v, i) => (Array.isArray(v) ? v[t] : scaled[i] ? v * settings.gain : v)));
+  const operands = (t) => every[t];
   const x0 = cell.states.map(() => 0);
   solved = newton(cell, operands, x0, settings.steps, settings.chunks);
   truth = loop(cell, operands, x0, settings.steps);

@@ -239,7 +239,7 @@ def _erf_of_arrays(x: Any) -> Any:
     return values.astype(np.result_type(x))[()]  # a number's is a number
 
 
-# erf(x) / x in powers of x^2 for |x| <= 1, and e^(z^2) erfc z in powers of t = (z - 33/13) / (z + 3)
+# erf(x) / x in powers of x^2 for |x| <= 1, and e^(z^2) erfc z in powers of (z - 33/13) / (z + 3)
 # for 1 <= z <= 6, highest first: interpolations in Chebyshev points. Relative to erf, within 2^-53.
 _ERF = (
     -7.795898827002142e-10, 1.3720064546777686e-08, -1.6208483801871705e-07,

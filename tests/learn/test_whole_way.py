@@ -58,6 +58,5 @@ def test_a_browser_shows_the_page_without_a_word(parnl, tmp_path):
     shown = opened(page, tmp_path)
     assert "Confusion" in shown.stdout or "truth" in shown.stdout
     assert "CONSOLE" not in shown.stderr
-    assert (
-        "CONSOLE" in opened(broken, tmp_path).stderr
-    )  # so a word of the console would have been seen
+    # so a word of the console would have been seen
+    assert "CONSOLE" in opened(broken, tmp_path).stderr
