@@ -54,7 +54,7 @@ def run(page: Path, folder: Path) -> dict[str, Any]:
 
 def main(pages: list[str]) -> None:
     """Run pages and put the pictures they save next to them."""
-    for page in map(Path, pages):
+    for page in (Path(page).resolve() for page in pages):
         with tempfile.TemporaryDirectory() as folder:
             run(page, Path(folder))
             for picture in sorted(Path(folder).glob("*.svg")):
