@@ -347,7 +347,8 @@ class _Parameters:
         if not specs[name].per_channel:
             raise StepError(
                 f"step: parameter {name!r} has dimensions {specs[name].dims}, but a step sees one "
-                'channel: only vector("hidden") may be read here; use the others in features()'
+                'channel: only vector("hidden") may be read here; multiply the inputs by it in '
+                "features(). A state cannot be multiplied by a matrix: that mixes channels"
             )
         return self._used.setdefault(name, self._graph.leaf("parameter", name))
 

@@ -236,8 +236,9 @@ def computed_features(
 def wide_params(backend: Any, params: Mapping[str, Any], inputs: Any) -> tuple[Values, Any, Any]:
     """Return (parameters, dtype to compute in, dtype of the outputs).
 
-    What is half precision comes to the cell in the dtype to solve in, so that what depends on
-    parameters alone, as a decay exp(-exp(nu)), is not rounded on the way.
+    All of it comes to the cell in the dtype to solve in. So what depends on parameters alone, as a
+    decay exp(-exp(nu)), is not rounded on the way, and PyTorch, which multiplies matrices of one
+    type only, takes what NumPy takes.
     """
     dtype, result = working_dtype(backend.xp, [inputs, *params.values()])
     if any([a.dtype != dtype for a in params.values()]):
@@ -246,8 +247,7 @@ def wide_params(backend: Any, params: Mapping[str, Any], inputs: Any) -> tuple[V
 
 
 def _wide(xp: Any, array: Any, dtype: Any) -> Any:
-    """As `widened`; that an array is of `dtype`, as most are, is found sooner."""
-    return array if array.dtype == dtype else widened(xp, array, dtype)
+    return array if array.dtype == dtype else xp.astype(array, dtype)
 
 
 def features_of(

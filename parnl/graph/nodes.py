@@ -77,13 +77,14 @@ class Graph:
                 raise StepError(f"{op}: a symbol of another trace was used; do not store symbols")
             return value
         if isinstance(value, bool | np.bool_):
-            _refuse(op, f"the truth value {value}")
+            _refuse(f"{op} got the truth value {value}, expected a number")
         if isinstance(value, int | float | np.integer | np.floating):
             try:
                 return self.constant(float(value))
             except OverflowError as error:
                 raise StepError(f"step: {op}: an integer beyond the range of float64") from error
-        _refuse(op, f"a value of type {type(value).__name__}")
+        kind = type(value).__name__.lstrip("_")
+        _refuse(f"{op} got a value of type {kind}, expected a number")
 
     def _simplified(self, op: str, args: tuple[Symbol, ...]) -> Symbol | None:
         values = [a.value if a.op == "constant" else None for a in args]
@@ -159,11 +160,11 @@ class Symbol:
 
     def __pow__(self, other: Any) -> Symbol:
         if isinstance(other, Symbol):
-            _refuse("**", "an exponent that is not a number; write ops.exp(y * ops.log(x))")
+            _refuse("** takes an exponent that is a number; write ops.exp(y * ops.log(x))")
         return self.graph.apply("pow", self, other)
 
     def __rpow__(self, other: Any) -> NoReturn:
-        _refuse("**", "an exponent that is not a number; write ops.exp(y * log(x))")
+        _refuse("** takes an exponent that is a number; write ops.exp(y * log(x))")
 
     def __neg__(self) -> Symbol:
         return self.graph.apply("neg", self)
@@ -218,28 +219,28 @@ class Symbol:
         )
 
     def __float__(self) -> NoReturn:
-        _refuse("float()", "a symbol, whose value is not known yet; use parnl.ops instead of math")
+        _refuse("float() of a value that is not known yet; use parnl.ops instead of math")
 
     __int__ = __index__ = __complex__ = __float__
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Symbol:
         """NumPy's own functions are refused, but its numbers take part in arithmetic."""
         if ufunc not in _UFUNCS or method != "__call__" or kwargs:
-            _refuse(f"numpy.{ufunc.__name__}", f"an array; write ops.{ufunc.__name__}")
+            _refuse(f"numpy.{ufunc.__name__} takes arrays; {_written(ufunc.__name__)}")
         return self.graph.apply(_UFUNCS[ufunc], *inputs)
 
     def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        _refuse("conversion to an array", "a symbol; use parnl.ops instead of the framework's own")
+        _refuse("conversion to an array; use parnl.ops instead of the framework's functions")
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):  # protocols that are probed for: absent, not wrong
             raise AttributeError(name)
-        _refuse(f".{name}", "an array")
+        _refuse(f".{name} is for arrays; {_written(name)}")
 
 
 def _mixing(symbol: str) -> Callable[..., NoReturn]:
     def method(self: Symbol, *args: Any) -> NoReturn:
-        _refuse(symbol, "an array")
+        _refuse(f"{symbol} is for arrays; {_MIXING}")
 
     return method
 
@@ -261,12 +262,20 @@ for _name, _symbol in {
     setattr(Symbol, _name, _mixing(_symbol))
 
 
-def _refuse(operation: str, wanted: str) -> NoReturn:
+_MIXING = (
+    "what reads the inputs alone belongs in features(); a state of other channels cannot be read"
+)
+
+
+def _written(name: str) -> str:
+    """What to write in place of a framework's function of this name."""
+    return f"write ops.{name}(...)" if name in OPERATIONS else _MIXING
+
+
+def _refuse(problem: str) -> NoReturn:
     raise StepError(
-        f"step: {operation} needs {wanted}, but a step sees one channel at one time step: "
-        "arithmetic, parnl.ops, and numbers only. What mixes channels or reads arrays belongs in "
-        "features(), which is computed for all time steps at once; an elementwise result of it is "
-        "given to the step."
+        f"step: {problem}. A step sees one channel at one time step, as a symbol: it takes "
+        "arithmetic, parnl.ops and numbers."
     )
 
 
