@@ -56,7 +56,8 @@ def get_class(name: str) -> type[Cell]:
         close = difflib.get_close_matches(str(name), _cells, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
         raise ValueError(
-            f"cell: unknown name {name!r}; {hint}known cells: {', '.join(sorted(_cells))}"
+            f"cell: unknown name {name!r}; {hint}known cells: {', '.join(sorted(_cells))}; one of "
+            "your own is known once its module is imported"
         )
     return _cells[name]
 

@@ -43,6 +43,8 @@ def write(folder: Path, to: str, out: Path) -> list[str]:
             "last step; expected onnx, torch or jax"
         )
     about: dict[str, Any] = dict(task=model.config.task, classes=list(model.classes))
+    logits = bool(model.classes) or bool(model.ahead and model.ahead.tokens)
+    about["answers"] = "logits" if logits else "numbers"
     if model.ahead is not None:
         about |= model.ahead._asdict()
     if about.get("tokens"):
@@ -52,6 +54,9 @@ def write(folder: Path, to: str, out: Path) -> list[str]:
     else:
         about |= dict(channels=channels_of(model.prepared_by()))
         mean, deviation = moments(model.prepared_by())
+        unit = model.prepared_by().time_step
+        if unit is not None:  # the last channel: the time since the step before, in such units
+            about["dt"] = dict(unit=unit, first=1.0)
     out.mkdir(parents=True, exist_ok=True)
     files = make(model, mean, deviation, out)
     (out / "model.json").write_text(json.dumps(about, indent=1))

@@ -2,9 +2,10 @@
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -18,11 +19,31 @@ WRITTEN = (".csv", ".tsv", ".parquet")
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Answer a user's mistake with its message alone."""
+    """Answer a user's mistake with its message alone, arguments as a terminal has them."""
     try:
         yield
     except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"parnl: {error}")
+        sys.exit(f"parnl: {as_options(str(error))}")
+
+
+def as_options(message: str) -> str:
+    """Write `label=` as --label, and `layout='long'` as --layout long."""
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        return f"--{name}" + (f" {value}" if value else "")
+
+    return re.sub(r"(?<![\w-])(id|time|label|columns|layout)=(?:'?(\w+)'?)?", option, message)
+
+
+def import_modules(names: list[str]) -> None:
+    """`parnl --import MODULE`: run what registers cells of the user's own."""
+    if names:
+        from parnl.testing.suite import imported
+
+        with plain_errors():
+            for name in names:
+                imported(name)
 
 
 def show_cells(input_size: int = 64, hidden_size: int = 64) -> None:
@@ -314,13 +335,21 @@ def show_cache(clear: bool) -> None:
 def run_check(target: str) -> None:
     """`parnl check`: put the cell that `target` names through `parnl.testing.check_cell`."""
     os.environ.setdefault("JAX_ENABLE_X64", "1")  # float64 tells a mistake from rounding
-    from parnl import StepError
-    from parnl.testing import check_cell, find
+    from parnl import Cell
+    from parnl.testing import NotApplicable, check_property, find
+    from parnl.testing.suite import items
 
+    with plain_errors():
+        cell = find(target)
     try:
-        with plain_errors():
-            cell = find(target)
-        check_cell(cell)
-    except (AssertionError, NotImplementedError, StepError) as error:
-        sys.exit(f"parnl: {target} fails: {error}")
+        _ = cell if isinstance(cell, Cell) else cell(2, 3)
+    except Exception as error:  # whatever a user's class raises
+        sys.exit(f"parnl: {target} cannot be made: {type(error).__name__}: {error}")
+    for backend, name in items():
+        print(f"{backend}: {name}", flush=True)
+        try:
+            with suppress(NotApplicable):
+                check_property(name, cell, backend)
+        except (AssertionError, NotImplementedError, TypeError, AttributeError) as error:
+            sys.exit(f"parnl: {target} fails: {error}")
     print(f"{target} passes")

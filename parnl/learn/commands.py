@@ -67,8 +67,17 @@ def build() -> Any:
                 help="Print the version of parnl.",
             ),
         ] = False,
+        modules: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--import",
+                metavar="MODULE",
+                help="First import this module or FILE.py, which registers cells of your own.",
+            ),
+        ] = None,
     ) -> None:
         """What comes before a subcommand."""
+        actions.import_modules(modules or [])
 
     @app.command(epilog="Example: parnl cells")
     def cells() -> None:

@@ -6,9 +6,11 @@ import ast
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -34,15 +36,18 @@ def check_cell(
     Raises AssertionError, with the smallest failing problem hypothesis can find. In JAX, float64
     needs `jax_enable_x64`; without it the comparison there is as coarse as float32.
     """
+    for backend, name in items(backends):
+        with suppress(NotApplicable):
+            check_property(name, cell, backend, examples=examples, max_steps=max_steps)
+
+
+def items(backends: Sequence[str] | None = None) -> Iterator[tuple[str, str]]:
+    """Yield what is checked, a backend and the name of a property."""
     chosen = tuple(backends or installed())
     for backend in chosen:
         for name in PROPERTIES:
-            if name == "same_on_numpy" and "numpy" not in chosen:
-                continue
-            try:
-                check_property(name, cell, backend, examples=examples, max_steps=max_steps)
-            except NotApplicable:
-                continue
+            if name != "same_on_numpy" or "numpy" in chosen:
+                yield backend, name
 
 
 def check_property(
@@ -82,6 +87,21 @@ def check_property(
         raise NotApplicable(reasons[0])
 
 
+def imported(source: str) -> ModuleType:
+    """Return the module `package.module` or `path/to/file.py`, whose folder is importable then."""
+    if source.endswith(".py"):
+        file = Path(source)
+        if not file.is_file():
+            raise FileNotFoundError(f"import: there is no file {source}")
+        sys.path.insert(0, str(file.resolve().parent))
+        source = file.stem
+    else:
+        sys.path.insert(0, str(Path.cwd()))
+        if importlib.util.find_spec(source.partition(".")[0]) is None:
+            raise ValueError(f"import: there is no module {source!r}")
+    return importlib.import_module(source)
+
+
 def find(target: str) -> Any:
     """Return what `check_cell` takes for `package.module:Name` or `path/to/file.py:Name`.
 
@@ -91,19 +111,8 @@ def find(target: str) -> Any:
     source, _, name = path.rpartition(":")
     if not source or not name:
         raise ValueError(f"target: got {target!r}, expected MODULE:CELL or FILE.py:CELL")
-    if source.endswith(".py"):
-        file = Path(source)
-        if not file.is_file():
-            raise FileNotFoundError(f"target: there is no file {source}")
-        # Its own folder is importable, as if the file were run as a script.
-        sys.path.insert(0, str(file.resolve().parent))
-        source = file.stem
-    else:
-        sys.path.insert(0, str(Path.cwd()))
-        if importlib.util.find_spec(source.partition(".")[0]) is None:
-            raise ValueError(f"target: there is no module {source!r}")
-    module = importlib.import_module(source)
-    cell = getattr(module, name, None)
+    module = imported(source)
+    source, cell = module.__name__, getattr(module, name, None)
     if isinstance(cell, type) and issubclass(cell, Cell):
         return partial(cell, **options) if options else cell
     if isinstance(cell, Cell) and not options:

@@ -88,6 +88,12 @@ def test_what_is_read_is_told(run, tmp_path):
     assert about["channels"][0] == "x"
     assert about["channels"][-1].startswith("dt in ")
     assert about["classes"] == (["rest", "run"] if about["task"] == "classify" else [])
+    assert about["answers"] == ("logits" if about["task"] == "classify" else "numbers")
+    # dt as a reader of model.json makes it from the file's times
+    times = series().t.to_numpy().reshape(40, 9)
+    dt = np.diff(times, axis=1, prepend=0.0) / about["dt"]["unit"]
+    dt[:, 0] = about["dt"]["first"]
+    np.testing.assert_allclose(raw[..., -1], dt, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from parnl import list_cells
 from parnl.learn import commands
+from parnl.testing import PROPERTIES, installed
 
 SMALL = [
     *("--data", "UnitTest", "--blocks", "1", "--width", "4", "--state", "5"),
@@ -173,18 +174,23 @@ def test_check(parnl, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
     checked = []
-    monkeypatch.setattr("parnl.testing.check_cell", checked.append)
+    monkeypatch.setattr("parnl.testing.check_property", lambda *given: checked.append(given))
     for target in ("my_cells.py:Right", "my_cells:Right", f"{tmp_path}/my_cells.py:Right"):
         status, text = parnl("check", target)
-        assert (status, text) == (0, f"{target} passes\n")
-    assert [cell.__name__ for cell in checked] == ["Right"] * 3
+        assert status == 0
+        assert text.endswith(f"\n{target} passes\n")
+        assert "numpy: same_on_numpy\n" in text
+        kinds = len(PROPERTIES) * len(installed())
+        assert len(checked) == kinds
+        assert {cell.__name__ for _, cell, _ in checked} == {"Right"}
+        checked.clear()
 
 
 @pytest.mark.parametrize(
     ("target", "message"),
     [
         ("my_cells.py:Wrong", "parnl: my_cells.py:Wrong fails: streaming"),
-        ("my_cells.py:Mixing", "parnl: my_cells.py:Mixing fails: "),
+        ("my_cells.py:Mixing", "parnl: my_cells.py:Mixing cannot be made: StepError: step: "),
         ("my_cells.py:ops", "expected a parnl.Cell named 'ops' in 'my_cells', got <module"),
         ("my_cells.py:Absent", "expected a parnl.Cell named 'Absent' in 'my_cells', got None"),
         ("my_cells.py", "expected MODULE:CELL or FILE.py:CELL"),

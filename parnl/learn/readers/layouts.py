@@ -158,6 +158,12 @@ def _long(
 def _wide(
     table: Table, id_name: str | None, _: str | None, labels: Sequence[str], values: Sequence[str]
 ) -> Collection:
+    for name in values if id_name is None else ():
+        if table.is_category(name):
+            raise ValueError(
+                f"data: {table.source}: a row was taken for a series of numbers, but column "
+                f"{shown(name)} holds text; if it tells series apart, name it by id={name}"
+            )
     matrix = np.stack([table.numbers(name) for name in values], axis=1)
     series = []
     for row, line in zip(matrix, table.lines, strict=True):
