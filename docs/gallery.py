@@ -23,7 +23,7 @@ SIZES = {"input_size": 6, "hidden_size": 64}
 _HEAD = """# Cells
 
 parnl has {count} cells. Each name below leads to a page with the equations, the parameters, and
-pictures of what the cell remembers. [A cell of your own](../start/cell.md) takes about ten lines.
+pictures of what the cell remembers. [A cell of your own](../start/cell.md) takes ten lines.
 
 ```python
 import parnl

@@ -31,17 +31,18 @@ def commands() -> str:
         parts.append(f"## parnl {name}\n\n{command.help}")
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         options = [p for p in command.params if p.param_type_name == "option"]
-        usage = " ".join(["parnl", name, *(p.name.upper() for p in arguments)])
-        parts.append(f"```console\n{usage}{' [OPTIONS]' if options else ''}\n```")
-        for argument in arguments:
-            if getattr(argument, "help", None):
-                parts.append(f"`{argument.name.upper()}`: {argument.help}")
+        context = command.make_context(name, [], resilient_parsing=True)
+        pieces = command.collect_usage_pieces(context)  # options first, then each argument
+        parts.append(f"```console\n{' '.join(['parnl', name, *pieces])}\n```")
+        for argument, shown in zip(arguments, pieces[-len(arguments) :], strict=False):
+            parts.append(f"`{shown}`: {argument.help}")
         rows = []
         for option in options:
             names = ", ".join(f"`{n}`" for n in [*option.opts, *option.secondary_opts])
             shown = option.show_default
             default = shown if isinstance(shown, str) else option.default
             default = "" if default in (None, False) else f"`{_cell(str(default))}`"
+            default = "required" if option.required else default
             rows.append(f"| {names} | {_cell(option.help)} | {default} |")
         if rows:
             parts.append(

@@ -96,42 +96,42 @@ def solve(
             cell's own option.
         lengths: integers (...), the number of valid steps of each sequence. Later steps leave the
             state as it is, and their outputs are 0.
-        resets: booleans that broadcast to (..., T), true at the first step of each episode, say:
-            the state before such a step is the initial state, and nothing of what came earlier.
-        reset_state: as `initial_state`: the state before the steps of `resets`, where it is another
-            than the initial one, as in a rollout that goes on from the one before. Not with
-            `cu_seqlens`.
-        cu_seqlens: integers (S + 1,) that rise from 0 to T, where S sequences begin that stand one
-            after the other, without padding, in inputs (T, input) or (1, T, input), and where the
-            last one ends. `initial_state` and `final_state` are then (S, hidden). Not with
-            `lengths`.
-        reverse: run from the last valid step to the first, or with `resets` and `cu_seqlens` so
-            within each of the sequences that these tell apart; outputs stay beside their inputs.
+        resets: booleans that broadcast to (..., T), true at the first step of each episode. Before
+            such a step the state is the initial state, so nothing earlier counts.
+        reset_state: as `initial_state`: the state before the steps of `resets`. None: the initial
+            one. A rollout that goes on from the one before needs another. Not with `cu_seqlens`.
+        cu_seqlens: integers (S + 1,) for S sequences that stand one after the other, without
+            padding, in inputs (T, input) or (1, T, input): where each begins, and T.
+            `initial_state` and `final_state` are then (S, hidden). Not with `lengths`.
+        reverse: run from the last valid step to the first. With `resets` or `cu_seqlens` each
+            sequence is run so by itself. Outputs stay beside their inputs.
         method: "newton" (parallel), "sequential" (the plain loop), or "auto": parallel where the
             device gains from it.
-        chunks: number of pieces the T steps are cut into and solved in parallel, 1 to T; 1 is the
+        chunks: number of pieces the T steps are cut into and solved in parallel, 1 to T. 1 is the
             plain loop, T is Newton over all steps at once. None or "auto": enough to fill the
-            device, or 1 where the batch or T is left open, in a function that is exported.
+            device, so 1 if sequences and channels fill it already; also 1 in an exported function
+            that leaves the batch or T open.
         tolerance: largest gap accepted between the end of a chunk and the start of the next,
             relative to the size of the state. None: rounding level. 0: chunk starts equal the
             sequential run to the last bit.
-        max_iterations: stop after so many Newton updates, converged or not; `chunks` are always
-            enough. None: as many as are worth it; channels that have not converged by then are
-            run by the plain loop, whatever the method, so that with automatic chunks a cell on
-            which Newton makes no progress is to cost at most 2.5 times the loop, by the model
-            of `parnl.solver.cost`. `info.sequential` tells.
-        stretch: number of steps whose features are in memory at a time: the sequence is solved in
+        max_iterations: stop after so many Newton updates, converged or not. `chunks` updates are
+            always enough. None: if Newton stalls, parnl stops it and runs the plain loop for the
+            channels that have not converged, whatever the method. `info.sequential` counts them.
+            With automatic chunks this is to cost at most 2.5 times the plain loop.
+        stretch: number of steps whose features are in memory at a time. The sequence is solved in
             stretches of so many, one after the other, and a gradient computes the features again.
-            None: on a CPU, as many as stay in its cache where all would be large; else all, as with
-            `check`. Not for cells whose features look along time, see `parnl.Cell`.
+            None: on a CPU long sequences are cut so that features stay in its cache; else, and with
+            `check`, all steps are one. Not for cells whose features look along time, see
+            `parnl.Cell`.
         time_axis: devices that share the axis of time, each with one part of it: in JAX the name of
             an axis of the mesh, within `jax.shard_map`; in PyTorch a `ProcessGroup`, or a
             `DeviceMesh` of one dimension. See below.
         states: return the states at every step as well; then nothing is solved in stretches.
-        check: look at the answer, and raise `parnl.SolveError` that names what is wrong first:
-            parameter, input, feature or state that is not finite, a state that is no step from
-            the one before; with its sequence, step and channel, and what to try. Costs about one
-            step over all T in the framework's own operations; not under jit, vmap or grad.
+        check: look at the answer, and raise `parnl.SolveError` if it is wrong: if a parameter,
+            input, feature or state is not finite, or a state differs from what the cell's step
+            makes of the state before it. The error names the first fault in time, with its
+            sequence, step and channel, and says what to try. This costs about one step over all T
+            in the framework's own operations. Not under jit, vmap or grad.
 
     Gradients (JAX, PyTorch) are exact, from the implicit function theorem: O(T D) memory, no
     matter how many iterations. They come in the dtype of each argument. NumPy and the other
@@ -159,8 +159,8 @@ def solve(
     number. In PyTorch all devices go backward, or none.
 
     Time steps: with dt = 0 the state of a cell that discretises an ODE stays as it is. A negative
-    dt is put into the cell's formula as it is, as a step back in time; one that is NaN or infinite
-    makes NaN of that step's state and of those after it, and of none before.
+    dt is allowed, and goes into the cell's formula unchanged: a step back in time. If dt is NaN or
+    infinite at a step, the states from that step on are NaN, and those before it are not touched.
 
     Returns:
         A `Solution`.

@@ -51,7 +51,8 @@ class RNN(nn.Module):
         learn_initial: make parameters of the initial states, `initial_<state>`, zeros at first.
         seed: of the initial parameters; if None, drawn from PyTorch's generator.
         method: as in `parnl.solve`.
-        chunks: as in `parnl.solve`; of fewer steps than `chunks`, each is a chunk.
+        chunks: as in `parnl.solve`, but a sequence may have fewer steps than `chunks`: each of its
+            steps is then a chunk.
         stretch: as in `parnl.solve`.
         **options: all other keywords are options of the cell.
 

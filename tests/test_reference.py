@@ -76,3 +76,6 @@ def test_options_of_every_command_are_in_the_reference():
     page = runpy.run_path(str(REFERENCE.parent / "generated.py"))["commands"]()
     assert "## parnl train" in page
     assert "| `--weight-decay` |" in page
+    assert "parnl predict [OPTIONS] {RUN}" in page
+    (out,) = re.findall(r"\| `--out` \|[^|]+\| *([^|]*?) \|", page.split("## parnl predict")[1])[:1]
+    assert out == "required"

@@ -80,20 +80,13 @@ class Block(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """Encoder MLP, `blocks` blocks, a head at every step, and the mean over time.
+    """`parnl.torch.Classifier` in Flax: the same arguments, but for `rngs` in place of `seed`.
 
         model = Classifier(channels=12, classes=9, cell="lrc", width=64, state=64, rngs=nnx.Rngs(0))
         logits, infos = model(inputs, lengths)
 
-    `state` is the hidden size of the cell; further keywords are options of the cell. With `loops`
-    all blocks are applied that often, with the same weights (arXiv 2605.16048). `readout` says
-    which steps the answer is of: the "mean" of all, the "last", or "each", (N, T, classes). With
-    `tokens` the inputs are integers (N, T) below `channels`, each with a vector of its own. With
-    `clock` the last channel is dt, the time since the step before, which the cells take, too.
-
-    The stream "params"
-    of `rngs` draws parameters, and "dropout" is for dropout, which `train()` and `eval()` turn on
-    and off.
+    There is no cell "attention" here, and no `block`. The stream "params" of `rngs` draws
+    parameters, and "dropout" is for dropout, which `train()` and `eval()` turn on and off.
 
     Paths and shapes of the parameters are those of `parnl.torch.Classifier`, so its weights are
     carried over by their names:

@@ -63,19 +63,13 @@ class Block(eqx.Module):
 
 
 class Classifier(eqx.Module):
-    """Encoder MLP, `blocks` blocks, a head at every step, and the mean over time.
+    """`parnl.torch.Classifier` in Equinox, with the same arguments.
 
         model = Classifier(channels=12, classes=9, cell="lrc", width=64, state=64)
         logits, infos = model(inputs, lengths)
 
-    `state` is the hidden size of the cell; further keywords are options of the cell. With `loops`
-    all blocks are applied that often, with the same weights (arXiv 2605.16048). `readout` says
-    which steps the answer is of: the "mean" of all, the "last", or "each", (N, T, classes). With
-    `tokens` the inputs are integers (N, T) below `channels`, each with a vector of its own. With
-    `clock` the last channel is dt, the time since the step before, which the cells take, too.
-
-    Names and shapes
-    of the arrays are those of `parnl.torch.Classifier`.
+    There is no cell "attention" here, and no `block`. Names and shapes of the arrays are
+    those of `parnl.torch.Classifier`.
     """
 
     kind: Kind = eqx.field(static=True)
