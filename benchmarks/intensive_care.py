@@ -38,7 +38,7 @@ from benchmarks.contenders import MODELS, SHOWN, Sizes
 from benchmarks.trials import Results, Trials, command_line, table
 from parnl.learn.torch_model import last_step, mean_over_time
 
-# The order is that of the search, and the first of each is where it begins.
+# In the order of the search, which begins with the first of each and ends with the rate once more.
 CHOICES: dict[str, tuple[Any, ...]] = dict(
     rate=(3e-3, 1e-3, 1e-2),
     carried=(True, False),  # a missing value is the last one known, or 0, the mean

@@ -131,14 +131,19 @@ class Trials:
         """Choose one setting after the other with the first seed; then the other seeds.
 
         It begins with the first of each; of each setting in turn, all choices are tried with the
-        others as they are by then.
+        others as they are by then. The first setting, the rate, is chosen again at the end.
         """
         first, *others = seeds
         now = {key: values[0] for key, values in choices.items()}
-        for key, values in choices.items():
-            for value in values:
-                self.execute(model, first, **{**now, key: value})
-            now = self.results.best(model, first)
+
+        def validation(settings: dict[str, Any]) -> float:
+            return self.results.runs(model=model, seed=first, **settings)[0]["validation"]
+
+        for key in (*choices, next(iter(choices))):
+            tried = [{**now, key: value} for value in choices[key]]
+            for settings in tried:
+                self.execute(model, first, **settings)
+            now = min(tried, key=validation)
         for seed in others:
             self.execute(model, seed, **now)
         print(f"{model}: done", flush=True)

@@ -78,7 +78,8 @@ def test_finished_runs_are_not_run_again(trials, results):
 
 def test_one_setting_is_chosen_after_the_other(trials, results, monkeypatch):
     here = trials.Trials(results, sized(trials), Toy, epochs=1, patience=1)
-    errors = {(1, "a"): 0.4, (2, "a"): 0.3, (3, "a"): 0.5, (2, "b"): 0.2, (1, "b"): 0.1}
+    errors = {(1, "a"): 0.4, (2, "a"): 0.3, (3, "a"): 0.5, (2, "b"): 0.2}
+    errors |= {(1, "b"): 0.25, (3, "b"): 0.1}
     done = []
 
     def execute(model, seed, rate, kind_of_input):
@@ -93,7 +94,10 @@ def test_one_setting_is_chosen_after_the_other(trials, results, monkeypatch):
     monkeypatch.setattr(here, "execute", execute)
     results.add(kind="run", model="other", seed=7, rate=9, kind_of_input="c", validation=0.0)
     here.search("gru", dict(rate=(1, 2, 3), kind_of_input=("a", "b")), seeds=(7, 8))
-    assert done == [(7, 1, "a"), (7, 2, "a"), (7, 3, "a"), (7, 2, "b"), (8, 2, "b")]
+    first = [(7, 1, "a"), (7, 2, "a"), (7, 3, "a"), (7, 2, "b"), (7, 1, "b"), (7, 3, "b")]
+    assert done == [*first, (8, 3, "b")]
+    here.search("gru", dict(rate=(1, 2, 3), kind_of_input=("a", "b")), seeds=(7, 8))
+    assert len(done) == 7  # the same way again, though the best of all runs is known by now
     assert [r["seed"] for r in results.chosen("gru", 7)] == [7, 8]
     assert results.chosen("lstm", 7) == []
 
