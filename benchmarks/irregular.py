@@ -176,7 +176,7 @@ def main() -> None:
     if given.command == "run":
         ready = trials(given.data)
         for name in given.models:
-            ready.search(name, dict(rate=FEWER.get(name, RATES)), SEEDS)
+            ready.search(name, dict(rate=FEWER.get(name, RATES)), SEEDS, [["rate"]])
     elif given.command == "time":
         trials(given.data).measure(given.models, RATES[0], ROUNDS, TURN, slow=SLOW)
     show()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import os
 import statistics
@@ -127,11 +128,17 @@ class Trials:
         seconds = round(time.process_time() - began, 1)
         self.results.add(kind="run", **key, **found, seconds=seconds)
 
-    def search(self, model: str, choices: dict[str, Sequence[Any]], seeds: Sequence[int]) -> None:
-        """Choose one setting after the other with the first seed; then the other seeds.
+    def search(
+        self,
+        model: str,
+        choices: dict[str, Sequence[Any]],
+        seeds: Sequence[int],
+        turns: Sequence[Sequence[str]],
+    ) -> None:
+        """Choose the settings with the first seed, turn by turn; then the other seeds.
 
-        It begins with the first of each; of each setting in turn, all choices are tried with the
-        others as they are by then. The first setting, the rate, is chosen again at the end.
+        It begins with the first choice of each. A turn names settings of which all combinations are
+        tried, with the others as they are by then.
         """
         first, *others = seeds
         now = {key: values[0] for key, values in choices.items()}
@@ -139,8 +146,9 @@ class Trials:
         def validation(settings: dict[str, Any]) -> float:
             return self.results.runs(model=model, seed=first, **settings)[0]["validation"]
 
-        for key in (*choices, next(iter(choices))):
-            tried = [{**now, key: value} for value in choices[key]]
+        for keys in turns:
+            combined = itertools.product(*(choices[key] for key in keys))
+            tried = [now | dict(zip(keys, values, strict=True)) for values in combined]
             for settings in tried:
                 self.execute(model, first, **settings)
             now = min(tried, key=validation)

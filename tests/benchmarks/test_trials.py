@@ -76,27 +76,29 @@ def test_finished_runs_are_not_run_again(trials, results):
     assert first["validation"] == 0.5
 
 
-def test_one_setting_is_chosen_after_the_other(trials, results, monkeypatch):
+def test_settings_are_chosen_turn_by_turn(trials, results, monkeypatch):
+    results.settings = ["rate", "input", "last"]
     here = trials.Trials(results, sized(trials), Toy, epochs=1, patience=1)
-    errors = {(1, "a"): 0.4, (2, "a"): 0.3, (3, "a"): 0.5, (2, "b"): 0.2}
-    errors |= {(1, "b"): 0.25, (3, "b"): 0.1}
+    errors = {(2, "a", 0): 0.4, (2, "b", 0): 0.5, (2, "b", 1): 0.3, (1, "b", 1): 0.2}
     done = []
 
-    def execute(model, seed, rate, kind_of_input):
-        if results.runs(model=model, seed=seed, rate=rate, kind_of_input=kind_of_input):
+    def execute(model, seed, **settings):
+        if results.runs(model=model, seed=seed, **settings):
             return
-        done.append((seed, rate, kind_of_input))
+        done.append((seed, *settings.values()))
         # of another seed, better than any: it must not choose
-        error = errors[rate, kind_of_input] if seed == 7 else 0.0
-        key = dict(model=model, seed=seed, rate=rate, kind_of_input=kind_of_input)
-        results.add(kind="run", **key, validation=error)
+        error = errors.get(tuple(settings.values()), 0.6) if seed == 7 else 0.0
+        results.add(kind="run", model=model, seed=seed, **settings, validation=error)
 
     monkeypatch.setattr(here, "execute", execute)
-    results.add(kind="run", model="other", seed=7, rate=9, kind_of_input="c", validation=0.0)
-    here.search("gru", dict(rate=(1, 2, 3), kind_of_input=("a", "b")), seeds=(7, 8))
-    first = [(7, 1, "a"), (7, 2, "a"), (7, 3, "a"), (7, 2, "b"), (7, 1, "b"), (7, 3, "b")]
-    assert done == [*first, (8, 3, "b")]
-    here.search("gru", dict(rate=(1, 2, 3), kind_of_input=("a", "b")), seeds=(7, 8))
+    other = dict(rate=9, input="c", last=2)
+    results.add(kind="run", model="other", seed=7, **other, validation=0.0)
+    choices, turns = dict(rate=(1, 2), input="ab", last=(0, 1)), (["rate"], ["input", "last"])
+    here.search("gru", choices, (7, 8), (*turns, ["rate"]))
+    first = [(7, 1, "a", 0), (7, 2, "a", 0)]
+    second = [(7, 2, "a", 1), (7, 2, "b", 0), (7, 2, "b", 1)]
+    assert done == [*first, *second, (7, 1, "b", 1), (8, 1, "b", 1)]
+    here.search("gru", choices, (7, 8), (*turns, ["rate"]))
     assert len(done) == 7  # the same way again, though the best of all runs is known by now
     assert [r["seed"] for r in results.chosen("gru", 7)] == [7, 8]
     assert results.chosen("lstm", 7) == []
