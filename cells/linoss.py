@@ -53,10 +53,10 @@ class LinOSS(Cell):
 
     def features(self, p, u):
         a, t = ops.relu(p.A), ops.sigmoid(p.dt_raw)
-        damping = {"s": 1.0 / (1.0 + t * t * a)} if self.scheme == "im" else {}
-        found = {"a": a, "t": t, **damping}
-        rows = {name: value[None, :] for name, value in found.items()}
-        return {**rows, "v": ops.matmul(u, p.B), "skip": ops.matmul(u, p.D)}
+        found = {"a": a[None, :], "t": t[None, :]}
+        if self.scheme == "im":
+            found["s"] = 1.0 / (1.0 + found["t"] ** 2 * found["a"])
+        return {**found, "v": ops.matmul(u, p.B), "skip": ops.matmul(u, p.D)}
 
     def step(self, p, z, y, f):
         z = z + f.t * (f.v - f.a * y)

@@ -142,6 +142,11 @@ def test_linoss_keeps_energy_or_loses_it(scheme, kept):
     assert_close(size, expected, 1e-7)  # a double eigenvalue's root of rounding
 
 
+def test_linoss_has_two_schemes():
+    with pytest.raises(ValueError, match="scheme: expected one of im, imex, got 'euler'"):
+        parnl.get_cell("linoss", 1, 1, scheme="euler")
+
+
 @pytest.mark.parametrize("chunks", [16, 64])
 @pytest.mark.parametrize("scheme", ["im", "imex"])
 def test_oscillators_are_solved_by_one_scan(scheme, chunks):

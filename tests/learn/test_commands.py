@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from parnl import list_cells
+from parnl import list_cells, registry
 from parnl.learn import commands
 from parnl.testing import PROPERTIES, installed
 
@@ -184,6 +184,23 @@ def test_check(parnl, tmp_path, monkeypatch):
         assert len(checked) == kinds
         assert {cell.__name__ for _, cell, _ in checked} == {"Right"}
         checked.clear()
+
+
+def test_cells_of_ones_own_are_imported(parnl, tmp_path, monkeypatch):
+    registered = CELLS.replace("class Right(", '@parnl.register("from-a-file")\nclass Right(', 1)
+    (tmp_path / "registering.py").write_text(registered)
+    monkeypatch.setattr(
+        registry, "_cells", {name: registry.get_class(name) for name in list_cells()}
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    status, text = parnl("diagnose", "from-a-file", "--steps", "8")
+    assert status == 1
+    assert "one of your own is known once its module is imported" in text
+    status, text = parnl("--import", "registering.py", "diagnose", "from-a-file", "--steps", "8")
+    assert status == 0, text
+    status, text = parnl("--import", "absent.py", "cells")
+    assert (status, text) == (1, "parnl: import: there is no file absent.py")
 
 
 @pytest.mark.parametrize(

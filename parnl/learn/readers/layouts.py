@@ -162,7 +162,7 @@ def _wide(
         if table.is_category(name):
             raise ValueError(
                 f"data: {table.source}: a row was taken for a series of numbers, but column "
-                f"{shown(name)} holds text; if it tells series apart, name it by id={name}"
+                f"{shown(name)} holds text; if it tells series apart, say id={shown(name)}"
             )
     matrix = np.stack([table.numbers(name) for name in values], axis=1)
     series = []
