@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 DOCS = Path(__file__).parent
 _BLOCK = re.compile(r"^( *)```(python|sh)\b[^\n]*\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
@@ -35,18 +36,15 @@ def run(page: Path, folder: Path) -> dict[str, Any]:
     """Run a page's code in a folder and return the names it defined; errors name page and line."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     # pictures look alike, and the same code draws the same bytes
-    style = str(DOCS / "matplotlibrc")
-    os.environ.update(MPLBACKEND="Agg", MATPLOTLIBRC=style, SOURCE_DATE_EPOCH="0")
-    environment = os.environ | {"PATH": path}
+    look = {"MPLBACKEND": "Agg", "MATPLOTLIBRC": str(DOCS / "matplotlibrc")}
+    environment = look | {"PATH": path, "SOURCE_DATE_EPOCH": "0"}
     names: dict[str, Any] = {"__name__": "__main__"}
-    with contextlib.chdir(folder):
+    with contextlib.chdir(folder), mock.patch.dict(os.environ, environment):
         for language, code, line in blocks(page):
             if language == "python":
                 exec(compile("\n" * (line - 1) + code, str(page), "exec"), names)
                 continue
-            done = subprocess.run(
-                ["bash", "-e", "-c", code], env=environment, capture_output=True, text=True
-            )
+            done = subprocess.run(["bash", "-e", "-c", code], capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(f"{page}, line {line}:\n{done.stdout}\n{done.stderr}")
     return names

@@ -47,6 +47,7 @@ hypothesis.settings.register_profile("search", parent=None, deadline=None, max_e
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "parnl"))
 
 
+from parnl import registry  # noqa: E402
 from parnl.backends.c import build  # noqa: E402
 from parnl.testing import installed  # noqa: E402
 
@@ -141,6 +142,13 @@ def pytest_runtest_setup(item):
     """Skip a test whose parameter is a framework that is not installed."""
     for name in missing(item):
         pytest.skip(f"{name} is not installed")
+
+
+@pytest.fixture
+def own_cells(monkeypatch):
+    """Forget the cells that a test registers, for others ask for all that there are."""
+    known = {name: registry.get_class(name) for name in registry.list_cells()}
+    monkeypatch.setattr(registry, "_cells", known)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,6 +19,7 @@ PAGES = [
 ]
 
 
+@pytest.mark.usefixtures("own_cells")
 @pytest.mark.parametrize("page", PAGES)
 def test_a_pages_code_runs_and_draws_its_pictures(page, tmp_path):
     for framework in ("torch", "jax"):

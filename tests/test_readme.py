@@ -11,6 +11,7 @@ README = Path(__file__).parent.parent / "README.md"
 pytestmark = pytest.mark.skipif(not README.is_file(), reason="installed without the repository")
 
 
+@pytest.mark.usefixtures("own_cells")
 def test_every_python_block_runs():
     pytest.importorskip("flax")
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)

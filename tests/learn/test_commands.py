@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from parnl import list_cells, registry
+from parnl import list_cells
 from parnl.learn import commands
 from parnl.testing import PROPERTIES, installed
 
@@ -186,12 +186,10 @@ def test_check(parnl, tmp_path, monkeypatch):
         checked.clear()
 
 
+@pytest.mark.usefixtures("own_cells")
 def test_cells_of_ones_own_are_imported(parnl, tmp_path, monkeypatch):
     registered = CELLS.replace("class Right(", '@parnl.register("from-a-file")\nclass Right(', 1)
     (tmp_path / "registering.py").write_text(registered)
-    monkeypatch.setattr(
-        registry, "_cells", {name: registry.get_class(name) for name in list_cells()}
-    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
     status, text = parnl("diagnose", "from-a-file", "--steps", "8")
