@@ -25,6 +25,10 @@ real F(pow)(real, real);
 #define INFINITY_ (F(__builtin_inf)())
 #define NAN_ (F(__builtin_nan)(""))
 
+#define TINY (sizeof(real) == sizeof(float) ? R(0x1p-126) : R(0x1p-1022))
+/* The products of a forward run fade like the adjoints of a backward one: see threads.h. */
+static inline __attribute__((unused)) real faded(real x) { return F(fabs)(x) < TINY ? 0 : x; }
+
 /* x y + z, rounded once where that is an instruction. The compiler itself fuses nothing: where it
    can would depend on how lanes are grouped, and so the bits of a step on the number of threads. */
 #if defined __FP_FAST_FMA && defined __FP_FAST_FMAF

@@ -51,6 +51,7 @@ def source(kernel: CKernel) -> str:
             f"#define W {group}",
             f"#define V {span}",
             f"#define NEAR_CHANNELS(D) ({'(D) / W * W' if near else '0'})",
+            f"#define FADES {int(kernel.kind in ('adjoint', 'backward'))}",
             _LANES,
             *(f"SIMD_MATH {real} {name}{suffix}({real});" for name in MATH),
             vecmath.FLOAT32 if suffix else "",
@@ -223,7 +224,10 @@ class _Writer(ABC):
             for e in range(k * k):
                 row = entries[e // k * k : e // k * k + k]
                 column = [f"p{m * k + e % k}[j]" for m in range(k)]
-                lines.append(f"const real y{e} = {sum_of_products(row, column)};")
+                product = sum_of_products(row, column)
+                if not self.backward:  # where the whole run takes them for zero: threads.h
+                    product = f"faded({product})"
+                lines.append(f"const real y{e} = {product};")
             lines += [f"p{e}[j] = {self.if_alive(f'y{e}', f'p{e}[j]')};" for e in range(k * k)]
         lines += [f"x{i}[j] = {self.if_alive(f'n{i}', f'm{i}')};" for i in range(k)]
         lines += [f"s{s}[j] += {self.if_alive(results[k + s], '0')};" for s in self.sums]

@@ -6,16 +6,40 @@
 #include <pthread.h>
 #include <stdlib.h>
 
+/* A backward run fades where a cell forgets, into numbers below the smallest normal one, which
+   processors are up to a hundred times slower with. It takes them for zero, by the processor's own
+   setting, which is returned as it was. The states of a solve keep every bit. */
+#if FADES && defined __SSE2__
+#include <xmmintrin.h>
+typedef unsigned Setting;
+static Setting setting(void) { return _mm_getcsr(); }
+static void set(Setting s) { _mm_setcsr(s); }
+#define FADING(s) ((s) | 0x8000)
+#elif FADES && defined __aarch64__
+typedef uint64_t Setting;
+static Setting setting(void) { Setting s; __asm__ volatile("mrs %0, fpcr" : "=r"(s)); return s; }
+static void set(Setting s) { __asm__ volatile("msr fpcr, %0" : : "r"(s) : "memory"); }
+#define FADING(s) ((s) | 1 << 24)
+#else
+typedef int Setting;
+static Setting setting(void) { return 0; }
+static void set(Setting s) { (void)s; }
+#define FADING(s) (s)
+#endif
+
 typedef struct { const int64_t *a; int64_t items, some, next; } Work;
 
 /* Whoever is free takes the next few, until there are none: who comes late holds up nobody. */
 static void share(void *given) {
   Work *w = given;
+  const Setting before = setting();
   int64_t first;
+  set(FADING(before));
   while ((first = __atomic_fetch_add(&w->next, w->some, __ATOMIC_RELAXED)) < w->items) {
     const int64_t last = first + w->some < w->items ? first + w->some : w->items;
     for (int64_t item = first; item < last; item++) group(w->a, item);
   }
+  set(before);
 }
 
 static Work begun(const int64_t *a) {

@@ -125,6 +125,39 @@ def test_own_mathematics_over_all_magnitudes(monkeypatch, op, units):
     assert op == "exp" or (np.abs(found) <= 1).all()
 
 
+class _Decay(parnl.Cell):
+    """The gradient of the last state for the input before it by n steps is 1 / 2^n."""
+
+    def features(self, p, u):
+        return {"a": u}
+
+    def step(self, p, x, f, dt):
+        return 0.5 * x + f.a
+
+
+@pytest.mark.parametrize("chunks", [1, 3])  # backward with no scan, and with one
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_gradient_fades_to_zero_and_a_state_does_not(use_threads, dtype, threads, chunks):
+    """Each keeps its normal numbers; those below them, where a processor is slow, only states."""
+    used = use_threads("torch", threads)
+    steps, tiny = 2400, np.finfo(dtype).tiny
+    cell, kind = _Decay(64, 64), getattr(torch, dtype)
+    u = torch.zeros(4, steps, 64, dtype=kind).requires_grad_()
+    x0 = torch.ones(4, 64, dtype=kind).requires_grad_()
+    y = parnl.solve(cell, {}, u, x0, chunks=chunks).outputs
+    expected = np.ldexp(np.ones(steps, dtype), -np.arange(1, steps + 1))
+    assert (0 < expected[expected < tiny]).any()
+    np.testing.assert_array_equal(y[1, :, 7].detach(), expected)
+    y[:, -1].sum().backward()
+    expected = np.ldexp(np.ones(steps, dtype), -np.arange(steps))[::-1]
+    np.testing.assert_array_equal(u.grad[1, :, 7], np.where(expected < tiny, 0, expected))
+    # as the processor was set before, in this thread and in those of the pool
+    assert set(used) == {threads}
+    small = torch.full((1 << 20,), float(tiny), dtype=kind)
+    assert (small * 0.5 > 0).all()
+
+
 def test_c_really_runs(monkeypatch):
     """Else everything above compares the composed path with itself."""
     monkeypatch.setenv("PARNL_KERNELS", "c")
