@@ -147,7 +147,7 @@ def test_a_gradient_fades_to_zero_and_a_state_does_not(use_threads, dtype, threa
     x0 = torch.ones(4, 64, dtype=kind).requires_grad_()
     y = parnl.solve(cell, {}, u, x0, chunks=chunks).outputs
     expected = np.ldexp(np.ones(steps, dtype), -np.arange(1, steps + 1))
-    assert (0 < expected[expected < tiny]).any()
+    assert (expected[expected < tiny] > 0).any()
     np.testing.assert_array_equal(y[1, :, 7].detach(), expected)
     y[:, -1].sum().backward()
     expected = np.ldexp(np.ones(steps, dtype), -np.arange(steps))[::-1]
