@@ -1,4 +1,5 @@
-# Two commands: `make demo` runs the main job, `make test` passes every test.
+# Two commands: `make demo` runs the main job, `make test` tests every part in some minutes. The other
+# targets test more of each part; `.ci/run` calls those that come before a release of anything.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
@@ -7,13 +8,17 @@ READY := $(VENV)/.ready
 # Tests start many processes: what one has compiled of Python, the next need not.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test docs test-docs dist test-optimised test-newest test-oldest test-clients fuzz mutations lint typecheck clean
+.PHONY: demo test test-long docs test-docs dist test-optimised test-newest test-oldest test-clients fuzz mutations lint typecheck clean
 
 demo: $(READY)
 	$(BIN)/parnl train --overwrite
 
-test: $(READY) lint typecheck
-	$(BIN)/pytest -n auto --dist worksteal --durations 15
+test: $(READY) lint
+	$(BIN)/pytest -n auto --dist worksteal -m "not long" --durations 15
+
+# Tests that take seconds each: several processes and devices, whole commands, exports, interpreters.
+test-long: $(READY) typecheck
+	$(BIN)/pytest -n auto --dist worksteal -m long --durations 15
 
 # The documentation as a web site that needs no server: build/site/index.html
 docs: $(READY)

@@ -108,6 +108,9 @@ def missing(item):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", f"turns(*names): {in_turns.__doc__.splitlines()[0]}")
+    config.addinivalue_line(
+        "markers", "long: takes seconds; `make test-long` runs it, not `make test`"
+    )
 
 
 def in_turns(items, names):

@@ -81,6 +81,7 @@ def test_hostile_answers_pass(chunks):
         checked(backend, Steep(2, 2), {}, u, chunks=chunks)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_first_cause_is_named(backend, reverse):
@@ -140,6 +141,7 @@ def test_overflow_is_told_from_the_rest(backend, chunks):
     assert "see parnl.diagnose" in message
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_padding_is_not_looked_at(backend):
     cell, params, u, dt = fragile(backend, batch=(2,))
@@ -229,6 +231,7 @@ def test_gradients_go_through_a_checked_solve():
         assert torch.equal(found, expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_to_check(backend):
     cell, params, u, dt = fragile(backend)

@@ -1,6 +1,6 @@
 """The code of every page of the documentation runs, and draws the pictures that the page shows.
 
-Tutorials train models: they run in `make test-docs`, which sets PARNL_DOCS.
+`make test` runs the first pages, `make test-docs` all: it sets PARNL_DOCS.
 """
 
 import os
@@ -15,7 +15,7 @@ RUN = runpy.run_path(str(DOCS / "run.py")) if DOCS.is_dir() else {}
 PAGES = [
     page.relative_to(DOCS).as_posix()
     for page in sorted(DOCS.rglob("*.md"))
-    if RUN["blocks"](page) and ("PARNL_DOCS" in os.environ or page.parent.name != "tutorials")
+    if RUN["blocks"](page) and ("PARNL_DOCS" in os.environ or page.parent.name in ("docs", "start"))
 ]
 
 

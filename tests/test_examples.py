@@ -29,6 +29,7 @@ def test_policy(main):
     assert np.mean(returns[-2:]) > 0.6
 
 
+@pytest.mark.long
 def test_irregular_time(main):
     _ = torch.Tensor
     found = main("irregular_time")(("cfc",), count=32, steps=32, hidden=16, updates=250)
@@ -44,6 +45,7 @@ def test_packed_language(main):
     assert line.startswith(b"\nThe ")
 
 
+@pytest.mark.long
 def test_ensemble(main):
     for name in ("equinox", "optax"):
         pytest.importorskip(name)
@@ -53,6 +55,7 @@ def test_ensemble(main):
     assert far > 2 * near
 
 
+@pytest.mark.long
 def test_distributed(main):
     _ = torch.Tensor
     # it asserts that the processes learn the same parameters as one
@@ -72,6 +75,7 @@ def test_deploy_to_c(main):
     assert gap < 1e-5
 
 
+@pytest.mark.long
 def test_lorenz(main):
     _ = torch.Tensor
     (first, last), (found, still), exponent = main("lorenz")(

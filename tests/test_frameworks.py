@@ -40,6 +40,7 @@ IMPORTS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", IMPORTS)
 def test_a_framework_is_imported_only_when_used(case):
     pytest.importorskip(case.rpartition(" ")[2] if "solve" in case else "numpy")
@@ -67,6 +68,7 @@ def without(missing, *arguments):
     )  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("missing", ["torch", "jax", "torch,jax"])
 def test_what_is_installed_is_tested_where_a_framework_is_missing(missing):
     """Every file is collected; of these, a few tests run."""

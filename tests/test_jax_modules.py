@@ -131,6 +131,7 @@ def test_resets_in_a_rollout_that_goes_on(kind, learn_initial):
         assert_close(whole[3:, 0], rnn(x[3:, 0])[0], 1e-13)
 
 
+@pytest.mark.long
 def test_equinox_transformations():
     rnn = made("equinox", "lrc", 2, 4, num_layers=2)
     x = inputs().astype(jnp.float32)

@@ -211,6 +211,7 @@ print("done")
 """
 
 
+@pytest.mark.long
 def test_processes_that_build_load_and_remove_at_once(folder):
     many = [
         subprocess.Popen(

@@ -40,6 +40,7 @@ def project(pytester, monkeypatch):
     return lambda *arguments: pytester.runpytest_subprocess(*arguments, *short, "-v")
 
 
+@pytest.mark.long
 def test_plugin_makes_an_item_for_each_property(project):
     result = project("--parnl-cell", "mine:Right", "--parnl-cell", "mine.py:Right(gain=0.5)")
     result.assert_outcomes(passed=2 * (len(PROPERTIES) - 3), skipped=2 * 3)
@@ -48,11 +49,13 @@ def test_plugin_makes_an_item_for_each_property(project):
     result.stdout.fnmatch_lines(["mine.py:Right(gain=0.5)::chunking[[]numpy[]] PASSED*"])
 
 
+@pytest.mark.long
 def test_plugin_shares_its_items_among_workers(project):
     result = project("--parnl-cell", "mine:Right", "-n", "2")
     result.assert_outcomes(passed=len(PROPERTIES) - 3, skipped=3)
 
 
+@pytest.mark.long
 def test_plugin_fails_a_wrong_cell_with_its_smallest_problem(project):
     result = project("--parnl-cell", "mine:Wrong")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
@@ -66,6 +69,7 @@ def test_plugin_fails_a_wrong_cell_with_its_smallest_problem(project):
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
+@pytest.mark.long
 def test_plugin_stands_beside_other_tests_and_obeys_k_and_m(project, pytester):
     pytester.makepyfile(test_other="def test_nothing(): pass")
     cell = ("--parnl-cell", "mine:Right")
@@ -77,6 +81,7 @@ def test_plugin_stands_beside_other_tests_and_obeys_k_and_m(project, pytester):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("target", "message"),
     [

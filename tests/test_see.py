@@ -170,6 +170,7 @@ def page(tmp_path_factory):
     return folder, file, json.loads(html.unescape(found[1]))
 
 
+@pytest.mark.long
 def test_the_console_is_silent(page):
     folder, file, _ = page
     shown = javascript.opened(file, folder, "--virtual-time-budget=2000")
@@ -198,6 +199,7 @@ def test_the_examples_do_what_they_say(page):
     assert 3 <= several <= 8
 
 
+@pytest.mark.long
 def test_updates_are_those_of_solve(page):
     """By the Python that the page shows, run with all kernels that NumPy has."""
     *_, told = page

@@ -3,6 +3,7 @@
 import pytest
 
 
+@pytest.mark.long
 def test_the_typed_program_runs(capsys):
     for framework in ("torch", "jax"):
         pytest.importorskip(framework)

@@ -220,6 +220,7 @@ def test_functions_on_arrays():
     near(ops.clip(strict.asarray(x), -1.0, 2.0), np.clip(x, -1.0, 2.0))
 
 
+@pytest.mark.long
 def test_what_else_takes_arrays(tmp_path):
     pytest.importorskip("safetensors")
     cell, params, _ = given("gru")

@@ -67,6 +67,7 @@ def test_every_kind_as_every_argument(monkeypatch, kernels, backend, kind, argum
 ODD = ("negated, dense", "misaligned", "windows")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.parametrize("argument", ARGUMENTS["torch"])
 @pytest.mark.turns("argument")
@@ -204,6 +205,7 @@ def test_complex_coefficients_conjugated_lazily(monkeypatch, kernels, argument):
     torch.testing.assert_close(by_scan(odd), scan_by_loop(plain), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.long
 def test_kinds_in_what_is_compiled():
     given = {n: torch.from_numpy(x) for n, x in drawn().items()}
     compiled = torch.compile(lambda x: by_solve(x, "dt")[0], backend="aot_eager")

@@ -17,6 +17,7 @@ def gpu(monkeypatch):
     return gpu
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_the_script_checks_and_times(gpu, framework, tmp_path, monkeypatch):
     out = tmp_path / "gpu.json"

@@ -258,6 +258,7 @@ def test_ltc_has_the_settings_of_cfc(care):
     assert care.choices("gru") == care.CHOICES
 
 
+@pytest.mark.long
 def test_runs_are_kept_and_drawn(care, folder, command, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ncps", None)  # nothing here needs it
     few = dict(rate=(3e-3,), carried=(True,), readout=("mean", "last"), weighted=(True,))

@@ -117,6 +117,7 @@ def test_lrc_whose_input_gates_the_elastance_has_weights_for_parity():
     np.testing.assert_array_equal(states < -0.5, bits.cumsum(axis=1) % 2 == 1)
 
 
+@pytest.mark.long
 def test_runs_are_kept_not_run_again_and_drawn(tracking, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     command = "state_tracking run --tasks parity --cells gru s6 nn.GRU"

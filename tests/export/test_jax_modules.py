@@ -57,6 +57,7 @@ def test_layers(tmp_path, door, how):
     assert_close(answers_in_c(tmp_path, INPUTS), expected, 1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", CLASSIFIERS, ids=str)
 @pytest.mark.parametrize("door", [parnl.flax, parnl.equinox], ids=["flax", "equinox"])
 def test_classifiers(tmp_path, door, how):

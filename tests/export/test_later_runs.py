@@ -73,6 +73,7 @@ def close(found, expected):
     np.testing.assert_allclose(np.asarray(found)[real], expected[real], rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.long
 def test_torch(run, tmp_path):
     import torch
 
@@ -84,6 +85,7 @@ def test_torch(run, tmp_path):
     assert (about["context"], about["tokens"]) == (CONTEXT, 256 if raw.ndim == 2 else 0)
 
 
+@pytest.mark.long
 def test_onnx(run, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     folder, raw, expected = run

@@ -76,6 +76,7 @@ def test_other_processors_compute_the_same(program, machine):
         assert error(name, built, emulator) < 1e-5, name
 
 
+@pytest.mark.long
 def test_valgrind_finds_no_fault(program):
     needs("valgrind", "gcc")
     for name in FEW:

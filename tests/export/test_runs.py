@@ -55,6 +55,7 @@ def test_torch(run, tmp_path):
     np.testing.assert_allclose(program(torch.tensor(raw)), expected, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.long
 def test_onnx(run, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     folder, raw, expected = run

@@ -39,6 +39,7 @@ def test_the_example():
     assert doctest.testmod(public).failed == 0
 
 
+@pytest.mark.long
 def test_arrays_of_any_framework_give_the_same_files(tmp_path):
     cell = parnl.get_cell("lstm", 3, 4)
     for backend in ("numpy", "torch", "jax"):

@@ -60,6 +60,7 @@ def test_a_step_takes_the_loss_of_torch(backend):
     np.testing.assert_allclose(first, [0.1 * gradient.sum(axis=0)], atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch", [64, 7])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_training_and_validation_have_the_weights_of_the_training_part(backend, batch, tmp_path):

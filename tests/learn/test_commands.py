@@ -201,6 +201,7 @@ def test_cells_of_ones_own_are_imported(parnl, tmp_path, monkeypatch):
     assert (status, text) == (1, "parnl: import: there is no file absent.py")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("target", "message"),
     [

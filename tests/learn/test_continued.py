@@ -25,6 +25,7 @@ FORECAST = dict(task="forecast", context=12, horizon=4)
 NEXT = dict(task="next", context=16)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("patch", [1, 3])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_follows_a_series(backend, patch, tmp_path):
@@ -65,6 +66,7 @@ def test_judged_by_every_window(backend, tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_series_go_on_by_themselves(backend, tmp_path):
     """Step by step, against the model read out anew after each of its own answers."""
@@ -86,6 +88,7 @@ def test_series_go_on_by_themselves(backend, tmp_path):
         np.testing.assert_allclose(own, known[-5:] * deviation + mean, rtol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_text_goes_on(backend, tmp_path):
     (tmp_path / "a.txt").write_text("the cat sat on the mat and " * 40)
@@ -177,6 +180,7 @@ def test_the_loss_of_every_step(backend, kind, tmp_path):
         assert found["mse"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_step_of_several_batches_weighs_every_step_alike(backend):
     """Series of unequal lengths: two batches that share a step give what one batch of both does."""

@@ -47,6 +47,7 @@ def assert_equal(folder, epochs):
         assert found[name] == [(step, pytest.approx(value, rel=1e-6)) for step, value in values]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_every_epoch_is_there_once(parnl, backend, tmp_path):
     epochs = 2 if backend == "torch" else 1
@@ -62,6 +63,7 @@ def test_every_epoch_is_there_once(parnl, backend, tmp_path):
     assert_equal(tmp_path, 3)
 
 
+@pytest.mark.long
 def test_a_run_that_had_none_gets_all_its_epochs(parnl, tmp_path, monkeypatch):
     status, text = parnl("train", *SMALL, "--epochs", 2, "--out", tmp_path)
     assert status == 0, text

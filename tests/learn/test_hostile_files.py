@@ -173,6 +173,7 @@ for path in sorted(pathlib.Path({str(tmp_path)!r}).iterdir()):
     assert len(done.stdout.split()) == len(HOSTILE)
 
 
+@pytest.mark.long
 def test_files_with_bytes_changed_load_as_what_they_are_or_not_at_all(tmp_path):
     rng, path = random.Random(0), tmp_path / "p"
     refused = 0

@@ -152,6 +152,7 @@ def test_flax_draws_its_parameters_from_rngs():
     assert shapes.head.weight.shape == (3, 8)
 
 
+@pytest.mark.long
 def test_flax_learns():
     optax = pytest.importorskip("optax")
     rng = np.random.default_rng(0)

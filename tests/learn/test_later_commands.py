@@ -12,6 +12,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_forecast(parnl, tmp_path, backend):
     waves().to_csv(tmp_path / "waves.csv", index=False)
@@ -44,6 +45,7 @@ def test_forecast(parnl, tmp_path, backend):
     assert (status, "label: got 'x', expected none" in text) == (1, True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_next(parnl, tmp_path, backend):
     (tmp_path / "a.txt").write_text("the cat sat on the mat and " * 30)
@@ -79,6 +81,7 @@ def test_next(parnl, tmp_path, backend):
         assert (status, message in text) == (1, True), text
 
 
+@pytest.mark.long
 def test_series_go_on(parnl, tmp_path):
     waves().drop(columns="date").to_csv(tmp_path / "waves.csv", index=False)
     folder, out = tmp_path / "run", tmp_path / "out.parquet"

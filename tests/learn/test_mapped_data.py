@@ -104,6 +104,7 @@ print(*dataset.preparation.deviation[:2])
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux what it took")
 @pytest.mark.parametrize(
     ("count", "size", "limit"), [(32, 1, 0.8), pytest.param(128, 4, 0.8, marks=SLOW)]

@@ -271,6 +271,7 @@ def test_wrong_readouts_and_tokens(kind):
         model(np.zeros((2, 4, 5)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cell", ["ltc", "lrc"])
 def test_the_clock_reaches_the_cell(cell):
     """Against the cell's own option dt, where all steps are alike; and step by step, where not."""

@@ -105,6 +105,7 @@ def in_float64(trainer):
     return trainer
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_accumulated_batches_equal_one_large_batch(backend):
     inputs, labels, lengths = toy(count=24).train[:3]
@@ -131,6 +132,7 @@ def test_accumulated_batches_equal_one_large_batch(backend):
         np.testing.assert_allclose(found[name], value, rtol=1e-7, atol=1e-10, err_msg=name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_run_that_accumulates_equals_one_of_larger_batches(backend, tmp_path):
     config = replace(SMALL, backend=backend, dropout=0.0, epochs=2, schedule="linear")
@@ -143,6 +145,7 @@ def test_a_run_that_accumulates_equals_one_of_larger_batches(backend, tmp_path):
         assert other["learning_rate"] == one["learning_rate"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_batches_of_one_step_drop_other_units(backend):
     inputs, labels, lengths = toy(count=8).train[:3]
@@ -165,6 +168,7 @@ EVERY = dict(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_resumed_run_with_every_option_keeps_its_bits(backend, tmp_path):
     dataset = toy(count=21)

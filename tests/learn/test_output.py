@@ -51,6 +51,7 @@ PRINTED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.turns("printed")
 @pytest.mark.parametrize("printed", PRINTED)
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -63,6 +64,7 @@ def test_output_in_any_encoding(command, encoding, printed):
     (out + err).decode("latin-1" if encoding == "latin-1" else "ascii")
 
 
+@pytest.mark.long
 def test_characters_that_cannot_be_shown_become_question_marks(command, tmp_path):
     folder = str(tmp_path / "Größe→")
     for encoding, expected in (("latin-1", "Größe?"), ("ascii", "Gr??e?"), ("utf-8", "Größe→")):
@@ -120,6 +122,7 @@ def test_every_help_has_an_example_and_whole_phrases(command):
             assert fragment not in text
 
 
+@pytest.mark.long
 def test_the_cache_is_shown_and_emptied(command, tmp_path):
     folder = tmp_path / "cache"
     status, out, _ = command("cache")

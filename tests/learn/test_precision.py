@@ -16,6 +16,7 @@ from parnl.learn.jax_trainer import _in_half, _step
 ONES = np.ones(8, np.float32)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cell", ["lrc", "lstm"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_step_is_near_that_in_float32(backend, cell):
@@ -48,6 +49,7 @@ def test_answers_of_a_trained_model_are_in_float32(backend):
     np.testing.assert_array_equal(*answers)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_run_learns_and_keeps_float32_weights(backend, tmp_path):
     config = replace(SMALL, backend=backend, dropout=0.0)

@@ -113,6 +113,7 @@ def test_curves_and_the_best_epoch(made, monkeypatch):
     assert exact["Newton iterations of each block, at most"] == str(test.iterations[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_numbers(parnl, backend, tmp_path):
     walks().to_csv(tmp_path / "walks.csv", index=False)
@@ -280,6 +281,7 @@ def test_inputs_that_are_kept_have_no_padding(tmp_path):
     assert inputs.any(axis=2).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_blocks_read_is_what_the_model_gives_them(backend, monkeypatch, tmp_path):
     dataset = toy(lengths=False)
@@ -368,6 +370,7 @@ def test_a_model_without_a_cell(tmp_path):
     assert page.tags.count("img") == 2
 
 
+@pytest.mark.long
 def test_forecasts(tmp_path, parnl):
     """The errors by step ahead and by column, of numbers computed anew."""
     waves().to_csv(tmp_path / "waves.csv", index=False)
@@ -394,6 +397,7 @@ def test_forecasts(tmp_path, parnl):
     assert f"All {len(truth)} windows of the test part" in page.text
 
 
+@pytest.mark.long
 def test_texts(tmp_path, parnl):
     (tmp_path / "a.txt").write_text("a<b>c&d " * 60)
     told = ["--task", "next", "--data", tmp_path / "a.txt", "--context", 8, "--epochs", 1]

@@ -41,6 +41,7 @@ def test_an_older_run_is_told_what_to_do(lost, copy, parnl):
     assert f"parnl train --resume --out {copy}" in text
 
 
+@pytest.mark.long
 def test_a_resumed_run_writes_what_an_older_one_lacks(parnl, tmp_path):
     told = ["--data", "UnitTest", "--blocks", 1, "--width", 4, "--state", 5, "--epochs", 1]
     assert parnl("train", *told, "--out", tmp_path)[0] == 0

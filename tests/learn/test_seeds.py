@@ -46,6 +46,7 @@ def trained(monkeypatch):
     return watched
 
 
+@pytest.mark.long
 def test_each_seed_is_a_run_as_it_is_alone(parnl, tmp_path):
     out = tmp_path / "runs"
     status, text = parnl("train", *SMALL, "--seed", "3,1", "--out", out)
@@ -71,6 +72,7 @@ def test_each_seed_is_a_run_as_it_is_alone(parnl, tmp_path):
     assert (status, "holds runs of several seeds; to go on" in text) == (1, True)
 
 
+@pytest.mark.long
 def test_a_stopped_command_goes_on_with_what_is_not_done(parnl, trained, tmp_path):
     def stop(seed, epoch):
         if (seed, epoch) == (1, 1):
@@ -130,6 +132,7 @@ def test_a_seed_that_fails_does_not_lose_the_others(parnl, trained, kind, tmp_pa
     assert "metrics" in results(tmp_path)["seeds"]["0"]
 
 
+@pytest.mark.long
 def test_runs_that_are_overwritten_are_not_gone_on_with(parnl, trained, tmp_path):
     status, text = parnl("train", *SMALL, "--seed", "0,1", "--out", tmp_path)
     assert status == 0, text

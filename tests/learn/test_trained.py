@@ -117,6 +117,7 @@ def test_a_run_without_a_preparation(tmp_path):
         trained.answer(model, "new.csv")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("backend", "suffix"),
     [("torch", "csv"), ("torch", "tsv"), ("torch", "parquet"), ("jax", "csv")],

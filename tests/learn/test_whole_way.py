@@ -22,6 +22,7 @@ def write_ts(path, count=40, seed=0):
     return kinds
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_command_on_a_ts_file(parnl, tmp_path, backend):
     write_ts(tmp_path / "walks.ts")
@@ -46,6 +47,7 @@ def test_every_command_on_a_ts_file(parnl, tmp_path, backend):
     assert (status, (folder / "report.html").exists()) == (0, True), text
 
 
+@pytest.mark.long
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
 def test_a_browser_shows_the_page_without_a_word(parnl, tmp_path):
     write_ts(tmp_path / "walks.ts")

@@ -76,6 +76,7 @@ def test_infinity_stays_in_its_part():
     assert (found[1, 0].real, found[1, 0].imag) == (1.0, np.inf)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", ["a for every sequence", "blocks"])
 def test_complex_gradients_in_torch(case):
     """Those of torch's own operations, by its own convention."""
@@ -84,6 +85,7 @@ def test_complex_gradients_in_torch(case):
     assert torch.autograd.gradcheck(parnl.affine_scan, leaves)
 
 
+@pytest.mark.long
 def test_complex_gradients_in_jax():
     jax = pytest.importorskip("jax")
     jnp = jax.numpy

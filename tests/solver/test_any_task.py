@@ -5,6 +5,7 @@ import os
 import hypothesis.strategies as st
 import numpy as np
 import oracles
+import pytest
 from hypothesis import given, settings
 from oracles import (
     TIME_AWARE,
@@ -54,6 +55,7 @@ def test_any_task_on_numpy(drawn):
     assert_same(oracles.answer(task, "numpy", chunks=chunks), expected, 1e-10)
 
 
+@pytest.mark.long
 @given(tasks())
 @settings(max_examples=40 * MORE)
 def test_any_task_with_gradients_on_torch(drawn):
@@ -63,6 +65,7 @@ def test_any_task_with_gradients_on_torch(drawn):
     assert_same(found, expected, 1e-10)
 
 
+@pytest.mark.long
 @given(tasks(max_steps=6))
 @settings(max_examples=8 * MORE)
 def test_any_task_with_gradients_on_jax(drawn):
@@ -71,6 +74,7 @@ def test_any_task_with_gradients_on_jax(drawn):
     assert_same(oracles.answer(task, "jax", gradients=True, chunks=chunks), expected, 1e-10)
 
 
+@pytest.mark.long
 @given(
     name=st.sampled_from(BOUNDED),
     steps=st.integers(1, 40),

@@ -86,6 +86,7 @@ def test_poison_spoils_no_guess_of_others(backend, where, poison):
     assert_close(out[1, :, 0], loop(a, u)[1, :, 0], 1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_shapes_of_operands(backend):
     """Inputs shared by the batch, numbers in place of arrays, one dt for each step, lengths."""

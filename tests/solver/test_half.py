@@ -95,6 +95,7 @@ def test_every_cell_is_near_float32_with_the_same_parameters(framework, name, dt
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", TYPES)
 def test_a_cell_that_forgets_slowly_streams_as_it_solves(framework, dtype):
     """A state that takes steps of a thousandth of its size: in half precision it stands still."""
@@ -217,6 +218,7 @@ def test_gradients_come_in_each_arguments_dtype(name, dtype):
         assert (f.double() - e.double()).abs().max() <= 3 * CLOSE[dtype] * e.abs().max()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("name", ["gru", "s5"])
 def test_gradients_in_jax_come_in_each_arguments_dtype(name, dtype):

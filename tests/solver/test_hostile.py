@@ -279,6 +279,7 @@ def test_max_iterations_is_obeyed():
     assert_bits(whole.outputs, expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kernels", ["off", "c", "triton", "jax"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_an_expanding_adjoint_is_taken_over_too(monkeypatch, kernels, reverse):

@@ -42,6 +42,7 @@ def test_lengths_and_reverse_equal_the_loop(backend, name, reverse):
             assert_bits(s[0], s0[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_dt_padding_may_hold_nan(backend):
     task = oracles.problem("lrc", steps=T, batch=(2,), lengths=[5, T], times="own")
@@ -56,6 +57,7 @@ def test_dt_padding_may_hold_nan(backend):
     assert_same(oracles.answer(short, backend, **(how | {"chunks": 1})), expected, 1e-10)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("lengths", [[[1, 0], [7, 3], [2, 7]], [[0, 0], [0, 0], [0, 0]]])
 def test_lengths_have_the_batch_shape(backend, lengths):

@@ -71,6 +71,7 @@ def test_pytorch(name, reverse, asked):
         assert_close(f, e, 1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("asked", ASKED[1:3], ids=str)
 def test_jax(asked):
     with jax.enable_x64(True):

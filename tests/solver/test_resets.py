@@ -14,7 +14,10 @@ DIFFERENTIABLE = ("torch", "jax")
 CELLS = ("gru", "lstm", "lrc", "lru", "s6")  # diagonal, blocks, time-aware, linear
 T = 23
 # PARNL_KERNELS: "" are compiled ones, C
-WAYS = [*itertools.product(BACKENDS, ("", "off")), *((b, "triton") for b in BACKENDS[1:])]
+WAYS = [
+    *itertools.product(BACKENDS, ("", "off")),
+    *(pytest.param(b, "triton", marks=pytest.mark.long) for b in BACKENDS[1:]),
+]
 
 
 def drawn(share, *batch):
@@ -137,6 +140,7 @@ def test_resets_broadcast(backend):
     assert_same(found, oracles.reference(whole), 1e-10)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_resets_within_packed_sequences(backend):
     """A sequence that begins anew begins with its own initial state."""
@@ -155,6 +159,7 @@ def test_resets_within_packed_sequences(backend):
             assert_close(a[n], s[n] if at is None else e[at], 1e-10)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_one_sequence_of_a_batch_is_packed_too(backend):
     task = oracles.problem("gru", steps=T, batch=(), cu_seqlens=[0, 4, T])
@@ -177,6 +182,7 @@ def test_no_steps(backend, reverse):
 # -- one segment does not touch another -----------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.turns("backend", "kernels")
 @pytest.mark.parametrize("chunks", [9, 5, T, 1])
 @pytest.mark.parametrize("reverse", [False, True])
@@ -211,6 +217,7 @@ def test_what_is_odd_stays_in_its_segment(choose, backend, kernels, name, value,
         assert np.isfinite(clean.gradients["inputs"]).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_large_segment_does_not_make_a_small_one_coarse(backend):
     """Gaps are measured by the states' size, and that of an earlier sequence is none of it."""
@@ -238,6 +245,7 @@ def test_a_linear_cell_stays_linear(name):
 # -- derivatives of every order -------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("chunks", [1, 4])
 def test_second_derivatives_in_torch(chunks):
     torch = pytest.importorskip("torch")
@@ -254,6 +262,7 @@ def test_second_derivatives_in_torch(chunks):
         assert torch.autograd.gradgradcheck(outputs, given)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("chunks", [1, 4])
 def test_second_derivatives_in_jax(chunks):
     jax = pytest.importorskip("jax")
@@ -281,6 +290,7 @@ def test_second_derivatives_in_jax(chunks):
 # -- under transformations ------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_traced_resets_in_jax():
     jax = pytest.importorskip("jax")
     task = oracles.problem("gru", steps=T, resets=drawn(0.2, 3))
@@ -303,6 +313,7 @@ def to_jax(array):
     return to("jax", array)
 
 
+@pytest.mark.long
 def test_compiled_by_torch():
     torch = pytest.importorskip("torch")
     for how in ({"resets": drawn(0.2, 3)}, {"batch": (), "cu_seqlens": [0, 7, 7, T]}):

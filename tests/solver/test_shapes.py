@@ -48,6 +48,7 @@ def test_shapes(backend, name, batch, steps, hidden, n_in, chunks):
     assert_same(found, oracles.reference(task), 1e-10)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["sequential", "newton"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_initial_state_is_zeros(backend, method):

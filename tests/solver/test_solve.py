@@ -138,6 +138,7 @@ def test_the_oracle_itself_on_a_case_done_by_hand():
     assert_close(NUMPY.sigmoid(np.array([-800.0, 0.0, 800.0])), [0.0, 0.5, 1.0], 0.0)
 
 
+@pytest.mark.long
 @pytest.mark.turns("backend", "kernels")
 @pytest.mark.parametrize("back", [1, 3, 5])
 @pytest.mark.parametrize("kernels", ["", "off"])

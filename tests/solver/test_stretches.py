@@ -30,7 +30,7 @@ TASKS = {
 }
 
 
-@pytest.mark.turns("backend", "name", "kind")
+@pytest.mark.turns("backend", "kind")
 @pytest.mark.parametrize("stretch", [7, 1, T - 1])
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize("name", CELLS)
@@ -41,6 +41,7 @@ def test_stretches_equal_the_loop(backend, name, kind, stretch):
     assert_same(found, oracles.reference(task), 1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_chunks_within_stretches(backend):
     task = oracles.problem("lstm", steps=T)  # which leaves seven for the last stretch
@@ -206,8 +207,9 @@ def test_a_class_says_it_for_its_own_features_only():
             parnl.solve(kind(2, 3), params, inputs, stretch=8)
 
 
-@pytest.mark.parametrize("name", oracles_cells.ORACLES)
+@pytest.mark.turns("name")
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", oracles_cells.ORACLES)
 def test_every_cell_can_be_cut(backend, name):
     cell = parnl.get_cell(name, input_size=3, hidden_size=4)
     params = cell.init(0, backend)
@@ -295,6 +297,7 @@ def test_gradients_of_what_features_close_over_in_torch():
         assert_close(one, other, 1e-9)
 
 
+@pytest.mark.long
 def test_gradients_of_what_features_close_over_in_jax():
     jnp = pytest.importorskip("jax.numpy")
 
@@ -431,6 +434,7 @@ def test_torch_compiles_stretches():
     assert_close(compiled(inputs), outputs(inputs), 1e-9)
 
 
+@pytest.mark.long
 def test_jax_maps_over_stretches():
     pytest.importorskip("jax")
     cell = parnl.get_cell("lrc", input_size=2, hidden_size=3)

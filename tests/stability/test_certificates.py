@@ -108,6 +108,7 @@ def test_never_below_a_dense_sample(variant, scale, budget):
     check_bound(cell, params, certificate, features, dt or (1.0, 1.0))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "variant", ["gru", "lrc", "lrc-symmetric", "ltc-unfolds", "ltc-clip-unfolds-dt", "lstm"]
 )
@@ -147,6 +148,7 @@ def cells(draw):
     return Random(1, 3)
 
 
+@pytest.mark.long
 @settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(cells(), st.integers(0, 2**31), st.sampled_from([1, 60]))
 def test_never_below_a_dense_sample_of_random_cells(cell, seed, budget):
@@ -325,6 +327,7 @@ def test_many_channels_are_done_in_groups():
     np.testing.assert_array_equal(certificate.rho[100:], rest.rho)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])
 @pytest.mark.parametrize("name", ["lrc", "lstm"])
 def test_ranges_of_inputs(backend, name):
@@ -360,6 +363,7 @@ def test_half_precision_parameters():
     assert parnl.certify(cell, params, (-1, 1), ranges).stable
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["gru", "lrc", "lstm"])
 def test_gradients_of_a_certified_cell_shrink(name):
     """Theorem 1: |dL/dx_0| <= rho^T |dL/dx_T|, with autograd through a plain loop."""

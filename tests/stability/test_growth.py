@@ -38,6 +38,7 @@ def test_exponents_are_those_of_numpy(name, backend):
     np.testing.assert_allclose(np.asarray(found.rho), expected.rho, rtol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["gru", "lstm"])
 def test_gradients_are_those_of_finite_differences(name):
     cell, params, u = problem(name, steps=20)

@@ -43,6 +43,7 @@ def passes(name, cell, backend="torch", **how):
     return True
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 @pytest.mark.parametrize("name", ["gru", "lrc", "lstm", "ltc"])
 @pytest.mark.turns("name")
@@ -54,10 +55,12 @@ def test_the_faults_to_be_planted_fit():
     assert not mutations.misfits()
 
 
+@pytest.mark.long
 def test_a_built_in_cell_passes_in_jax():
     check_cell("lrc", backends=["jax"], examples=3)
 
 
+@pytest.mark.long
 def test_an_instance_keeps_its_sizes_and_options():
     check_cell(parnl.get_cell("lrc", 2, 5, symmetric=True), backends=["torch"], examples=2)
 
@@ -112,6 +115,7 @@ def test_hostile_inputs_are_what_they_are_called():
     assert all(x.shape == (7, 2) for x in drawn(hostile((7, 2)), 20))
 
 
+@pytest.mark.long
 def test_random_cells_are_their_source():
     """What is printed makes the same step, and in time every operation is drawn."""
     seen = drawn(cells(hidden=(2,), max_leaves=16), 200)
@@ -128,6 +132,7 @@ def test_random_cells_are_their_source():
     assert OPERATIONS.keys() <= used
 
 
+@pytest.mark.long
 def test_random_cells_pass_the_suite():
     for cell in drawn(cells(hidden=(3,)), 4):
         check_cell(cell, backends=["torch"], examples=1)
@@ -176,6 +181,7 @@ class Choosy(Plain):
         return ops.tanh(p.a * x + f.f + f.g)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("cell", "caught"),
     [
@@ -213,6 +219,7 @@ def test_channels_that_the_solver_mixes_are_caught(monkeypatch):
     assert not passes("channel_order", "gru", "numpy")
 
 
+@pytest.mark.long
 def test_half_precision_solved_in_half_precision_is_caught(monkeypatch):
     right = inputs.working_dtype
 
@@ -237,6 +244,7 @@ def test_a_function_that_differs_from_numpy_is_caught(monkeypatch):
     assert passes("same_on_numpy", Fresh(2, 3, salt=51.0)) is False
 
 
+@pytest.mark.long
 def test_gradients_that_do_not_shrink_are_caught(monkeypatch):
     """A proof of too much: half the rho that holds; and a box that is left."""
     cell, right = parnl.get_cell("indrnn", 2, 2), checks.certify
@@ -297,6 +305,7 @@ def transposed(k, restarting=False):
     return Program(program.graph, program.state_symbols, program.operand_symbols, outputs)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kernels", ["c", "off"])
 @pytest.mark.parametrize("op", ["tanh", "sigmoid", "sin"])
 @pytest.mark.turns("op")
@@ -330,10 +339,12 @@ def test_a_solve_that_stops_too_early_is_caught(monkeypatch):
         check_cell("gru", backends=["numpy"])
 
 
+@pytest.mark.long
 def test_without_faults_the_same_cell_passes():
     check_cell(Fresh(2, 3), backends=["torch"], examples=10)
 
 
+@pytest.mark.long
 def test_nonfinite_answers_are_compared_too(monkeypatch):
     monkeypatch.setenv("PARNL_KERNELS", "off")
 

@@ -42,6 +42,7 @@ def flipped(content):
     return bytes(changed)
 
 
+@pytest.mark.long
 def test_a_library_that_was_cut_short_or_changed_is_built_again(tmp_path, answers):
     folder = tmp_path / "cache"
     assert run(SOLVE, PARNL_CACHE=str(folder)).stdout == answers["c"]
@@ -65,6 +66,7 @@ sleep 60
 """
 
 
+@pytest.mark.long
 def test_a_process_killed_while_it_compiles_leaves_nothing_to_trust(tmp_path, answers):
     compiler, folder = tmp_path / "slow", tmp_path / "cache"
     compiler.write_text(SLOW)
@@ -121,6 +123,7 @@ def test_the_cache_is_private_and_used_again(tmp_path, answers):
     assert {f.name: f.stat().st_mtime_ns for f in folder.iterdir()} == before
 
 
+@pytest.mark.long
 def test_several_processes_build_at_once(tmp_path):
     environment = {**os.environ, "PARNL_KERNELS": "c", "PARNL_CACHE": str(tmp_path / "cache")}
     many = [
@@ -140,6 +143,7 @@ def test_a_folder_others_may_write_is_not_trusted(tmp_path, answers):
     check_unkept(run(SOLVE, PARNL_CACHE=str(folder)), answers, [folder])
 
 
+@pytest.mark.long
 def test_a_cache_that_cannot_be_made(tmp_path, answers):
     """Under a file, there is no folder even for root."""
     (tmp_path / "file").write_bytes(b"")
@@ -173,6 +177,7 @@ def run_mounted(script, **environment):
     )
 
 
+@pytest.mark.long
 def test_a_cache_that_is_mounted_to_be_read_only(tmp_path, answers):
     folder, own = tmp_path / "cache", tmp_path / "temporary"
     folder.mkdir(mode=0o700)
@@ -190,6 +195,7 @@ def test_a_cache_that_is_mounted_to_be_read_only(tmp_path, answers):
     check_unkept(run_mounted(script, **where), answers, [own])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("room", ["4k", "20k"])
 def test_a_full_disk_under_the_cache(tmp_path, answers, room):
     """Room for nothing; and for the small library that is tried first, not for a kernel."""
@@ -199,6 +205,7 @@ def test_a_full_disk_under_the_cache(tmp_path, answers, room):
     check_unkept(run_mounted(script, PARNL_CACHE=str(folder)), answers)
 
 
+@pytest.mark.long
 def test_a_cache_where_nothing_may_be_executed(tmp_path, answers):
     folder = tmp_path / "cache"
     folder.mkdir()
@@ -243,6 +250,7 @@ except RuntimeError as error:
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("backend", "limit"), [("numpy", 4_000), ("numpy", 17_000), ("torch", 17_000), ("jax", 17_000)]
 )

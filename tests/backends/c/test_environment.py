@@ -56,6 +56,7 @@ def said(done):
 # -- the compiler ----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_cc_may_have_arguments_and_blanks_in_its_path(cache, script, tmp_path):
     wrapper = script('exec "$@"', "ccache")
     blank = script('exec cc "$@"', "with blanks/my cc")
@@ -378,6 +379,7 @@ def test_a_folder_for_temporary_files_that_is_not_there(cache, tmp_path):
 # -- ways to start Python --------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [["-O"], ["-OO"], ["-I"]])
 def test_options_of_python(cache, options):
     done = run(SOLVE, *options, PARNL_KERNELS="c")

@@ -46,6 +46,7 @@ def test_c_equals_the_composed_path(monkeypatch, name, channels, problem):
         np.testing.assert_allclose(f, e, rtol=0, atol=1e-10 * max(1.0, np.abs(e).max()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "problem"),
     [

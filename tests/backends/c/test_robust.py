@@ -88,6 +88,7 @@ print(hashlib.sha256(b"".join(np.asarray(a).tobytes() for a in jax.tree.leaves(f
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("text", [NUMPY, JAX], ids=["numpy", "jax"])
 def test_numpy_and_jax_give_the_same_bits_for_any_number_of_threads(text):
     found = {}
@@ -188,6 +189,7 @@ def test_a_graph_that_grows_in_several_threads():
     assert all(a.index < node.index for node in graph.nodes for a in node.args)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kernels", ["c", "off"])
 def test_threads_that_use_cells_for_the_first_time_at_once(tmp_path, kernels):
     done = run(RACE, PARNL_KERNELS=kernels, PARNL_CACHE=str(tmp_path / "cache"))
@@ -213,6 +215,7 @@ print("done")
 """
 
 
+@pytest.mark.long
 def test_threads_that_trace_in_jax_at_once(tmp_path):
     done = run(JAX_RACE, PARNL_KERNELS="c", PARNL_CACHE=str(tmp_path / "cache"))
     assert done.stdout == "done\n", done.stderr
@@ -267,6 +270,7 @@ print("done")
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("threads", [1, 2])
 def test_forks_while_other_threads_solve(tmp_path, threads):
     """With one thread, torch too: its own pool of threads does not survive a fork beside them."""

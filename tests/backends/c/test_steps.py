@@ -340,6 +340,7 @@ def test_gradients_flow(argument):
         assert not called(cell, given)[0].requires_grad
 
 
+@pytest.mark.long
 def test_what_looks_on_still_sees_a_step():
     cell, given = warm("torch"), arguments("torch")
     expected = called(cell, given)[0]

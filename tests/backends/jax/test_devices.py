@@ -10,6 +10,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "along_jax.py"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("case", "kernels"),
     [

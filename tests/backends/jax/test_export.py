@@ -57,6 +57,7 @@ def inputs(*shape):
     return jnp.asarray(u, jnp.float64)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["lrc", "lstm"])
 def test_another_process_needs_no_parnl(tmp_path, name):
     function, params = function_of(name)
@@ -82,6 +83,7 @@ def test_another_process_needs_no_parnl(tmp_path, name):
                 np.testing.assert_allclose(result / largest, value / largest, atol=1e-10)
 
 
+@pytest.mark.long
 def test_what_was_compiled_with_kernels_is_exported_without(monkeypatch):
     """What JAX keeps of a function's earlier compilation has the kernels of this process."""
     monkeypatch.delenv("PARNL_KERNELS", raising=False)
@@ -126,6 +128,7 @@ def exported_for(function, *arrays, platforms, **how):
     return export.export(jax.jit(function), platforms=platforms, **how)(*arrays)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("gradient", [False, True])
 def test_chunks_are_those_of_the_platform_that_is_exported_for(gradient):
     """On a GPU a chunk of such few channels is as short as chunks get: 16 steps."""
@@ -177,6 +180,7 @@ def assert_near(found, expected):
         np.testing.assert_allclose(value / scale, true / scale, atol=1e-10)
 
 
+@pytest.mark.long
 def test_a_cpu_keeps_the_chunks_it_has_chosen(monkeypatch):
     monkeypatch.delenv("PARNL_KERNELS", raising=False)
     if not ffi.usable("float64"):

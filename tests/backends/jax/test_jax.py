@@ -48,12 +48,14 @@ def test_check_grads(variant, mode):
     check_grads(f, tuple(arguments), order=2, modes=[mode], atol=1e-5, rtol=1e-5, eps=1e-5)
 
 
+@pytest.mark.long
 def test_check_grads_of_the_sequential_method():
     task, *arguments = small("gru", steps=4)
     f = jax.jit(functools.partial(values, task.cell, method="sequential"))
     check_grads(f, tuple(arguments), order=2, atol=1e-5, rtol=1e-5, eps=1e-5)
 
 
+@pytest.mark.long
 def test_check_grads_in_dt_with_lengths_and_reverse():
     task, params, inputs, state = small("lrc", steps=4, times="own")
 
@@ -95,6 +97,7 @@ def test_jvp_equals_that_of_scan(name):
     jax.tree.map(lambda a, e: assert_close(a, e, 1e-10), found, expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "key", "outer", "inner"),
     [
@@ -209,6 +212,7 @@ def test_gradients_per_sample():
             assert_close(found[k][i], e, 1e-10, k)
 
 
+@pytest.mark.long
 def test_solve_inside_scan_and_checkpoint():
     """A stack of two layers under remat, called in the body of a scan."""
     task, params, inputs, state = small("gru", steps=6)
@@ -264,6 +268,7 @@ def test_the_counter_counts():
     assert compilations.events
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CELLS)
 def test_repeated_eager_calls_do_not_compile(name):
     task, *arguments = small(name, steps=9)
@@ -372,6 +377,7 @@ jax.tree.map(lambda f, e: oracles.assert_close(f, e, 1e-10), found, expected)
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kernels", "how"),
     [

@@ -70,6 +70,7 @@ def test_it_is_where_it_was(module, name):
         importlib.import_module(f"{module}.{name}")
 
 
+@pytest.mark.long
 def test_only_one_file_uses_it():
     for file, tree in trees().items():
         if file == FILE:

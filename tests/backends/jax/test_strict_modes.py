@@ -94,11 +94,13 @@ def assert_runs(name, modes, derived):
 FEW = ["lstm"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["own", *cells.__all__] if "PARNL_FUZZ" in os.environ else FEW)
 def test_all_at_once(name):
     assert_runs(name, TOGETHER, jax.jit)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["own", "s5"])
 @pytest.mark.turns("mode")

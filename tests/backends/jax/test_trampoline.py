@@ -158,6 +158,7 @@ else:
 """
 
 
+@pytest.mark.long
 def test_programs_compiled_by_another_process(tmp_path):
     """From JAX's persistent cache they run; what was loaded as it is tells what it lacks."""
 

@@ -59,6 +59,7 @@ def test_all_cells_are_here():
 EVERY = "PARNL_EVERY" in os.environ  # `make fuzz`
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", BUILT_IN if EVERY else ["gru", "lstm", "ltc", "lru"])
 def test_solve(ran, name):
     """Outputs, final states and all gradients, by a plain loop in float64."""
@@ -72,6 +73,7 @@ def test_solve(ran, name):
         ran.clear()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["gru", "mingru", *(["lstm"] if EVERY else [])])
 def test_single_precision(ran, name):
     task = oracles.problem(name, steps=21, hidden=37, batch=(1,), dtype="float32")
@@ -103,6 +105,7 @@ def test_every_operation(ran):
         assert_close(f, e, 1e-9)
 
 
+@pytest.mark.long
 def test_vmap_grad_jvp_and_second_derivatives(ran):
     """An axis of vmap is part of the batch; what is not fused is made of solves."""
     task = oracles.problem("gru", steps=7, batch=(3,), hidden=4)
@@ -133,6 +136,7 @@ def test_vmap_grad_jvp_and_second_derivatives(ran):
     assert {"solve", "gradients"} == set(ran)
 
 
+@pytest.mark.long
 def test_statistics(ran):
     cell = parnl.get_cell("lstm", 2, 3)
     params = cell.init(0, "jax", "float64")
@@ -149,6 +153,7 @@ def test_statistics(ran):
     assert ran == ["solve", "solve"]
 
 
+@pytest.mark.long
 def test_without_jit_and_with_nothing_to_do(ran):
     cell = parnl.get_cell("gru", 2, 3)
     params, u = cell.init(0, "jax"), jnp.ones((1, 5, 2), jnp.float32)
@@ -197,6 +202,7 @@ def composed(text):
     return "stablehlo.while" in text and "custom_call" not in text
 
 
+@pytest.mark.long
 @needs_plugin
 def test_a_gpu_gets_triton(gpu):
     text = text_for_cuda()
@@ -258,6 +264,7 @@ def test_an_operation_without_a_form_is_named(gpu):
         text_for_cuda()
 
 
+@pytest.mark.long
 @needs_plugin
 def test_pytorch_is_not_needed():
     text = """

@@ -22,6 +22,7 @@ def test_gradcheck(variant, how):
     assert torch.autograd.gradcheck(f, given, check_forward_ad=forward)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", [{"chunks": 2}, {"method": "sequential"}], ids=str)
 @pytest.mark.parametrize("variant", ["lrc-symmetric", "gru", "lstm-peephole", "ltc-unfolds"])
 def test_gradgradcheck(variant, how):
@@ -31,6 +32,7 @@ def test_gradgradcheck(variant, how):
     assert torch.autograd.gradgradcheck(f, (inputs, *state, *params.values()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["lrc", "ltc"])
 def test_gradcheck_in_dt_with_lengths_and_reverse(name):
     cell, params, inputs, state = small(name, steps=4)

@@ -18,6 +18,7 @@ def fresh():
     torch._dynamo.reset()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize(("name", "kernels"), [("lrc", "c"), ("lstm", "off"), ("lrc", "triton")])
 def test_a_solve_compiles_in_one_graph(monkeypatch, name, kernels):
@@ -48,6 +49,7 @@ def test_a_solve_compiles_in_one_graph(monkeypatch, name, kernels):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_the_module_compiles_in_one_graph(compiler):
@@ -68,6 +70,7 @@ def test_the_module_compiles_in_one_graph(compiler):
 KINDS = list(itertools.product(["lrc", "ltc", "lru", "s5"], ["float32", "bfloat16", "autocast"]))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize(("name", "kind"), KINDS if "PARNL_EVERY" in os.environ else KINDS[1::2])
 def test_every_kind_of_cell_and_precision_compiles_in_one_graph(name, kind):

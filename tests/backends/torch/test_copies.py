@@ -51,6 +51,7 @@ def used(name="gru"):
     return rnn
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["gru", "lstm", "s5"])
 @pytest.mark.turns("way")
@@ -78,6 +79,7 @@ def test_averages_of_models():
         assert_close(a, 0.75 * p, 1e-6)
 
 
+@pytest.mark.long
 def test_stacked_ensembles():
     models, u = [used(), used()], torch.randn(9, 2, 3)
     for p in models[1].parameters():

@@ -10,6 +10,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "along_torch.py"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("cases", "parts", "kernels"),
     [

@@ -50,6 +50,7 @@ class Last(torch.nn.Module):
         return output, ends[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["export", "inductor"])
 def test_what_is_saved_is_run_by_another_process(tmp_path, way):
     model = Last(Own).eval()

@@ -59,6 +59,7 @@ def test_forward_mode_is_refused_where_its_tangents_would_be_lost():
         torch.func.linearize(lambda u: parnl.solve(cell, params, u).outputs, inputs.detach())
 
 
+@pytest.mark.long
 def test_a_new_cell_compiles_once_for_every_length():
     """Below and above where products are large; nothing that is computed once has been before."""
 

@@ -83,6 +83,7 @@ class Many(torch.nn.Module):
         return [layer(u, **{n: told[n] for n in names}) for layer, (_, _, names) in pairs]
 
 
+@pytest.mark.long
 def test_whole_sequences(tmp_path):
     module, path = Many(), tmp_path / "module.onnx"
     given = [
@@ -109,6 +110,7 @@ class Step(torch.nn.Module):
         return self.rnn.step(u, state)
 
 
+@pytest.mark.long
 def test_one_step(tmp_path):
     module, path = Step(made("lstm", num_layers=2)), tmp_path / "step.onnx"
     u, state = torch.randn(2, 3), (torch.randn(2, 2, 4), torch.randn(2, 2, 4))
@@ -130,6 +132,7 @@ class Alone(torch.nn.Module):
         return out.states[0], out.info.iterations, out.info.converged, out.info.sequential
 
 
+@pytest.mark.long
 def test_a_solve_and_its_statistics(tmp_path):
     module, path = Alone(reverse=True).eval(), tmp_path / "solve.onnx"
     u = torch.randn(2, 9, 3)
@@ -140,6 +143,7 @@ def test_a_solve_and_its_statistics(tmp_path):
     assert (iterations, converged, lanes) == (0, True, 3 * 4)
 
 
+@pytest.mark.long
 def test_double_precision(tmp_path):
     module, path = made("lrc", dtype=torch.float64), tmp_path / "double.onnx"
     u = torch.randn(2, 9, 3, dtype=torch.float64)

@@ -97,6 +97,7 @@ def test_sorted_sequences_stay_without_indices():
     assert_bits(pad_packed_sequence(found)[1], lengths)
 
 
+@pytest.mark.long
 def test_under_compile():
     _, ours = pair("gru", **STACKED)
     lengths = torch.arange(70) % 3 + 2

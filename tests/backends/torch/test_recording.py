@@ -173,6 +173,7 @@ def test_recorded_right_or_refused(way, name, gradients):
             assert_close(WAYS[way](module, u)(other), module(other), 1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["Solve", "SolveOfLengths"])
 @pytest.mark.parametrize(
     "way", ["torch.export", "torch.compile aot_eager", "torch.func.functionalize"]

@@ -71,6 +71,7 @@ def test_triton_equals_the_composed_path(monkeypatch, name, problem):
             np.testing.assert_allclose(f, e, rtol=0, atol=tolerance * max(1.0, np.abs(e).max()))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("interpreter")
 @settings(
     max_examples=int(os.environ.get("PARNL_FUZZ", "4")),
@@ -113,6 +114,7 @@ def arrays(cell, batch=2, steps=12, dtype=torch.float64):
     return operands, [torch.tensor(rng.normal(size=(batch, d))) for _ in cell.states]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("interpreter")
 @pytest.mark.turns("name")
 @pytest.mark.parametrize("chunks", [5, 2, 1])
@@ -169,6 +171,7 @@ def test_half_precision_is_read_as_it_is(monkeypatch, dtype):
     torch.testing.assert_close(of_feature, gradient.to(dtype), rtol=1e-2, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("interpreter")
 def test_strides_are_followed(monkeypatch):
     """Broadcast, transposed and sliced operands give the bits of their copies."""
@@ -232,6 +235,7 @@ def test_chaos_ends_with_the_sequential_bits(chunks, tolerance):
     assert bool(out.info.converged)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_expansion_overflows_where_the_loop_does(dtype):
@@ -251,6 +255,7 @@ def test_expansion_overflows_where_the_loop_does(dtype):
     np.testing.assert_allclose(out.outputs.numpy()[finite], expected[finite], rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 @pytest.mark.parametrize("chunks", [1, 4])
@@ -276,6 +281,7 @@ def test_poison_stays_where_it_is(monkeypatch, chunks, poison):
     torch.testing.assert_close(found, reference, rtol=1e-10, atol=1e-10, equal_nan=True)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("interpreter")
 def test_sums_over_time_do_not_round():
     """The gradient of a per-channel parameter, in float32, over a thousand steps."""
