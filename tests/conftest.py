@@ -108,9 +108,7 @@ def missing(item):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", f"turns(*names): {in_turns.__doc__.splitlines()[0]}")
-    config.addinivalue_line(
-        "markers", "long: takes seconds; `make test-long` runs it, not `make test`"
-    )
+    config.addinivalue_line("markers", "long: takes seconds: in make test-long")
 
 
 def in_turns(items, names):
