@@ -15,7 +15,7 @@ RUN = runpy.run_path(str(DOCS / "run.py")) if DOCS.is_dir() else {}
 PAGES = [
     page.relative_to(DOCS).as_posix()
     for page in sorted(DOCS.rglob("*.md"))
-    if RUN["blocks"](page) and ("PARNL_DOCS" in os.environ or page.parent.name in ("docs", "start"))
+    if RUN["blocks"](page) and ("PARNL_DOCS" in os.environ or page.name in ("index.md", "cell.md"))
 ]
 
 

@@ -181,6 +181,7 @@ def test_the_console_is_silent(page):
     assert "CONSOLE" in javascript.opened(broken, folder).stderr
 
 
+@pytest.mark.long
 def test_the_picture_follows_every_control(page):
     *_, told = page
     assert told["labelled"]
@@ -189,6 +190,7 @@ def test_the_picture_follows_every_control(page):
     assert told["stepped"]["moved"]
 
 
+@pytest.mark.long
 def test_the_examples_do_what_they_say(page):
     *_, told = page
     for early, late in told["presets"]:
@@ -210,6 +212,7 @@ def test_updates_are_those_of_solve(page):
         assert (info.iterations, info.chunks) == (shown["updates"], shown["chunks"]), setting
 
 
+@pytest.mark.long
 def test_chaos_takes_an_update_for_each_chunk(page):
     *_, told = page
     names = {}

@@ -60,7 +60,7 @@ def needs(*commands):
         pytest.skip(f"{gone} is not installed")
 
 
-@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize("compiler", ["gcc", pytest.param("clang", marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_program_computes_what_parnl_does(program, name, compiler):
     needs(compiler)

@@ -203,6 +203,7 @@ def in_all_libraries(how, like):
     return (of_torch, torch.tensor), (of_equinox, jnp.asarray), (of_flax, jnp.asarray)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tokens", [False, True])
 @pytest.mark.parametrize("readout", ["mean", "last", "each"])
 def test_what_is_read_out(readout, tokens):

@@ -112,6 +112,7 @@ def test_the_version(command):
     assert command("--version")[:2] == (0, f"parnl {parnl.__version__}\n".encode())
 
 
+@pytest.mark.long
 def test_every_help_has_an_example_and_whole_phrases(command):
     for name in ([], *([c] for c in COMMANDS)):
         status, out, _ = command(*name, "--help", COLUMNS="160")

@@ -55,7 +55,10 @@ PROBLEMS = [
 @pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize(
     ("name", "problem"),
-    [*itertools.product(CELLS, PROBLEMS), ("test-everything", PROBLEMS[1])],
+    [
+        *itertools.product(CELLS, PROBLEMS),
+        pytest.param("test-everything", PROBLEMS[1], marks=pytest.mark.long),
+    ],
     ids=str,
 )
 @pytest.mark.turns("name")
