@@ -203,6 +203,11 @@ def run_evaluation(folder: Path, data: str, label: str | None, backend: str | No
     print(counted(count, things(model.ahead)))
     for name in metrics:
         print(f"{name:<10} {shown(name, metrics)}")
+    trained_on = Path(model.config.data)
+    if trained_on.exists() and trained_on.samefile(data):
+        print(
+            "the model was trained on a part of this file: `parnl report` has its test part alone"
+        )
 
 
 def run_prediction(folder: Path, data: str, out: Path, backend: str | None) -> None:

@@ -355,7 +355,9 @@ def build() -> Any:
 
     @app.command(epilog="Example: parnl diagnose lrc --hidden 64 --steps 4096")
     def diagnose(
-        name: Annotated[str, typer.Argument(help="The cell, a name from `parnl cells`.")],
+        name: Annotated[
+            str, typer.Argument(metavar="CELL", help="The cell, a name from `parnl cells`.")
+        ],
         inputs: Annotated[
             int, option("How many inputs it has; they are random numbers.", 8, "--input")
         ] = 8,

@@ -85,6 +85,11 @@ def results(run: Record) -> str:
     )
 
 
+def option(name: str) -> str:
+    """What the command line calls an option of Config; its own name, if it has none there."""
+    return name if name in NO_OPTIONS else NAMES.get(name, f"--{name.replace('_', '-')}")
+
+
 def command_line(config: Config) -> tuple[str, list[str]]:
     """The command that makes this run anew, and options of the run that no command sets.
 
@@ -102,12 +107,12 @@ def command_line(config: Config) -> tuple[str, list[str]]:
         elif field.name == "standardise":
             words.append("--standardise" if value else "--raw")
         elif isinstance(value, bool):
-            words.append(f"--{field.name}")  # an option that is given only to say yes
+            words.append(option(field.name))  # that is given only to say yes
         else:
             if isinstance(value, float) and value == int(value):
                 value = int(value)  # a number of steps
             several = isinstance(value, list | tuple)
-            words.append(NAMES.get(field.name, f"--{field.name.replace('_', '-')}"))
+            words.append(option(field.name))
             words.append(",".join(map(str, value)) if several else str(value))
     for word in words:
         if not word.isprintable():
@@ -281,7 +286,7 @@ def model(run: Record) -> str:
         ("training", f"{seconds:.1f} s, {counted(len(run.history), 'epoch')}"),
         *((name, version) for name, version in run.versions.items()),
     ]
-    options = [(field.name, _said(getattr(config, field.name))) for field in fields(Config)]
+    options = [(option(field.name), _said(getattr(config, field.name))) for field in fields(Config)]
     return (
         h2("Model")
         + table(("", "value"), rows)

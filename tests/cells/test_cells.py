@@ -90,6 +90,7 @@ def test_linear_cells_are_solved_by_one_scan(name):
     assert (out.info.iterations == 1) == (name in LINEAR)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ORACLES)
 @pytest.mark.turns("name")  # each; more examples in `make fuzz`
 def test_parnl_testing_agrees(monkeypatch, name):

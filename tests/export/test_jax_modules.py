@@ -47,6 +47,7 @@ def made(door, kind, *sizes, **how):
     return moved(getattr(door, kind)(*sizes, **start, **how))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", LAYERS, ids=str)
 @pytest.mark.parametrize("door", [parnl.flax, parnl.equinox], ids=["flax", "equinox"])
 def test_layers(tmp_path, door, how):

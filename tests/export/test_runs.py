@@ -65,6 +65,7 @@ def test_onnx(run, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.long
 def test_jax(run, tmp_path):
     export = pytest.importorskip("jax.export")
     pytest.importorskip("flatbuffers")

@@ -47,6 +47,7 @@ def test_what_follows_a_series(backend, patch, tmp_path):
     assert len(dataset.test.labels) == 40 - 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_judged_by_every_window(backend, tmp_path):
     _, result, model = run(tmp_path, **FORECAST, backend=backend)
@@ -126,6 +127,7 @@ def test_what_is_drawn_follows_the_logits():
     assert continued.drawn(logits, 0, np.random.default_rng(0)) == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", [FORECAST, NEXT])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_resumed_run_has_the_same_bits(backend, task, tmp_path):

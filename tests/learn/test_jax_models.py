@@ -62,6 +62,7 @@ def inputs():
     return np.random.default_rng(1).standard_normal((3, 9, 2))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lengths", [None, LENGTHS])
 @pytest.mark.parametrize("how", CASES, ids=str)
 def test_one_set_of_weights_is_one_map_with_one_gradient(how, lengths):

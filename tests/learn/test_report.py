@@ -75,8 +75,9 @@ def test_the_command_on_a_classifier(parnl, backend, tmp_path):
     # the module may also tell how it was built: 2.15.0+cu132
     assert about[backend].partition("+")[0] == sys.modules[backend].__version__.partition("+")[0]
     options = dict(page.table("option", "value"))
-    assert options.keys() == asdict(model.config).keys()
-    assert (options["width"], options["backend"]) == ("4", backend)
+    assert len(options) == len(asdict(model.config))
+    assert (options["--width"], options["--backend"]) == ("4", backend)  # as they are typed
+    assert {"--lr", "--weight-decay", "clip"} < options.keys()
 
 
 def test_the_page_is_whole_and_needs_no_other_file(made):

@@ -110,6 +110,7 @@ def test_a_stopped_command_goes_on_with_what_is_not_done(parnl, trained, tmp_pat
     assert trained.seen == [(seed, True) for seed in (0, 1, 2, 4)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [FloatingPointError, RuntimeError])
 def test_a_seed_that_fails_does_not_lose_the_others(parnl, trained, kind, tmp_path):
     def fail(seed, epoch):

@@ -62,6 +62,7 @@ def numbers(count=60):
     return Dataset("numbers", (), *(part(split) for split in whole[2:5]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_numbers_are_learned(backend, tmp_path):
     config = replace(SMALL, task="regress", backend=backend, epochs=25)

@@ -133,7 +133,10 @@ def test_the_commands(parnl, tmp_path, backend, suffix):
     fresh.to_csv(tmp_path / "new.csv", index=False)
     status, text = parnl("evaluate", tmp_path / "run", "--data", tmp_path / "new.csv")
     assert status == 0, text
+    assert "trained on" not in text
     shares = dict(line.split() for line in text.splitlines() if len(line.split()) == 2)
+    status, text = parnl("evaluate", tmp_path / "run", "--data", tmp_path / "walks.csv")
+    assert "the model was trained on a part of this file" in text
     out = tmp_path / "answers" / f"out.{suffix}"
     fresh.drop(columns="kind").to_csv(tmp_path / "new.csv", index=False)
     other = "jax" if backend == "torch" else "torch"

@@ -44,6 +44,7 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kernels", ["c", "off"])
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.turns("function")

@@ -328,6 +328,7 @@ def test_files_keep_every_bit(framework, tmp_path, dtype):
 # -- certificates and reports ---------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("name", ["lrc", "s5", "unicornn"])
 def test_reports_are_those_of_the_same_numbers(framework, name, dtype):

@@ -40,6 +40,7 @@ def given(name):
 ASKED = [{}, {"chunks": 7}, {"stretch": 11}, {"lengths": LENGTHS, "chunks": 4}]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("asked", ASKED, ids=str)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("name", ["gru", "lstm"])

@@ -101,6 +101,7 @@ def test_packed_equal_a_run_for_each(choose, backend, kernels, name, where, reve
     compare(oracles.problem(name, steps=T, **how), backend, chunks)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_every_kind_of_beginning_in_numpy(name, reverse):

@@ -113,6 +113,7 @@ def check_unkept(done, answers, places=()):
         assert not list(folder.iterdir())
 
 
+@pytest.mark.long
 def test_the_cache_is_private_and_used_again(tmp_path, answers):
     folder = tmp_path / "cache"
     assert run(SOLVE, PARNL_CACHE=str(folder)).stdout == answers["c"]

@@ -43,6 +43,7 @@ def recurrence(cell, batch, steps, dtype):
 SHAPES = [(3, 30, 24, 6), (9, 30, 8, 4), (2, 30, 33, 1), (1, 64, 2, 16)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kernels", ["c", "off"])
 @pytest.mark.parametrize("name", ["lstm", "lrc", "ltc", "unicornn"])
 def test_torch_gives_the_same_bits_for_any_number_of_threads(monkeypatch, name, kernels):

@@ -37,6 +37,7 @@ def values(cell, params, inputs, state, **how):
 # -- derivatives ----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["fwd", "rev"])
 @pytest.mark.parametrize("variant", ["lrc-symmetric", "gru", "lstm-peephole", "ltc-unfolds"])
 @pytest.mark.turns("variant")
@@ -85,6 +86,7 @@ def test_gradients_equal_those_of_scan(name):
     jax.tree.map(lambda a, e: assert_close(a, e, 1e-10), found, expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CELLS)
 def test_jvp_equals_that_of_scan(name):
     task, *arguments = small(name, steps=11, batch=(3,), hidden=4)
@@ -122,6 +124,7 @@ def test_hessian(name, key, outer, inner):
 # -- jit and vmap ---------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CELLS)
 def test_jit_equals_eager(name):
     task, *arguments = small(name, steps=11)

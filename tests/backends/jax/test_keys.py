@@ -35,6 +35,7 @@ def test_traced_or_not_a_key_gives_the_same(name, style):
     assert any((same[n] != expected[n]).any() for n in drawn)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("style", KEYS)
 @pytest.mark.parametrize("name", CELLS)
 def test_ensembles(name, style):

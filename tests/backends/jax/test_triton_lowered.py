@@ -58,6 +58,7 @@ LOWERED = [
 ]
 
 
+@pytest.mark.long
 @needs_plugin
 @pytest.mark.parametrize(("name", "batch", "steps", "hidden", "chunks", "dtype"), LOWERED)
 def test_what_is_launched_is_what_was_compiled(compiled, name, batch, steps, hidden, chunks, dtype):

@@ -404,6 +404,7 @@ def cubins():
         yield name, kind, chunks, capability, True
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "kind", "chunks", "capability", "restarting"), list(cubins()))
 def test_kernels_compile_without_spills(monkeypatch, name, kind, chunks, capability, restarting):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
