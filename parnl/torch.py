@@ -294,7 +294,12 @@ class RNN(nn.Module):
             )
 
     def _params(self) -> list[dict[str, Tensor]]:
-        return [{n: getattr(self, name) for n, name in names.items()} for names in self._names]
+        # `getattr` of a module searches three places; what is parametrized stands in none of them
+        own = self._parameters
+        return [
+            {n: own[name] if name in own else getattr(self, name) for n, name in names.items()}
+            for names in self._names
+        ]
 
     def _starts(self, argument: str, given: Any, batch: Sequence[int]) -> list[Tensor] | None:
         if given is None and self._initial:
