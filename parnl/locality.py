@@ -49,7 +49,7 @@ def tried(
 ) -> bool:
     """Return whether features and outputs are the same of the whole and of stretches.
 
-    They are tried on random numbers, once for each cell. False as well where that cannot be done.
+    They are tried on random numbers, once for each cell. Also False if they cannot be tried.
     """
     found = _known.setdefault(cell, {})
     how = framework, device, dtype, min(steps, _TRIED * length), length

@@ -1,10 +1,10 @@
 """Stretches of time: a solve is one of them, or many, one after the other.
 
-The features of a stretch are computed, its states solved for from the state before it, its outputs
-given back. Where the features of all steps would be large, a solve is streamed: in stretches whose
-features fit the processor's cache. The answer is the same to rounding; cells, kernels and solver do
-not know. For a gradient the features are computed once more, stretch by stretch, so that no feature
-is ever in memory at full length.
+For each stretch, parnl computes the features, solves for the states from the state before it, and
+returns the outputs. If the features of all steps would be large, it cuts a solve into stretches
+whose features fit the processor's cache. The answer is the same to rounding; cells, kernels and
+solver know nothing of stretches. For a gradient the features are computed once more, stretch by
+stretch, so no feature is ever in memory at full length.
 
 That needs features which do not look along time: a convolution would see the edges of a stretch.
 `parnl.locality` finds out.
