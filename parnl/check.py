@@ -18,7 +18,7 @@ from parnl.graph.program import Program
 
 
 class SolveError(ArithmeticError):
-    """Raised by `parnl.solve(..., check=True)`: an answer is not finite, converged or consistent."""
+    """`parnl.solve(..., check=True)`: the answer is not finite, not converged or inconsistent."""
 
 
 def require_values(backend: Any, arrays: Iterable[tuple[str, Any]]) -> None:

@@ -138,9 +138,9 @@ class CompiledKernels(ComposedKernels):
         None if the kernels cannot be had, or do not serve arrays like these.
 
         `plan` is the backward run's, from the last step of the forward run to its first. The step's
-        Jacobian is computed again on the way, which costs less than to store and read it. The one
-        of an operand is (B, T, D), or (B, C, D) where the operand does not depend on time. line,
-        last: see `backward`.
+        Jacobian is computed again on the way, which costs less than to store and read it. An
+        operand's gradient is (B, T, D), or (B, C, D) where the operand does not depend on time.
+        line, last: see `backward`.
         """
 
         def solve() -> tuple[list[Any], list[Any]]:

@@ -330,7 +330,7 @@ def _expanded(x: Any, like: Tensor) -> Tensor:
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return x in `dtype`; to find that it is takes `Tensor.to` ten times as long."""
+    """Return x in `dtype`; if it is already, `Tensor.to` takes ten times as long to find out."""
     return x if x.dtype == dtype else x.to(dtype)
 
 

@@ -19,7 +19,7 @@ _INTEGER, _FLOAT = (int, np.integer), (float, np.floating)
 class Info(NamedTuple):
     """Statistics of a solve: arrays () of the backend, but for `chunks`.
 
-    Of a solve in stretches: the chunks of each, and the largest numbers that one of them has.
+    For a solve in stretches: the chunks of each, and the largest value that a stretch has.
 
     Attributes:
         iterations: Newton updates made, 0 if sequential.

@@ -382,7 +382,7 @@ def precision(problem: Problem) -> None:
 
 @_property()
 def same_on_numpy(problem: Problem) -> None:
-    """Every backend gives NumPy's answer: in it, an operation is one of another library."""
+    """Every backend gives NumPy's answer, by the operations of another library."""
     if problem.backend == "numpy":
         raise NotApplicable("NumPy is what the others are compared with")
     elsewhere = problem._replace(backend="numpy")
@@ -394,9 +394,8 @@ def same_on_numpy(problem: Problem) -> None:
 def hostile_inputs(problem: Problem) -> None:
     """One sequence of huge, tiny, subnormal, constant, alternating numbers, of NaN or inf.
 
-    Its parallel solve is as its sequential one, NaN and inf in the same places, and the loop's
-    where the loop is finite; the other sequences, and their gradients, are what they were, to the
-    last bit.
+    Its parallel solve equals its sequential one, with NaN and inf in the same places, and equals
+    the loop where the loop is finite. The other sequences, and their gradients, keep every bit.
     """
     rng = np.random.default_rng(problem.seed)
     row = tuple(rng.integers(0, b) for b in problem.batch)
