@@ -64,7 +64,7 @@ class Cell:
 
     Raises:
         StepError: `step` does something that cannot be traced.
-        TypeError: the cell does not have an option.
+        TypeError: the cell does not know an option.
         ValueError: a size is not a positive integer, or a name is not an identifier.
 
     The constructor sets `parameter_shapes`, name -> shape in the order of declaration,

@@ -97,7 +97,7 @@ class Backend(Kernels, Protocol):
     def step_by_kernel(
         self, program: Program, operands: Sequence[Any], states: Sequence[Any]
     ) -> list[Any] | None:
-        """Return the k next states (B, 1, D), None where no kernel serves or someone looks on.
+        """Return the k next states (B, 1, D), None if no kernel serves or a transform looks on.
 
         operands: each broadcasts to (B, 1, D); states: k arrays (B, 1, D), all of one dtype.
         """

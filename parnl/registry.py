@@ -72,7 +72,7 @@ def get_cell(name: str, input_size: int, hidden_size: int, **options: Any) -> Ce
         **options: of the cell, see its docstring.
 
     Raises:
-        TypeError: the cell does not have an option.
+        TypeError: the cell does not know an option.
         ValueError: no cell has the name; the message gives the closest names.
 
     >>> import parnl

@@ -216,7 +216,7 @@ def solve(
     if line is None:
         arrays = [*given.params.values(), inputs, *initial]
         if states and stretch is not None:
-            raise ValueError("stretch: expected None where all states are asked for")
+            raise ValueError("stretch: expected None with states=True")
         alone = check or states
         length = _stretch(backend, cell, arrays, x0[0], steps, stretch, how.chunks, alone)
         name = "T" if length == steps else "stretch"
@@ -284,7 +284,7 @@ def _checked(
     how = make()
     for name, value in alone.items():
         if value is not None:
-            raise ValueError(f"{name}: expected None where devices share the axis of time")
+            raise ValueError(f"{name}: expected None with time_axis")
     backend, params, inputs = check_params(cell, params, inputs)
     *batch, steps, _ = inputs.shape
     if check:

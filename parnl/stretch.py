@@ -31,7 +31,7 @@ Carry = tuple[list[Any], list[Any] | None, Stats]
 
 
 class Task(NamedTuple):
-    """What is fixed in a solve, beside arrays.
+    """What is fixed in a solve, besides arrays.
 
     dt: the time step where it is a number, else None; dtype, result: as `inputs.wide_params` has
     them; at_zero: whether the initial states are zeros; line: the devices that share the axis of
@@ -133,11 +133,11 @@ def outputs_of(
 def advance(
     backend: Any, task: Task, fixed: Mapping[str, Any], carry: Carry, along: Along
 ) -> tuple[Carry, Any]:
-    """Solve a stretch of many: (what the next one is to know, outputs).
+    """Solve a stretch of many: (what the next one needs, outputs).
 
     carry: the states x before it; of packed sequences, their last states so far, else None; the
-    largest numbers of `Info` so far. fixed has "offsets" and along "time" beside what is said in
-    `solve_stretch`, where sequences are packed.
+    largest numbers of `Info` so far. For packed sequences, fixed also has "offsets", and along has
+    "time", see `solve_stretch`.
     """
     xp, (x, ends, most), reverse = backend.xp, carry, task.how.reverse
     found = solve_stretch(backend, task, fixed, x, along)

@@ -57,7 +57,7 @@ class RNN(nn.Module):
         **options: all other keywords are options of the cell.
 
     Raises:
-        TypeError: the cell does not have an option, or an input is not a tensor of the module's
+        TypeError: the cell does not know an option, or an input is not a tensor of the module's
             dtype.
         ValueError: names the argument, what came, and what was expected.
 

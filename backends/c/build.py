@@ -147,7 +147,7 @@ def _found_or_built(text: str, include: str, release: str) -> ctypes.CDLL:
 
 
 def _found(folder: Path, name: str) -> ctypes.CDLL | None:
-    """Load what an earlier process has built, if it has and nobody has damaged it since."""
+    """Load what an earlier process has built, if it is there and undamaged."""
     for path in folder.glob(f"{name}-*.so"):
         if path.name != _named(name, path):
             path.unlink(missing_ok=True)

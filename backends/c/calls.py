@@ -110,7 +110,7 @@ class CompiledKernels(ComposedKernels):
     def in_c(self, like: Any, solve: Callable[[], Found], line: Line | None) -> Found | None:
         """Return solve(), None where C cannot be had: decided here, once for a whole solve.
 
-        Of several devices none can begin anew by itself.
+        With several devices, none can start over alone.
         """
         if not self.compiles(like):
             return None

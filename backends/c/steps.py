@@ -67,7 +67,7 @@ class CompiledSteps(CompiledKernels):
     def step_by_kernel(
         self, program: Program, operands: Sequence[Any], states: Sequence[Any]
     ) -> list[Any] | None:
-        """Return the next states, None where C does not serve, or someone looks on."""
+        """Return the next states, None if C does not serve, or a transform looks on."""
         arrays = [*operands, *states]
         if not self.unobserved() or not self.streams(arrays) or self.followed(arrays):
             return None

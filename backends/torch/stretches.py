@@ -90,7 +90,7 @@ class Whole:
 
 
 class _Moved(torch.autograd.Function):
-    """A stretch of outputs that stands elsewhere from now on: what is left has no memory."""
+    """A stretch of outputs that has been moved: what is left here has no memory."""
 
     @staticmethod
     def forward(ctx: Any, piece: Tensor, outputs: Whole, cut: slice) -> Tensor:
