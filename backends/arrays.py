@@ -1,9 +1,9 @@
 """What a compiled kernel is given of an array: the address of its first element, and strides.
 
-These two do not tell everything. What else there is to know of an array is asked in two places, and
-nowhere else. Where a user's array comes in, it is the backend's `take`, which knows the argument's
-name. Where a kernel is about to be called, it is `rows` and `whole` below (Triton: `readable`), for
-arrays are also made on the way, by features and by autograd.
+These two do not tell everything. The rest is checked in two places only. Where a user's array comes
+in, the backend's `take` checks it, and knows the argument's name. Before a kernel is called, `rows`
+and `whole` below check it (Triton: `readable`), since features and autograd also make arrays on the
+way.
 
 Taken as they are, for kernels only read what they are given, and write to arrays of their own:
 

@@ -4,7 +4,7 @@ All chunks advance together: one pass of the loop is one step of each of them, a
 arrays (B, C, D). The time steps l, l + L, l + 2 L, ... that are due in it are a strided view of
 an operand, so nothing is copied, padded or transposed.
 
-This composed path is where a compiled rollout plugs in: whatever offers the same two methods.
+A compiled rollout plugs in here: anything that offers the same two methods.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class _Running:
         self.over: list[Any] = []
 
     def due(self, i: int) -> int:
-        """Return how many chunks have a step i; what the short one, the last run, ends in is kept.
+        """Return how many chunks have a step i; keep the end of the short one, which is run last.
 
         The chunks that have one are the first in the order of running.
         """

@@ -1,7 +1,7 @@
 """A program in ONNX: the plain loop, a `Scan` over time whose body is the step.
 
-Values and nodes are those of `onnx_ir`. Which operator an operation is, its entry in the operation
-table says. ONNX knows of no solve in parallel, so there are no chunks.
+Values and nodes are those of `onnx_ir`. An operation's entry in the table says which operator it
+is. ONNX knows of no solve in parallel, so there are no chunks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def loop(
     """Write the solve on `tape` and return its k states (B, T, D).
 
     steps: T, a number or a value; x0: k values (B, D); operands: values that broadcast to
-    (B, T, D), whose shapes say of which there is one for all steps.
+    (B, T, D); their shapes say which of them are the same for all steps.
     """
     body = _Body(x0[0].dtype)
     states = [body.value() for _ in x0]

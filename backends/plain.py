@@ -24,13 +24,13 @@ class Plain(ABC):
         """Raise ValueError: there is no line of devices."""
         raise ValueError(
             f"time_axis: expected None, since parnl knows one device of {self.name}; "
-            "of JAX and PyTorch it knows several"
+            "use JAX or PyTorch for several"
         )
 
     def solve_along(
         self, program: Program, plan: Plan, operands: Sequence[Any], x0: Sequence[Any], line: Any
     ) -> Any:
-        """Raise NotImplementedError: `line_of` has refused."""
+        """Raise NotImplementedError; `line_of` has refused already."""
         raise NotImplementedError(f"parnl: {self.name} has one device")
 
     def streams(self, arrays: Sequence[Any]) -> bool:

@@ -19,8 +19,8 @@ class CfC(Cell):
         f = u W_f + b_f + a_f x             l = u W_l + b_l + a_l x
         x' = s(-(f dt + l)) g + (1 - s(-(f dt + l))) h
 
-    The four networks are single layers, without a backbone that would mix the channels; the offset
-    l is the authors' code's (`ncps`, mode "default"). Options: dt=1.0. Time-aware; unlike an ODE,
+    The four networks are single layers, without a backbone that would mix the channels. The offset
+    l is from the authors' code (`ncps`, mode "default"). Options: dt=1.0. Time-aware. Unlike an ODE
     the closed form does not keep its state at dt = 0: it is s(-l) g + (1 - s(-l)) h. Weights start
     Xavier-uniform, biases U(-1/sqrt(input + hidden), 1/sqrt(input + hidden)), as there.
     """

@@ -16,8 +16,8 @@ class IndRNN(Cell):
 
         h' = phi(u W + a h + b)
 
-    Options: activation="relu" or "tanh", phi. An `nn.RNN` whose `weight_hh` is diagonal is the same
-    map, with b = b_ih + b_hh. The recurrent weights start U(0, 1). The gradient over T steps grows
+    Options: phi is activation="relu" or "tanh". An `nn.RNN` whose `weight_hh` is diagonal is the
+    same map, with b = b_ih + b_hh. Recurrent weights start U(0, 1). The gradient over T steps grows
     by at most max |a|^T, so the authors keep |a| <= 2^(1/T).
     """
 

@@ -26,8 +26,8 @@ class LinOSS(Cell):
     hidden is both the number of oscillators and that of outputs; D is a matrix (the paper's is
     diagonal), so that the input may have another size. "im" loses energy at each step, where a > 0:
     its eigenvalues have the size sqrt(S). "imex" keeps energy: they are on the unit circle while
-    t^2 a <= 4, as at the start. In the authors' code B and C are complex: that is two oscillators
-    with the same a and t for each of these. Starts as there: A and dt_raw ~ U(0, 1), B and C
+    t^2 a <= 4, as at the start. In the authors' code B and C are complex: one oscillator there is
+    two of these, with the same a and t. Starts as there: A and dt_raw ~ U(0, 1), B and C
     uniform within 1/sqrt(input) and 1/sqrt(hidden), D normal.
     """
 

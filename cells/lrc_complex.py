@@ -34,8 +34,9 @@ class ComplexLRC(Cell):
         x' = x + dt s(e_w x + e_b) (-F x + v_leak Z)            x complex: the states re, im
         outputs: Re(x (C_re + i C_im))
 
-    Options: dt=1.0. Time-aware. Every parameter starts U(-1/sqrt(hidden), 1/sqrt(hidden)), but C,
-    N(0, 1 / hidden). The complex s and tanh have poles, so unlike `lrc` nothing bounds the step.
+    Options: dt=1.0. Time-aware. C starts N(0, 1 / hidden), every other parameter
+    U(-1/sqrt(hidden), 1/sqrt(hidden)). The complex s and tanh have poles, so the step has no
+    bound, unlike `lrc`.
     """
 
     states = ("re", "im")

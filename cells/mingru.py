@@ -22,7 +22,7 @@ class MinGRU(Cell):
         z = s(u W_z + b_z)      n = u W_n + b_n         h' = (1 - z) h + z n
 
     Options: positive=True keeps the state positive, n = g(u W_n + b_n) with g(x) = x + 1/2 for
-    x >= 0 and s(x) below, as the paper's log-space form needs it; parnl does not.
+    x >= 0 and s(x) below. The paper's log-space form needs this; parnl does not.
     """
 
     states = ("h",)

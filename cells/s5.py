@@ -17,7 +17,7 @@ def hippo_n(size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return eigenvalues (size // 2,) and eigenvectors (size, size // 2) of the HiPPO-N matrix.
 
     HiPPO-N is the normal part of HiPPO-LegS: -1/2 on the diagonal plus a skew-symmetric matrix. Its
-    eigenvalues are conjugate pairs, of which one each is returned.
+    eigenvalues are conjugate pairs; one of each pair is returned.
     """
     root = np.sqrt(np.arange(size) + 0.5)
     skew = np.triu(np.outer(root, root), 1)
@@ -65,8 +65,8 @@ class S5(ComplexDiagonal):
         x' = a x + (a - 1) / Lambda (u (B_re + i B_im))         x complex: the states re, im
         y  = 2 Re(x (C_re + i C_im)) + u D
 
-    hidden is the number of conjugate pairs of states, of which one each is kept, hence the 2, and
-    that of outputs; D is a matrix (the paper's is diagonal), so that the input may have another
+    hidden is the number of conjugate pairs of states, and of outputs. One state of each pair is
+    kept, hence the 2. D is a matrix (the paper's is diagonal), so that the input may have another
     size. At Lambda = 0 the gain (a - 1) / Lambda is its limit d. Options, of the start only:
     step_min=0.001, step_max=0.1, between which d is log-uniform. Lambda starts as the eigenvalues
     of HiPPO-N of size 2 hidden, B and C as real normal matrices in its eigenbasis. Stable while

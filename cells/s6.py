@@ -37,8 +37,8 @@ class S6(Cell):
     The E N states are independent recurrences, and all of them are hidden channels, channel
     e N + n: hidden = E N, and the Jacobian stays diagonal. The projections W_v (input, E) and
     W_out (E, hidden) are those of Mamba's block, without its convolution and gate. Options:
-    state_size=16, N, must divide hidden, or is hidden if that is smaller; rank=None, that of the
-    step's projection, else ceil(E / 16). A starts as -1, ..., -N, softplus(b_d) log-uniform
+    state_size=16 is N, which must divide hidden, or is hidden if that is smaller; rank=None is the
+    rank of W_r W_d, None for ceil(E / 16). A starts as -1, ..., -N, softplus(b_d) log-uniform
     between 0.001 and 0.1.
     """
 

@@ -27,7 +27,7 @@ class SLSTM(Cell):
         h' = s(o) c' / n'
 
     With n = 0, at the start, there is nothing to keep, and m' = i; later n >= 1. The paper lets the
-    forget gate be s(f) or exp(f); this is s(f), as in the authors' code. From there the start too:
+    forget gate be s(f) or exp(f); this is s(f), as in the authors' code. The start is theirs too:
     W ~ N(0, 2 / (5 input)), a = 0, b_f falling from 5 to -7 over the channels by a power law, all
     other b = 0.
     """

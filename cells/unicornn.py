@@ -20,7 +20,7 @@ class UnICORNN(Cell):
 
     Options: dt=0.1 and alpha=1.0; the authors tune both for each task. Time-aware. Starts as in
     their code: a ~ U(0, 1), c ~ U(-0.1, 0.1), b = 0, W Kaiming-uniform of slope 8. The step
-    preserves phase-space volume, so it neither contracts nor expands over all.
+    preserves phase-space volume, so overall it neither contracts nor expands.
     """
 
     states = ("z", "y")

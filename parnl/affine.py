@@ -25,13 +25,13 @@ def affine_scan(a: Array, b: Array, x0: Array | None = None, reverse: bool = Fal
         x0: b without its axis T; zeros if None.
         reverse: x_t = a_t x_{t+1} + b_t, where x0 comes after the last step.
 
-    All three broadcast as NumPy's arrays do: an `a` of shape (T, D) or (D,) serves every sequence
-    of a `b` of (B, T, D). They are blocks if `a` has one axis more than `b` and ends in (k, k)
-    where `b` ends in (k,); so arrays of blocks broadcast over axes of length 1 alone.
+    All three broadcast as in NumPy: an `a` of shape (T, D) or (D,) serves every sequence of a `b`
+    of (B, T, D). They are blocks if `a` has one axis more than `b`, `a` ends in (k, k), and `b`
+    ends in (k,). So arrays of blocks broadcast only over axes of length 1.
 
-    Real or complex, and of the type that NumPy promotes them to; half precision is added up in
-    float32, and only the result is rounded. JAX transposes it (`jax.linear_transpose`) as a
-    function of b and x0.
+    Numbers are real or complex. The result has the type that NumPy promotes them to. Half
+    precision is added up in float32, and only the result is rounded. JAX can transpose this
+    function in b and x0 (`jax.linear_transpose`).
 
     Returns:
         x, of the shape of b.

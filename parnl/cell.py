@@ -41,16 +41,17 @@ class Cell:
     and defines
 
     - `features(self, p, u)`: arrays (..., T, hidden) by name, computed for all time steps at once
-      from the inputs u (..., T, input): whatever reads only u;
+      from the inputs u (..., T, input). All that reads only u belongs here;
     - `step(self, p, x, f)`: the next state of one channel, elementwise: p and f give its parameters
       and features. With several states, `step` takes one value for each, and returns as many. A
       time-aware cell adds a last argument named `dt`;
     - `output(self, p, x, f)`, optional: outputs from states, for all time steps at once, with one
       argument for each state; else the last state is the output.
 
-    A long sequence is solved in stretches, whose features are computed apart, if those of a step
-    depend on that step's inputs alone. `time_local = True` or `False` in the class that defines
-    features and output says so; else that is tried out, once for each cell.
+    If the features of a step depend only on that step's inputs, parnl solves a long sequence in
+    stretches and computes the features of each apart. To say whether they do, set `time_local` to
+    True or False in the class that defines features and output. Else parnl tries it out, once for
+    each cell.
 
     `step` is called once, with symbols. It may use arithmetic, `parnl.ops`, and comparisons inside
     `ops.where`; all else raises `StepError`.
@@ -62,9 +63,9 @@ class Cell:
             `parnl.solve` is given none.
 
     Raises:
-        StepError: `step` does what cannot be traced.
-        TypeError: an option that the cell does not have.
-        ValueError: a size that is no positive integer, or a name that is no identifier.
+        StepError: `step` does something that cannot be traced.
+        TypeError: the cell does not know an option.
+        ValueError: a size is not a positive integer, or a name is not an identifier.
 
     The constructor sets `parameter_shapes`, name -> shape in the order of declaration,
     `time_aware`, whether the step reads `dt`, and `State`, the named tuple of the cell's states.
@@ -211,15 +212,15 @@ class Cell:
         """Return fresh parameters, name -> array.
 
         Args:
-            seed: an integer, or a JAX PRNG key, old or new style. Either gives the same values on
-                every backend, and in JAX inside and outside of `jit` and `vmap`, where both may be
-                traced; the values of `jax.random.key(0)` are not those of 0. They are NumPy's:
-                under a trace they come by `jax.pure_callback`.
+            seed: an integer, or a JAX PRNG key, old or new style. A seed gives the same values on
+                every backend, and in JAX inside and outside of `jit` and `vmap`, where it may be
+                traced. `jax.random.key(0)` and 0 give different values. NumPy draws them; under a
+                trace, through `jax.pure_callback`.
             backend: "numpy", "jax", "torch", or the name of another module of the array API
-                standard ("cupy", "array_api_strict"); None is NumPy, or JAX if the seed is an array
-                of it.
-            dtype: "float32" and so on, "float16" or "bfloat16"; the latter needs ml_dtypes in
-                NumPy.
+                standard ("cupy", "array_api_strict"). None: NumPy, or JAX if the seed is a JAX
+                array.
+            dtype: "float32" and so on, "float16" or "bfloat16". In NumPy, "bfloat16" needs
+                ml_dtypes.
             device: where the arrays are to be, as the framework names it.
 
         >>> import parnl
@@ -243,7 +244,7 @@ class Cell:
         return {n: target.asarray(v, name, device) for n, v in drawn.items()}
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Draw every parameter, in float64; to be extended where one depends on another's draw."""
+        """Draw every parameter, in float64. Extend it where one depends on another's draw."""
         return {name: spec.draw(rng, self.sizes) for name, spec in self.specs.items()}
 
     @constant
@@ -311,8 +312,8 @@ def _explained(error: TypeError) -> StepError:
     called = [name for name in re.findall(r"\.(\w+)\(", lines[-1]) if name in ops.__all__]
     instead = " and ".join(f"ops.{name}" for name in dict.fromkeys(called)) or "parnl.ops"
     return StepError(
-        f"step: `{lines[-1]}` gives a symbol to a function that wants arrays; use {instead}, whose "
-        "functions take symbols and arrays of every framework"
+        f"step: `{lines[-1]}` gives a symbol to a function that expects arrays; use {instead}: "
+        "parnl's functions take symbols, and arrays of every framework"
     )
 
 

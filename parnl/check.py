@@ -1,9 +1,9 @@
 """Checked mode: look at the answer of a solve, and name the first thing that is wrong with it.
 
-Arrays are looked at whole on their own device; only where one is found wanting do its values come
-to NumPy, to find the place. What is not finite is reported in the order of time, for a NaN makes
-NaN of all that comes after it. States that are finite are compared with one step from the state
-before them, in one pass of the framework's own operations, whichever kernels solved for them.
+Arrays are checked whole on their own device. Only if one fails do its values go to NumPy, to find
+the place. The first fault in time is reported, because a NaN makes NaN of all that comes after it.
+Finite states are compared with one step from the state before them, in one pass of the framework's
+own operations, whichever kernels solved for them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from parnl.graph.program import Program
 
 
 class SolveError(ArithmeticError):
-    """What `parnl.solve(..., check=True)` raises: not a finite, converged, consistent answer."""
+    """`parnl.solve(..., check=True)`: the answer is not finite, not converged or inconsistent."""
 
 
 def require_values(backend: Any, arrays: Iterable[tuple[str, Any]]) -> None:
@@ -55,7 +55,7 @@ def check_finite(
     reverse: bool,
     before: Callable[[], Sequence[Any]],
 ) -> None:
-    """Raise SolveError if anything is not finite, about what comes first in the run.
+    """Raise SolveError about the first value of the run that is not finite, if there is one.
 
     given: name, array that broadcasts to (..., T, channels), what comes first named first; names:
     of the states, x0 k arrays (..., D), states k arrays (..., T, D); mask: (..., T) or None;
@@ -135,7 +135,7 @@ def check_residuals(
     tolerance: float | None,
     max_iterations: int | None,
 ) -> None:
-    """Raise SolveError if the solve has not converged, or a state is no step from the one before.
+    """Raise SolveError if a solve has not converged, or a state is not a step of the one before.
 
     operands broadcast to (B, T, D); x0: k arrays (B, D); states: k arrays (B, T, D), all finite.
     """
@@ -179,12 +179,12 @@ def check_residuals(
     )
     if not converged:
         raise SolveError(
-            f"not converged in max_iterations={max_iterations}: {what}; raise it (chunks = "
-            f"{info.chunks} are always enough) or leave it out"
+            f"not converged in max_iterations={max_iterations}: {what}; raise max_iterations "
+            f"(chunks = {info.chunks} is always enough) or leave it out"
         )
     raise SolveError(
-        f"{what}; this is a fault of parnl's, please report it with what PARNL_KERNELS=off and "
-        "method='sequential' give"
+        f"{what}; this is a fault of parnl: please report it, with the results under "
+        "PARNL_KERNELS=off and with method='sequential'"
     )
 
 

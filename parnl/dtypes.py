@@ -1,8 +1,8 @@
 """Types of numbers: which are floating, which are half precision, what several promote to.
 
-Half precision, float16 and bfloat16, is what arrays are stored in; sums are made and states are
-carried in float32. A type is known by its name, since NumPy knows bfloat16 only through ml_dtypes,
-whose type is none of NumPy's kinds.
+Arrays may be stored in half precision, float16 or bfloat16; sums are made and states are carried
+in float32. A type is known by its name: NumPy knows bfloat16 only through ml_dtypes, whose type is
+none of NumPy's kinds.
 """
 
 from __future__ import annotations

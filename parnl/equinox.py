@@ -26,8 +26,8 @@ class RNN(eqx.Module, JaxLayers):
         cell: a name, or a `parnl.Cell` class.
         input_size: see `parnl.torch.RNN`, as for all that follow.
         hidden_size: channels of the output, in one direction.
-        num_layers: how many, one after the other.
-        bias: if False, the cell's biases are 0 and no parameters.
+        num_layers: number of layers, one after the other.
+        bias: if False, the cell's biases are 0 and are not parameters.
         batch_first: input and output are (B, T, ...); else (T, B, ...).
         dropout: share of values between layers that is set to 0 in training.
         bidirectional: run a second recurrence from the end to the start.
@@ -37,10 +37,10 @@ class RNN(eqx.Module, JaxLayers):
         chunks: as in `parnl.solve`.
         stretch: as in `parnl.solve`.
         **options: of the cell.
-        key: a JAX PRNG key, or an integer, which draws what it draws as `seed` in PyTorch.
+        key: a JAX PRNG key, or an integer, which draws the same values as `seed` in PyTorch.
 
-    Parameters are in `weights`, a dict of arrays by the names that PyTorch's module has for them.
-    Dropout is on where a call is given a `key`.
+    Parameters are in `weights`, a dict of arrays with the names they have in PyTorch's module.
+    Dropout is on in a call that is given a `key`.
     """
 
     weights: dict[str, jax.Array]

@@ -26,8 +26,8 @@ class RNN(JaxLayers, nnx.Module):
         cell: a name, or a `parnl.Cell` class.
         input_size: see `parnl.torch.RNN`, as for all that follow.
         hidden_size: channels of the output, in one direction.
-        num_layers: how many, one after the other.
-        bias: if False, the cell's biases are 0 and no parameters.
+        num_layers: number of layers, one after the other.
+        bias: if False, the cell's biases are 0 and are not parameters.
         batch_first: input and output are (B, T, ...); else (T, B, ...).
         dropout: share of values between layers that is set to 0 in training.
         bidirectional: run a second recurrence from the end to the start.
@@ -37,10 +37,10 @@ class RNN(JaxLayers, nnx.Module):
         chunks: as in `parnl.solve`.
         stretch: as in `parnl.solve`.
         **options: of the cell.
-        rngs: `nnx.Rngs`; its stream "params" draws parameters, and "dropout" is for dropout, which
-            `train()` and `eval()` turn on and off.
+        rngs: `nnx.Rngs`; its stream "params" draws parameters, its stream "dropout" is for
+            dropout. `train()` and `eval()` turn dropout on and off.
 
-    Each parameter is an `nnx.Param`, an attribute by the name that PyTorch's module has for it.
+    Each parameter is an `nnx.Param`, an attribute with the name it has in PyTorch's module.
     """
 
     def __init__(

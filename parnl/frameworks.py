@@ -3,8 +3,8 @@
 The framework is recognised by the type of the arrays and imported only then. Three have names; any
 other library of the array API standard has the backend that is made for its namespace. A backend is
 an object with the interface of `Backend`; it supplies elementwise operations, the two runs over
-chunks that `parnl.solver.newton` is made of, and the implicit gradient. Backends use the core; here
-is the one place where the core names them.
+chunks that `parnl.solver.newton` is made of, and the implicit gradient. Backends use the core; the
+core names them only here.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ plain: dict[type, Any] = {}
 def constant(function: F) -> F:
     """Mark a function that PyTorch's compiler does not follow: what it returns is a constant.
 
-    So does `torch.compiler.assume_constant_result`, which imports the compiler: that takes longer
-    than the rest of PyTorch, and few programs need it.
+    `torch.compiler.assume_constant_result` does the same, but imports the compiler. That takes
+    longer than the rest of PyTorch, and few programs need it.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -73,16 +73,16 @@ class Backend(Kernels, Protocol):
         """Return `value` (anything NumPy reads) as an array of the framework."""
 
     def take(self, name: str, array: Any) -> Any:
-        """Return a user's array as parnl computes with it, nearly always itself.
+        """Return a user's array as parnl computes with it, nearly always unchanged.
 
         Raises TypeError or ValueError that names the argument; see `parnl.backends.arrays`.
         """
 
     def usual(self, arrays: Sequence[Any]) -> bool:
-        """Whether these are what nearly all are: what `take` returns, all of one dtype and device.
+        """Whether arrays are the usual case: as `take` returns them, of one dtype and device.
 
         arrays: the first is of this framework, the others may be anything. False where it is
-        sooner, or better, looked at one by one.
+        faster, or better, to look at them one by one.
         """
 
     def to_numpy(self, array: Any) -> Any:
@@ -97,7 +97,7 @@ class Backend(Kernels, Protocol):
     def step_by_kernel(
         self, program: Program, operands: Sequence[Any], states: Sequence[Any]
     ) -> list[Any] | None:
-        """Return the k next states (B, 1, D), None where no kernel serves or someone looks on.
+        """Return the k next states (B, 1, D), None if no kernel serves or a transform looks on.
 
         operands: each broadcasts to (B, 1, D); states: k arrays (B, 1, D), all of one dtype.
         """
@@ -105,7 +105,7 @@ class Backend(Kernels, Protocol):
     def remembered(self, cell: Any, input_t: Any) -> Any:
         """Return the step that `cell` remembers for such an input, a `backends.c.steps.Ready`.
 
-        None if it does not; `remember`, of backends whose `step_by_kernel` serves, sees to it.
+        None if it remembers none; `remember` stores one, in backends that have `step_by_kernel`.
         """
 
     def solve(
@@ -161,9 +161,9 @@ class Backend(Kernels, Protocol):
         """Return inputs (..., n) @ matrix (n, hidden); see `parnl.ops.matmul`."""
 
     def small_product(self, inputs: Any, matrix: Any) -> Any:
-        """Return what `ops.matmul` does, of arrays whose types are in `plain`, as fast as can be.
+        """Return what `ops.matmul` does, by a fast path for arrays whose types are in `plain`.
 
-        None where more has to be asked.
+        None where more has to be checked.
         """
 
     def input_sum(self, term: Any, inputs: Any, matrices: Sequence[Any]) -> Any:

@@ -74,7 +74,7 @@ def check_params(
 
 
 def _mapping(params: Any) -> Mapping[str, Any]:
-    """Return what is a mapping but in name, as `torch.nn.ParameterDict`, as one."""
+    """Return `params` as a mapping; `torch.nn.ParameterDict` has its methods, but not its type."""
     if not (hasattr(params, "keys") and hasattr(params, "__getitem__")):
         raise TypeError(f"params: expected a mapping name -> array, got {type(params).__name__}")
     return {name: params[name] for name in params.keys()}  # noqa: SIM118
@@ -131,7 +131,7 @@ def lengths_of(backend: Any, lengths: Any, inputs: Any) -> Any:
 
 
 def mask_of(backend: Any, lengths: Any, inputs: Any, line: Line | None = None) -> Any:
-    """Return the mask (..., T) of valid steps; of a line of devices, that of the own ones."""
+    """Return the mask (..., T) of valid steps; on a line of devices, of this device's steps."""
     first, steps = (0, inputs.shape[-2]) if line is None else (line.begins(), line.total())
     known = backend.concrete(lengths)
     if known is not None and known.size and (known.min() < 0 or known.max() > steps):
@@ -236,9 +236,9 @@ def computed_features(
 def wide_params(backend: Any, params: Mapping[str, Any], inputs: Any) -> tuple[Values, Any, Any]:
     """Return (parameters, dtype to compute in, dtype of the outputs).
 
-    All of it comes to the cell in the dtype to solve in. So what depends on parameters alone, as a
-    decay exp(-exp(nu)), is not rounded on the way, and PyTorch, which multiplies matrices of one
-    type only, takes what NumPy takes.
+    The cell gets everything in the dtype to solve in. So a value that depends only on parameters,
+    such as a decay exp(-exp(nu)), is not rounded on the way. And PyTorch, which multiplies only
+    matrices of one type, takes what NumPy takes.
     """
     dtype, result = working_dtype(backend.xp, [inputs, *params.values()])
     if any([a.dtype != dtype for a in params.values()]):
@@ -261,8 +261,8 @@ def features_of(
 ) -> tuple[Values, Any]:
     """Return (features, dtype to solve in); `dtype`, `result`: as `wide_params` returns them.
 
-    Where all of it is of one half type, products of matrices are still taken in it, if the backend
-    gains from that.
+    If everything is of one half type, products of matrices still use that type where the backend
+    gains from it.
     """
     if found is None:
         with backend.products(result, inputs):
@@ -409,7 +409,7 @@ def beginnings(
 ) -> Any:
     """Return at which steps the run begins anew, the operand `reset` (B, T, 1).
 
-    at_first: whether its first step may count as one, since it is no other there.
+    at_first: whether the run's first step may count as one: the result is the same.
     """
     xp = backend.xp
     *batch, steps, _ = inputs.shape

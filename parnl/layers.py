@@ -83,8 +83,9 @@ class Layers:
     def parameter_names(self, run: int) -> dict[str, str]:
         """Return the module's name of each parameter of the cell.
 
-        Matrices begin with "weight_" and biases with "bias_", which is what recipes look for that
-        start or decay them apart. Other vectors, as recurrent weights, are neither.
+        Matrices begin with "weight_" and biases with "bias_": recipes that initialise or decay
+        them differently look for these names. Other vectors, such as recurrent weights, have
+        neither.
         """
         cell = self.cell(run)
         found = {}
@@ -139,7 +140,7 @@ class Layers:
     def solution(
         self, output: Any, state: Any, solutions: Sequence[Solution], batch_first: bool
     ) -> LayersSolution:
-        """Return what a module's `solve` does, of what `run` found, in the module's layout."""
+        """Return the result of a module's `solve`, from that of `run`, in the module's layout."""
         every = [[moved(x, batch_first) for x in s.states or ()] for s in solutions]
         named = tuple(self.cells[0].State(*states) for states in every)
         infos = tuple(s.info for s in solutions)
@@ -158,8 +159,8 @@ class Layers:
         """Return the outputs (..., T, D * hidden) and each run's solution.
 
         params: of each run; x: (..., T, input); concat: joins directions along the last axis;
-        between: what is done between layers, dropout; anew: like starts, where the state goes at
-        `resets`, if not there; told: keywords of `parnl.solve`.
+        between: what is done between layers, dropout; anew: the states at `resets`, laid out as
+        `starts`, None if they are those; told: keywords of `parnl.solve`.
         """
         solutions = []
         for layer in range(len(self.cells)):
@@ -204,19 +205,19 @@ class Layers:
 
 
 def class_of(cell: Any) -> type[Cell]:
-    """Return the cell class that a module is asked for: by its name, or itself."""
+    """Return the cell class for a module's argument `cell`: a name, or the class itself."""
     if isinstance(cell, str):
         return get_class(cell)
     if isinstance(cell, type) and issubclass(cell, Cell):
         return cell
     raise TypeError(
-        'cell: expected the name of a cell, "gru" for instance, or a class of parnl.Cell, got '
+        'cell: expected the name of a cell, "gru" for instance, or a parnl.Cell class, got '
         f"{cell!r}; it comes first, before input_size"
     )
 
 
 def check_options(method: Any, chunks: Any, dropout: Any) -> None:
-    """Raise for a solver's setting that no solve would take, and for a dropout that is none."""
+    """Raise for a solver setting that no solve would take, and for an invalid dropout."""
     settings(method=method, chunks=chunks)
     if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise ValueError(f"dropout: expected a number, 0 <= dropout < 1, got {dropout!r}")
@@ -228,7 +229,7 @@ def shape_in_time(batch_first: bool) -> str:
 
 
 def moved(x: Any, batch_first: bool) -> Any:
-    """Put time first that was second, or the other way round, of what has a batch."""
+    """Swap the axes of time and batch, of an array that has a batch."""
     return x.swapaxes(0, 1) if x.ndim == 3 and not batch_first else x
 
 
@@ -243,9 +244,9 @@ def laid_out(given: Any, told: Mapping[str, Any], batch_first: bool) -> tuple[An
 
 
 def solver(module: Any, steps: int, told: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keywords of `parnl.solve` that a module's settings come to.
+    """Return the keywords of `parnl.solve` for a module's settings.
 
-    Of fewer steps than its chunks, each is a chunk: sequences of all lengths come along.
+    A sequence with fewer steps than `chunks` has one chunk for each step, so any length will do.
     """
     chunks = module.chunks
     # compared, not min(): of a graph's free number of steps that is no integer

@@ -47,9 +47,9 @@ _known: WeakKeyDictionary[Any, dict[tuple, bool]] = WeakKeyDictionary()
 def tried(
     cell: Any, framework: str, device: str | None, dtype: str, steps: int, length: int
 ) -> bool:
-    """Return whether features and outputs are the same of the whole and of stretches.
+    """Return whether features and outputs of the whole equal those of its stretches.
 
-    They are tried on random numbers, once for each cell. False as well where that cannot be done.
+    They are tried on random numbers, once for each cell. Also False if they cannot be tried.
     """
     found = _known.setdefault(cell, {})
     how = framework, device, dtype, min(steps, _TRIED * length), length

@@ -9,13 +9,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def keep_memory() -> bool:
-    """Let freed memory stay with this process, to be used again; return whether glibc took that.
+    """Let freed memory stay with this process, to be used again; return whether glibc does so.
 
-    glibc gives most large blocks back to the system when they are freed, and the system clears them
-    page by page when they are asked for again. For a training step on long sequences that is a
-    tenth to a third of the time, whatever the framework. Call this first, before a framework has
-    started its threads. What the process once used it then keeps to its end. Other allocators are
-    left as they are.
+    Call this first, before a framework starts its threads. glibc gives most large blocks back to
+    the system when they are freed, and the system clears them page by page when they are asked for
+    again. In a training step on long sequences, that takes a tenth to a third of the time, in every
+    framework. After this call the process keeps, until it ends, all memory that it once used.
+    Other allocators are left as they are.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -158,9 +158,9 @@ def clip(x: Value, low: Value | float, high: Value | float) -> Value:
 def where(condition: Any, x: Any, y: Any) -> Any:
     """x where the condition holds, else y; `condition` is a comparison.
 
-    As in JAX and PyTorch, both branches are computed: a gradient of the branch not taken that is
-    not finite spoils the sum of gradients, so guard the argument too. Two numbers take the dtype of
-    the state in a step; on arrays, the framework's own default.
+    As in JAX and PyTorch, both branches are computed. If the branch not taken has a gradient that
+    is not finite, it spoils the sum of gradients: guard the argument too. If x and y are both
+    numbers, they take the dtype of the state in a step, and the framework's default on arrays.
     """
     return _apply("where", condition, x, y)
 
@@ -183,9 +183,9 @@ def logical_not(x: Any) -> Any:
 def matmul(inputs: Array, matrix: Array) -> Array:
     """Return `inputs @ matrix`, (..., T, n) @ (n, hidden), as one product; for `features` only.
 
-    The same as `@`, and on JAX quicker: XLA's CPU compiler copies what it differentiates through a
-    product of three axes (measured: value and gradient of an LRC 1.4 times faster), and is slow at
-    a product over few inputs.
+    The same as `@`, and faster on JAX (measured: value and gradient of an LRC 1.4 times faster).
+    With `@`, XLA's CPU compiler copies arrays to differentiate a product of three axes, and is slow
+    at a product over few inputs.
     """
     known = plain.get(type(inputs))
     if known is plain.get(type(matrix)) and known is not None:

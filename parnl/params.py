@@ -80,7 +80,7 @@ def normal(std: float, mean: float = 0.0) -> Draw:
 
 
 def softplus_inverse(draw: Draw) -> Draw:
-    """Return an `init` whose values have a softplus distributed as `draw`, which is positive."""
+    """Return an `init` whose values, after softplus, are distributed as the positive `draw`."""
 
     def inverse(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         y = np.asarray(draw(rng, shape))

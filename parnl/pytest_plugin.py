@@ -5,7 +5,7 @@
     pytest --parnl-cell cells.py:A --parnl-cell cells.py:B     several cells, from files
 
 The items stand beside whatever else pytest collects, marked `parnl`; with pytest-xdist they are
-spread over its workers. Until the option is given, neither hypothesis nor a framework is imported.
+spread over its workers. Without the option, neither hypothesis nor a framework is imported.
 """
 
 from __future__ import annotations
@@ -105,11 +105,11 @@ class PropertyItem(pytest.Item):
             pytest.skip(f"{self.wanted}: {reason}")
 
     def repr_failure(self, excinfo: Any, style: Any = None) -> Any:
-        """A failed property is told by its message, which holds the problem; not by a traceback."""
+        """Report a failed property by its message, which has the problem, without a traceback."""
         if isinstance(excinfo.value, AssertionError):
             return str(excinfo.value)
         return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Any, None, str]:
-        """Return what a report is headed with."""
+        """Return the heading of a report."""
         return self.path, None, self.name

@@ -25,8 +25,8 @@ def register(name: str) -> Callable[[type[Cell]], type[Cell]]:
     The step is traced here and now. Defining the same class again, as in a notebook, replaces it.
 
     Raises:
-        StepError: the step mixes channels, or does what else cannot be traced.
-        TypeError: what is decorated is no subclass of `parnl.Cell`.
+        StepError: the step mixes channels, or does something else that cannot be traced.
+        TypeError: the class is not a subclass of `parnl.Cell`.
         ValueError: another cell has the name.
     """
 
@@ -56,8 +56,8 @@ def get_class(name: str) -> type[Cell]:
         close = difflib.get_close_matches(str(name), _cells, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
         raise ValueError(
-            f"cell: unknown name {name!r}; {hint}known cells: {', '.join(sorted(_cells))}; one of "
-            "your own is known once its module is imported"
+            f"cell: unknown name {name!r}; {hint}known cells: {', '.join(sorted(_cells))}; to use "
+            "a cell of your own, import its module first"
         )
     return _cells[name]
 
@@ -69,11 +69,11 @@ def get_cell(name: str, input_size: int, hidden_size: int, **options: Any) -> Ce
         name: as in `list_cells`.
         input_size: channels of the inputs.
         hidden_size: channels of the states and outputs.
-        **options: of the cell; its docstring tells them.
+        **options: of the cell, see its docstring.
 
     Raises:
-        TypeError: an option that the cell does not have.
-        ValueError: no cell has the name; it tells the closest names.
+        TypeError: the cell does not know an option.
+        ValueError: no cell has the name; the message gives the closest names.
 
     >>> import parnl
     >>> parnl.get_cell("lrc", input_size=6, hidden_size=64, dt=0.5).parameter_shapes["W_f"]

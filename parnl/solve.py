@@ -89,22 +89,23 @@ def solve(
         params: name -> array, as `cell.init` returns them.
         inputs: (..., T, input), of NumPy, JAX, PyTorch or any other library of the array API
             standard, as CuPy; all arrays must be of the same one.
-        initial_state: one array (..., hidden) for each state of the cell, by name where it is a
-            `final_state`, in the cell's order where it is a plain tuple; or the array itself if
-            there is one state; zeros if None.
+        initial_state: one array (..., hidden) for each state of the cell: a `final_state`, taken by
+            name, or a plain tuple in the cell's order. If there is one state, the array itself will
+            do. None: zeros.
         dt: time step of a time-aware cell: a number, or (..., T), one for each step. If None, the
             cell's own option.
         lengths: integers (...), the number of valid steps of each sequence. Later steps leave the
             state as it is, and their outputs are 0.
         resets: booleans that broadcast to (..., T), true at the first step of each episode. Before
             such a step the state is the initial state, so nothing earlier counts.
-        reset_state: as `initial_state`: the state before the steps of `resets`. None: the initial
-            one. A rollout that goes on from the one before needs another. Not with `cu_seqlens`.
+        reset_state: the state before the steps of `resets`, given as `initial_state` is. None:
+            `initial_state`. Set it if `initial_state` is the last state of an earlier rollout. Not
+            with `cu_seqlens`.
         cu_seqlens: integers (S + 1,) for S sequences that stand one after the other, without
             padding, in inputs (T, input) or (1, T, input): where each begins, and T.
             `initial_state` and `final_state` are then (S, hidden). Not with `lengths`.
-        reverse: run from the last valid step to the first. With `resets` or `cu_seqlens` each
-            sequence is run so by itself. Outputs stay beside their inputs.
+        reverse: run from the last valid step to the first. With `resets` or `cu_seqlens`, each
+            sequence is reversed by itself. Outputs stay beside their inputs.
         method: "newton" (parallel), "sequential" (the plain loop), or "auto": parallel where the
             device gains from it.
         chunks: number of pieces the T steps are cut into and solved in parallel, 1 to T. 1 is the
@@ -118,10 +119,10 @@ def solve(
             always enough. None: if Newton stalls, parnl stops it and runs the plain loop for the
             channels that have not converged, whatever the method. `info.sequential` counts them.
             With automatic chunks this is to cost at most 2.5 times the plain loop.
-        stretch: number of steps whose features are in memory at a time. The sequence is solved in
-            stretches of so many, one after the other, and a gradient computes the features again.
-            None: on a CPU long sequences are cut so that features stay in its cache; else, and with
-            `check`, all steps are one. Not for cells whose features look along time, see
+        stretch: number of steps whose features are in memory at a time. parnl solves such stretches
+            one after the other, and computes the features again for a gradient. None: on a CPU,
+            long sequences are cut so that features stay in its cache; elsewhere, and with `check`,
+            all steps are one stretch. Not for cells whose features look along time, see
             `parnl.Cell`.
         time_axis: devices that share the axis of time, each with one part of it: in JAX the name of
             an axis of the mesh, within `jax.shard_map`; in PyTorch a `ProcessGroup`, or a
@@ -137,26 +138,25 @@ def solve(
     matter how many iterations. They come in the dtype of each argument. NumPy and the other
     libraries have none.
 
-    Dtypes: outputs have the one that NumPy promotes inputs and parameters to; `initial_state` and
-    `dt` may be of any floating type. Where it is float16 or bfloat16, the cell's parameters,
-    features and states are computed in float32, and `final_state` is float32, so that a sequence
-    may be cut and continued without loss; only in PyTorch are products of matrices taken in the
-    half type, as in `torch.autocast`, and accumulated in float32.
+    Dtypes: outputs have the dtype that NumPy promotes inputs and parameters to. `initial_state` and
+    `dt` may be of any floating type. If outputs are float16 or bfloat16, parameters, features and
+    states are still computed in float32, and `final_state` is float32, so a sequence may be cut and
+    continued without loss. Only PyTorch takes products of matrices in the half type, as in
+    `torch.autocast`, and accumulates them in float32.
 
-    Exported functions: what `jax.export` writes is made of JAX's own operations, without parnl's
-    kernels, so a process runs it that does not have parnl; return `outputs`, and states as a plain
-    tuple. Automatic chunks are those of the platform it is written for, or 1 where sizes are left
-    open; `info.chunks` and stretches are those of the platform it is written on, and `stretch=T`
-    forbids stretches. For PyTorch see `parnl.torch.export_onnx`; what `torch.export` writes
-    calls parnl.
+    Exported functions: `jax.export` writes JAX's own operations, without parnl's kernels, so the
+    result runs without parnl. Return `outputs`, and states as a plain tuple. Automatic chunks are
+    those of the platform you export for, or 1 where sizes are left open. `info.chunks` and
+    stretches are those of the platform you export on; `stretch=T` forbids stretches. For PyTorch
+    see `parnl.torch.export_onnx`; the result of `torch.export` calls parnl.
 
-    Several devices: `inputs`, `dt`, `resets` and `outputs` are the device's own part, in the order
-    of the axis, for features that do not look along time; in PyTorch parts may differ in length, or
-    be empty. `initial_state`, `lengths` (of the whole) and `final_state` are the same on all, T is
-    that of the whole, and so are `chunks`, as many on each device. The loss is the sum of what the
-    devices compute: gradients of parameters and of `initial_state` are to be summed over them, as
-    JAX does by itself; a loss of `final_state` is to be taken on one of them, or divided by their
-    number. In PyTorch all devices go backward, or none.
+    Several devices: `inputs`, `dt`, `resets` and `outputs` are each device's own part, in the order
+    of the axis. Features must not look along time. In PyTorch, parts may differ in length or be
+    empty. `initial_state`, `lengths` (of the whole) and `final_state` are the same on all devices.
+    T and `chunks` are those of the whole, with as many chunks on each device. The loss is the sum
+    of what the devices compute: sum the gradients of parameters and of `initial_state` over them,
+    as JAX does by itself. Take a loss of `final_state` on one device, or divide it by their number.
+    In PyTorch all devices go backward, or none.
 
     Time steps: with dt = 0 the state of a cell that discretises an ODE stays as it is. A negative
     dt is allowed, and goes into the cell's formula unchanged: a step back in time. If dt is NaN or
@@ -216,7 +216,7 @@ def solve(
     if line is None:
         arrays = [*given.params.values(), inputs, *initial]
         if states and stretch is not None:
-            raise ValueError("stretch: expected None where all states are asked for")
+            raise ValueError("stretch: expected None with states=True")
         alone = check or states
         length = _stretch(backend, cell, arrays, x0[0], steps, stretch, how.chunks, alone)
         name = "T" if length == steps else "stretch"
@@ -284,7 +284,7 @@ def _checked(
     how = make()
     for name, value in alone.items():
         if value is not None:
-            raise ValueError(f"{name}: expected None where devices share the axis of time")
+            raise ValueError(f"{name}: expected None with time_axis")
     backend, params, inputs = check_params(cell, params, inputs)
     *batch, steps, _ = inputs.shape
     if check:
@@ -294,7 +294,7 @@ def _checked(
         lengths = lengths_of(backend, lengths, inputs)
     pack = None if cu_seqlens is None else packed(backend, cu_seqlens, inputs)
     if pack is not None and lengths is not None:
-        raise ValueError("lengths: expected None where there is cu_seqlens, which tells lengths")
+        raise ValueError("lengths: expected None with cu_seqlens, which gives the lengths")
     dt = given_time_step(backend, cell, dt, inputs)
     if resets is not None:
         resets = resets_of(backend, "resets", resets, inputs, (*batch, steps))
@@ -342,7 +342,7 @@ def _check_answer(cell: Cell, given: _Given, found: Stretch, mask: Any) -> None:
 
 
 def _alike(cell: Cell, given: _Given, initial_state: Any, check: bool) -> str:
-    """Return what must be the same on devices that share the axis of time, but for arrays."""
+    """Return the arguments, except arrays, that devices along the axis of time must agree on."""
     absent = [x is None for x in (initial_state, given.lengths, given.resets, given.anew)]
     dt = given.dt if isinstance(given.dt, float) else ""
     batch = given.inputs.shape[:-2]
@@ -386,7 +386,7 @@ def _stretch(
     if asked is not None:
         raise ValueError(
             f"stretch: expected None, since {type(cell).__name__} has features that look along "
-            "time, are drawn at random or cannot be tried; if they do not, set time_local = True "
-            "in the class"
+            "time, are drawn at random or cannot be tried; if those of a step depend only on its "
+            "inputs, set time_local = True in the class"
         )
     return steps

@@ -1,8 +1,8 @@
 """`step`: one time step, for streaming.
 
 The first call of a kind is checked and laid out as `solve` does it. In PyTorch and NumPy the cell
-remembers what that came to, so that the next one like it is a look at its arrays, the features and
-one call of a kernel: see `parnl.backends.c.steps`.
+remembers the result. The next call like it only looks at its arrays, computes the features and
+calls one kernel: see `parnl.backends.c.steps`.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def step(
         input_t: (..., input), of any framework.
         state: as `initial_state` of `solve`, and as this function returned it; zeros if None.
         dt: time step of a time-aware cell: a number or (...). If None, the cell's own option.
-        reset: booleans that broadcast to (...), where the state before this step is `reset_state`
-            in place of `state`.
+        reset: booleans that broadcast to (...). Where true, the state before this step is
+            `reset_state` instead of `state`.
         reset_state: as `state`; zeros if None.
 
     Returns:

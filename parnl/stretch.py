@@ -1,10 +1,10 @@
 """Stretches of time: a solve is one of them, or many, one after the other.
 
-The features of a stretch are computed, its states solved for from the state before it, its outputs
-given back. Where the features of all steps would be large, a solve is streamed: in stretches whose
-features fit the processor's cache. The answer is the same to rounding; cells, kernels and solver do
-not know. For a gradient the features are computed once more, stretch by stretch, so that no feature
-is ever in memory at full length.
+For each stretch, parnl computes the features, solves for the states from the state before it, and
+returns the outputs. If the features of all steps would be large, it cuts a solve into stretches
+whose features fit the processor's cache. The answer is the same to rounding; cells, kernels and
+solver know nothing of stretches. For a gradient the features are computed once more, stretch by
+stretch, so no feature is ever in memory at full length.
 
 That needs features which do not look along time: a convolution would see the edges of a stretch.
 `parnl.locality` finds out.
@@ -31,7 +31,7 @@ Carry = tuple[list[Any], list[Any] | None, Stats]
 
 
 class Task(NamedTuple):
-    """What is fixed in a solve, beside arrays.
+    """What is fixed in a solve, besides arrays.
 
     dt: the time step where it is a number, else None; dtype, result: as `inputs.wide_params` has
     them; at_zero: whether the initial states are zeros; line: the devices that share the axis of
@@ -133,11 +133,11 @@ def outputs_of(
 def advance(
     backend: Any, task: Task, fixed: Mapping[str, Any], carry: Carry, along: Along
 ) -> tuple[Carry, Any]:
-    """Solve a stretch of many: (what the next one is to know, outputs).
+    """Solve a stretch of many: (what the next one needs, outputs).
 
     carry: the states x before it; of packed sequences, their last states so far, else None; the
-    largest numbers of `Info` so far. fixed has "offsets" and along "time" beside what is said in
-    `solve_stretch`, where sequences are packed.
+    largest numbers of `Info` so far. For packed sequences, fixed also has "offsets", and along has
+    "time", see `solve_stretch`.
     """
     xp, (x, ends, most), reverse = backend.xp, carry, task.how.reverse
     found = solve_stretch(backend, task, fixed, x, along)

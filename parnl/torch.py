@@ -40,8 +40,8 @@ class RNN(nn.Module):
         cell: a name, or a `parnl.Cell` class.
         input_size: channels of the input.
         hidden_size: channels of the output, in one direction.
-        num_layers: how many, one after the other.
-        bias: if False, the cell's biases are 0 and no parameters.
+        num_layers: number of layers, one after the other.
+        bias: if False, the cell's biases are 0 and are not parameters.
         batch_first: input and output are (B, T, ...); else (T, B, ...).
         dropout: share of values between layers that is set to 0 in training.
         bidirectional: run a second recurrence from the end to the start.
@@ -57,20 +57,20 @@ class RNN(nn.Module):
         **options: all other keywords are options of the cell.
 
     Raises:
-        TypeError: an option that the cell does not have, or an input that is no tensor of the
-            module's dtype.
+        TypeError: the cell does not know an option, or an input is not a tensor of the module's
+            dtype.
         ValueError: names the argument, what came, and what was expected.
 
     Shapes: input (T, B, input), (B, T, input) if batch_first, or (T, input) unbatched, or a
     `PackedSequence`; output likewise with D * hidden channels, D = 2 if bidirectional. The state
-    h_0, h_n is (D * num_layers, B, hidden); of a cell with several states a named tuple of such, in
-    the order of the cell, but (h, c) for an LSTM, as `nn.LSTM` has it. Given back, a named tuple is
-    taken by its names. It is the same for `step`, so that a sequence may be run in one, in pieces,
-    or step by step.
+    h_0, h_n is (D * num_layers, B, hidden). If the cell has several states, it is a named tuple of
+    such arrays in the cell's order, but (h, c) for an LSTM, as in `nn.LSTM`. A named tuple given
+    back is taken by its names. `step` has the same state, so a sequence may be run whole, in
+    pieces, or step by step.
 
     Parameters are called as `nn.GRU` calls them: `weight_<name>_l<layer>` for the matrices of the
-    cell, `bias_<name>_l<layer>` for its biases, and `<name>_l<layer>` for other vectors; of the
-    backward direction, `_reverse` follows.
+    cell, `bias_<name>_l<layer>` for its biases, and `<name>_l<layer>` for other vectors. Names of
+    the backward direction end in `_reverse`.
     """
 
     def __init__(
@@ -137,15 +137,15 @@ class RNN(nn.Module):
     def from_torch(cls, module: nn.RNNBase, *, take: str | None = None, **how: Any) -> RNN:
         """Return layers with the weights of a `torch.nn.GRU`, `nn.LSTM` or `nn.RNN`.
 
-        They are the same map where the recurrent weights are diagonal. See `parnl.interop`.
+        Both compute the same if the recurrent weights are diagonal. See `parnl.interop`.
 
         Args:
             module: `torch.nn.GRU`, `nn.LSTM` or `nn.RNN`.
             take: "diagonal" drops recurrent weights off the diagonal, to begin training from.
-            **how: keywords of `RNN` that the module has no counterpart of, as `chunks`.
+            **how: keywords of `RNN` that the module does not have, such as `chunks`.
 
         Raises:
-            ValueError: recurrent weights are not diagonal; it tells how far they are from it.
+            ValueError: recurrent weights are not diagonal; the message tells how far off they are.
 
         >>> lstm = torch.nn.LSTM(3, 1, num_layers=2)
         >>> x = torch.randn(20, 5, 3)
@@ -212,7 +212,7 @@ class RNN(nn.Module):
                 None.
             dt: as in `parnl.solve`, for all layers.
             lengths: (B,), as in `parnl.solve`.
-            resets: as in `parnl.solve`; there the state is that of a call without hx.
+            resets: as in `parnl.solve`. A reset sets the state to that of a call without hx.
             time_axis: as in `parnl.solve`.
         """
         told = {"dt": dt, "lengths": lengths, "resets": resets, "time_axis": time_axis}
@@ -251,7 +251,7 @@ class RNN(nn.Module):
             input_t: (B, input), or (input,).
             state: as `forward` returns it, and this function; None for the initial one.
             dt: a number or (B,).
-            reset: booleans (B,), where the state is that of None.
+            reset: booleans (B,). Where true, the state before this step is the initial one.
         """
         self._check_input("input_t", input_t, "(B, {})", (1, 2))
         starts = self._starts("state", state, input_t.shape[:-1])

@@ -324,11 +324,11 @@ def errors():
 
     refused("time_axis: expected an axis of the mesh", "model")
     refused("a string, got Mesh", mesh_of(DEVICES))
-    refused("it is called in none", function=solving(task, "time"))
+    refused("there is none", function=solving(task, "time"))
     # an axis of vmap is none of a mesh
     each = jax.vmap(solving(task, "time"), (None, 1, None), axis_name="time")
     parts = {"inputs": along["inputs"].reshape(2, DEVICES, -1, 3)}
-    refused("it is called in none", function=lambda p, _, s: each(p, parts, s))
+    refused("there is none", function=lambda p, _, s: each(p, parts, s))
     refused("chunks <= T = 64", chunks=65)
     refused("stretch: expected None", stretch=4)
 

@@ -1,10 +1,10 @@
 """Compile C text with the system's compiler, once: the result is kept in the user's cache.
 
 A library is named by the hash of all that decides it (text, flags, compiler, processor) and the
-hash of its own bytes, written under another name and renamed, so that processes that build the same
-one at the same time, or die while they do, leave nothing half written. Its bytes are looked at
-before it is loaded: a library that was cut short can be loaded, and kills the process when it is
-called. Where the cache cannot be written, libraries last as long as the process.
+hash of its own bytes. It is written under another name, then renamed: processes that build the same
+one at the same time, or die while they do, leave nothing half written. Its bytes are checked before
+it is loaded: a library that was cut short can be loaded, and kills the process when it is called.
+Where the cache cannot be written, libraries last as long as the process.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def notice(reason: str, remedy: str) -> None:
     say_once(
         remedy,
         f"parnl runs without compiled kernels, several times slower: {reason}. "
-        f"{remedy}, or set PARNL_KERNELS=off to say that this is meant.",
+        f"{remedy}, or set PARNL_KERNELS=off if this is intended.",
     )
 
 
@@ -147,7 +147,7 @@ def _found_or_built(text: str, include: str, release: str) -> ctypes.CDLL:
 
 
 def _found(folder: Path, name: str) -> ctypes.CDLL | None:
-    """Load what an earlier process has built, if it has and nobody has damaged it since."""
+    """Load what an earlier process has built, if it is there and undamaged."""
     for path in folder.glob(f"{name}-*.so"):
         if path.name != _named(name, path):
             path.unlink(missing_ok=True)
@@ -213,4 +213,4 @@ def _unloadable(cc: compiler.Compiler, folder: Path, trouble: OSError) -> BuildE
         reason = f"nothing in {folder} may be executed, for it is mounted noexec"
         return BuildError(reason, f"Set {variable} to a folder that is not")
     reason = str(trouble).partition(": ")[2] or str(trouble)
-    return BuildError(f"what {cc.name} makes cannot be loaded: {reason.splitlines()[0]}")
+    return BuildError(f"a library that {cc.name} made cannot be loaded: {reason.splitlines()[0]}")

@@ -110,7 +110,7 @@ class CompiledKernels(ComposedKernels):
     def in_c(self, like: Any, solve: Callable[[], Found], line: Line | None) -> Found | None:
         """Return solve(), None where C cannot be had: decided here, once for a whole solve.
 
-        Of several devices none can begin anew by itself.
+        With several devices, none can start over alone.
         """
         if not self.compiles(like):
             return None
@@ -138,9 +138,9 @@ class CompiledKernels(ComposedKernels):
         None if the kernels cannot be had, or do not serve arrays like these.
 
         `plan` is the backward run's, from the last step of the forward run to its first. The step's
-        Jacobian is computed again on the way, which costs less than to store and read it. The one
-        of an operand is (B, T, D), or (B, C, D) where the operand does not depend on time. line,
-        last: see `backward`.
+        Jacobian is computed again on the way, which costs less than to store and read it. An
+        operand's gradient is (B, T, D), or (B, C, D) where the operand does not depend on time.
+        line, last: see `backward`.
         """
 
         def solve() -> tuple[list[Any], list[Any]]:

@@ -18,7 +18,7 @@ _GROUP_OF_PROCESS = Path("/proc/self/cgroup")
 def processors() -> int:
     """Return how many threads may run at once: OMP_NUM_THREADS, else the processors allowed.
 
-    Allowed are those that the process may run on, as many as its control group has the time of.
+    The process may run on the allowed ones, at most as many as its control group has time for.
     """
     asked = os.environ.get("OMP_NUM_THREADS")
     return (asked and _asked(asked)) or min(_allowed(), _granted())

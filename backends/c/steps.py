@@ -1,10 +1,10 @@
-"""`parnl.step` once more: a call that differs from an earlier one in the numbers it is given alone.
+"""`parnl.step` once more: a call that differs from an earlier one only in its numbers.
 
 The kernel of a step takes 1 us. To check the arguments, to make operands of them and to find the
-kernel takes a hundred. So what an earlier call came to is remembered with its cell: names, shapes,
-a dtype, and where in the kernel's table an address goes; no array. All that was checked is looked
-at again, in one pass over the arrays. If anything is not as it was, `parnl.step` goes the
-long way, which says what is wrong, or does what is needed.
+kernel takes a hundred. So the cell remembers the result of an earlier call: names, shapes, a dtype,
+and where in the kernel's table an address goes; no array. One pass over the arrays checks all of it
+again. If anything has changed, `parnl.step` goes the long way, which says what is wrong, or does
+what is needed.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class CompiledSteps(CompiledKernels):
     def step_by_kernel(
         self, program: Program, operands: Sequence[Any], states: Sequence[Any]
     ) -> list[Any] | None:
-        """Return the next states, None where C does not serve, or someone looks on."""
+        """Return the next states, None if C does not serve, or a transform looks on."""
         arrays = [*operands, *states]
         if not self.unobserved() or not self.streams(arrays) or self.followed(arrays):
             return None

@@ -77,8 +77,7 @@ def line_of(time_axis: Any, steps: int) -> MeshLine:
     known = manual_axes()
     if time_axis not in known:
         raise ValueError(
-            "time_axis: expected an axis of the mesh of the jax.shard_map that this is called in, "
-            f"{', '.join(map(repr, sorted(known))) or 'but it is called in none'}, "
-            f"got {time_axis!r}"
+            "time_axis: expected an axis of the mesh of the jax.shard_map around this call "
+            f"({', '.join(map(repr, sorted(known))) or 'there is none'}), got {time_axis!r}"
         )
     return MeshLine(time_axis, lax.axis_size(time_axis), steps)

@@ -1,9 +1,9 @@
 """Arrays divided over the devices of a mesh, under `jit`: how XLA may divide what parnl computes.
 
-To XLA a kernel is a closed box, run whole on every device. What is told here of each of parnl's
-primitives is which axes of its arrays are one and the same: sequences b, time t, channels d. XLA
-then leaves them divided, and each device computes its own part. Sequences and channels know
-nothing of one another; a divided axis of time is a line of devices, as in `shard_map`.
+To XLA a kernel is a closed box, run whole on every device. For each of parnl's primitives, this
+file says which axes of its arrays are the same: sequences b, time t, channels d. XLA then leaves
+them divided, and each device computes its own part. Sequences and channels know nothing of one
+another; a divided axis of time is a line of devices, as in `shard_map`.
 
 In a mesh of explicit axes, whose arrays tell in their types how they are divided, a solve is a
 `shard_map` over them.

@@ -104,8 +104,8 @@ def _solve_transpose(cotangents: Sequence[Any], *arrays: Any, problem: Problem) 
     symbols = [s for s, u in zip(program.operand_symbols, asked[:n], strict=True) if u]
     if not is_affine(program.outputs, [*program.state_symbols, *symbols]):
         raise NotImplementedError(
-            "parnl: a solve is transposed only where the state is linear in the arguments asked "
-            f"for, got {program!r}"
+            "parnl: a solve can be transposed only in arguments in which the state is linear, got "
+            f"{program!r}"
         )
     # of an affine map the pullback is the same everywhere, so also at zero
     given = [

@@ -1,7 +1,7 @@
 """Which kernels run a program on which platform: C on a CPU, Triton on a GPU.
 
-What is exported has none: it is JAX's own operations, and the chunks of the platform that it is
-exported for, which need not be the one it is written on.
+An exported function has none: it has JAX's own operations, and the chunks of the platform that it
+is exported for, which need not be the one it is written on.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Parameters drawn from a key of `jax.random`, also while a function is being traced.
 
-What a cell draws, it draws by NumPy's generator: its own functions, or a user's, may ask for any of
-its distributions, and one parameter may depend on another. So the key becomes the seed of such a
-generator; where its value is not known yet, XLA calls back for the numbers. A key thus gives the
-same parameters inside and outside of `jit`, and in `vmap` for each key what it gives alone.
+A cell draws from NumPy's generator: its own functions, or a user's, may use any distribution, and
+one parameter may depend on another. So the key becomes the seed of such a generator. If the key's
+value is not known yet, XLA calls back for the numbers. So a key gives the same parameters inside
+and outside of `jit`, and each key in a `vmap` gives what it gives alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Functions whose derivative is stated, as primitives of JAX.
 
 `jax.custom_jvp` would say the same in fewer words, but JAX forgets its rule where it evaluates in
-part, as in a second derivative through `lax.scan`: what is left then is to differentiate a kernel.
+part, as in a second derivative through `lax.scan`. It would then try to differentiate a kernel.
 """
 
 from __future__ import annotations

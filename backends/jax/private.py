@@ -109,8 +109,8 @@ def axes(aval: Any) -> frozenset:
 def vary(arrays: Sequence[Any]) -> Sequence[Any]:
     """Return the arrays as ones that differ over the same axes of the mesh.
 
-    What is the same on all devices, as parameters are, is cast to what differs, and the transpose
-    of that cast sums its gradient over the devices.
+    Arrays that are the same on all devices, as parameters are, are cast to ones that differ. The
+    transpose of that cast sums their gradient over the devices.
     """
     each = [axes(jax.typeof(a)) for a in arrays]
     every = frozenset().union(*each)

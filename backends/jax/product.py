@@ -174,8 +174,8 @@ def _compiled(rows: Any, matrix: Any) -> Any:
     """The product as the run of a cell that remembers nothing.
 
     No quicker in itself, but XLA's code runs into a page fault for every 4 KiB of fresh memory, and
-    the kernel asks for huge pages. Measured, N = 65536, hidden = 64: an LRC's forward run, of two
-    such products, takes 9.5 ms for 12.6.
+    the kernel asks for huge pages. Measured, N = 65536, hidden = 64: an LRC's forward run, with two
+    such products, takes 9.5 ms instead of 12.6.
     """
     (count, n), hidden = rows.shape, matrix.shape[1]
     chunks = max(1, min(4 * processors(), count // _ROWS))

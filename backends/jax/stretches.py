@@ -1,7 +1,7 @@
 """Streamed solves: a `lax.scan` over stretches, whose features are computed again for a gradient.
 
-What the scan keeps of a stretch for the gradient are its states, so the recurrence is not run
-again. Nothing is compiled here: what features close over may be another thing at the next call.
+For the gradient, the scan keeps the states of a stretch, so the recurrence is not run again.
+Nothing is compiled here: what features close over may change between calls.
 """
 
 from __future__ import annotations

@@ -82,8 +82,7 @@ def platforms(program: Program, plan: Plan, like: Any) -> tuple[str, ...]:
     c_build.say_once(
         f"triton in JAX: {reason}",
         "parnl solves without Triton kernels, as JAX's own operations, many times slower: "
-        f"{reason}. Install triton and jax[cuda13], or set PARNL_KERNELS=off to say that this "
-        "is meant.",
+        f"{reason}. Install triton and jax[cuda13], or set PARNL_KERNELS=off if this is intended.",
     )
     return ()
 

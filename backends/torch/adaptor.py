@@ -242,7 +242,7 @@ class TorchBackend(CompiledSteps):
         return super().gradients(program, plan, operands, x0, states, grads, wanted, line, last)
 
     def streams(self, arrays: Sequence[Any]) -> bool:
-        """Whether nothing looks on that would see many small solves in place of one."""
+        """Whether no recorder or transform would see many small solves in place of one."""
         if divided.is_divided(arrays):
             return False
         return not recorded(arrays) and torch._C._functorch.maybe_current_level() is None

@@ -107,7 +107,7 @@ def line_of(time_axis: Any, inputs: Tensor, alike: str) -> ProcessLine:
         )
     if transformed():
         raise NotImplementedError(
-            "time_axis: a solve along several processes knows gradients by backward() only, not "
+            "time_axis: a solve along several processes has gradients by backward() only, not by "
             "torch.func or forward mode"
         )
     return ProcessLine(group, inputs.shape[-2], f"{alike} {torch.is_grad_enabled()}")

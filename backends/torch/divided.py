@@ -49,7 +49,7 @@ def _mesh(arrays: Sequence[Any]) -> Any:
 
 
 class _Division:
-    """Over which axis of the mesh each letter is divided; the first array that is so decides."""
+    """Over which axis of the mesh each letter is divided; the first divided array decides."""
 
     def __init__(self, arrays: Sequence[Any], letters: Sequence[Letters]) -> None:
         self.mesh = _mesh(arrays)

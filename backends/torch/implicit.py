@@ -284,7 +284,7 @@ class _Passes:
     ) -> dict[int, Tensor]:
         """Cotangents of the operands `wanted`, where lambda_t = g_t + J_{t+1}^T lambda_{t+1}.
 
-        after: what of that comes from after the last step.
+        after: the part of lambda that comes from after the last step.
         """
         if not self.steps:
             return {i: torch.zeros_like(self.operands[i]) for i in wanted}
@@ -330,7 +330,7 @@ def _expanded(x: Any, like: Tensor) -> Tensor:
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return x in `dtype`; to find that it is takes `Tensor.to` ten times as long."""
+    """Return x in `dtype`; if it is already, `Tensor.to` takes ten times as long to find out."""
     return x if x.dtype == dtype else x.to(dtype)
 
 

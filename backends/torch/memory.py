@@ -1,10 +1,10 @@
 """Large results in NumPy's memory.
 
-A large tensor is mostly fresh memory, for the allocator gives what is freed back to the system,
-which clears every page before it is used again. In pages of 4 KiB that costs more than many a
+A large tensor is mostly fresh memory: the allocator gives freed memory back to the system, which
+clears every page before it is used again. In pages of 4 KiB that costs more than many a
 computation. Measured, ms a MiB: 0.55; in huge pages, which NumPy asks for, 0.12; memory that is
-used again 0.07. And glibc cannot use again what PyTorch has freed for a tensor of the same size,
-since PyTorch asks for aligned memory, before release 2.38: a solve in stretches grows by each.
+used again 0.07. Also, glibc before release 2.38 cannot reuse what PyTorch has freed for a tensor of
+the same size, since PyTorch asks for aligned memory: a solve in stretches grows by each.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LARGE = 1 << 20
 def small_product(inputs: Tensor, matrix: Tensor) -> Tensor | None:
     """Return inputs (..., n) @ matrix (n, hidden); None if it is large, or PyTorch refuses it.
 
-    It is told not to be large by so little since that takes longer than many a product.
+    The check for size is this short because it takes longer than many a product.
     """
     # in this order: see `matmul`
     if torch.compiler.is_compiling():

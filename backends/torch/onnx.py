@@ -20,13 +20,13 @@ def export_onnx(
         free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}     # batch and time
         parnl.torch.export_onnx(rnn, (torch.zeros(2, 20, 3),), "rnn.onnx", dynamic_shapes=(free,))
 
-    how: all other keywords of `torch.onnx.export`, as `kwargs` for dt, lengths and resets. Returns
-    its `ONNXProgram`. What is written is plain ONNX, which runs without parnl: a solve is a `Scan`,
-    which takes one step after the other, whatever `chunks` says. Of a solve's `Info`, `iterations`
-    are then 0, as of any plain loop.
+    how: all other keywords of `torch.onnx.export`, such as `kwargs` for dt, lengths and resets.
+    Returns its `ONNXProgram`. The file is plain ONNX and runs without parnl. A solve in it is a
+    `Scan`, which takes one step after the other, whatever `chunks` says, so `iterations` in its
+    `Info` is 0, as for any plain loop.
 
-    Needs the packages onnx and onnxscript. Raises NotImplementedError, named, for an operation
-    that ONNX does not have.
+    Needs the packages onnx and onnxscript. Raises NotImplementedError for an operation that ONNX
+    does not have, and names it.
     """
     if how.setdefault("dynamo", True) is not True:
         raise ValueError(f"dynamo: expected True, got {how['dynamo']!r}")

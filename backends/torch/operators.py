@@ -1,15 +1,15 @@
 """Solves as operators of PyTorch, `parnl::solve` and `parnl::gradients`, for `torch.compile`.
 
-They serve wherever a solve is to be written down and not, or not only, to be carried out: for
-`torch.compile`, `torch.export`, `make_fx`, `torch.func.functionalize`, and tensors without values
-(`FakeTensor`, the device "meta"). A graph holds tensors, numbers and the text of its program, so
-that it can be saved and run by any process that has imported `parnl.torch`, whatever cells that
-knows. What an operator does on a device is what the backend does there. First derivatives only,
-as in any compiled graph; elsewhere `implicit` serves, which goes to any order.
+They serve wherever a solve is recorded, whether or not it is also run: for `torch.compile`,
+`torch.export`, `make_fx`, `torch.func.functionalize`, and tensors without values (`FakeTensor`, the
+device "meta"). A graph holds tensors, numbers and the text of its program. So it can be saved, and
+run by any process that has imported `parnl.torch`, whatever cells that process knows. On a device,
+an operator does what the backend does there. First derivatives only, as in any compiled graph;
+elsewhere `implicit` serves, which goes to any order.
 
-TorchScript's tracer, and the old ONNX exporter that stands on it, are refused: they write down
-ATen's operations only, and would take what a kernel writes for memory that nobody fills. A CUDA
-graph records kernels themselves, so there the kernels serve as they are.
+TorchScript's tracer, and the old ONNX exporter that is built on it, are refused: they record only
+ATen's operations, and would take a kernel's results for memory that nobody fills. A CUDA graph
+records kernels themselves, so there the kernels serve as they are.
 """
 
 from collections.abc import Sequence

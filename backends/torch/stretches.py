@@ -90,7 +90,7 @@ class Whole:
 
 
 class _Moved(torch.autograd.Function):
-    """A stretch of outputs that stands elsewhere from now on: what is left has no memory."""
+    """A stretch of outputs that has been moved: what is left here has no memory."""
 
     @staticmethod
     def forward(ctx: Any, piece: Tensor, outputs: Whole, cut: slice) -> Tensor:
@@ -118,7 +118,7 @@ class _Joined(torch.autograd.Function):
 class Versions:
     """What features are computed from, which must be the same when they are computed again.
 
-    Autograd looks after what it saves; a checkpoint does not after what it is given.
+    Autograd checks what it saves; a checkpoint does not check what it is given.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:

@@ -136,8 +136,8 @@ def compiled(
     """Compile a kernel for a GPU of that compute capability, which need not be there.
 
     given: `launch.arguments`, with a `Pointer` for each array. They are specialised as Triton does
-    when it launches a kernel itself: a 1 becomes part of the code, and of what is a multiple of 16
-    that is known. So tensors of these strides have the same code. TRITON_OVERRIDE_ARCH, Triton's
+    when it launches a kernel itself: a 1 becomes part of the code, and so does that a number is a
+    multiple of 16. So tensors of these strides have the same code. TRITON_OVERRIDE_ARCH, Triton's
     own variable, is stronger than `capability`: it may be "sm90".
     """
     import triton
@@ -197,7 +197,7 @@ def _type(argument: Any, specialised: bool) -> tuple[str, bool]:
 
 
 def _ptx_version(capability: int) -> int:
-    """Return the oldest version of PTX with that GPU, for any assembler may be the one to read it.
+    """Return the oldest version of PTX with that GPU, since any assembler may have to read it.
 
     XLA's is that of the CUDA it was installed with; the one Triton brings is newer, and so is the
     version it would write.

@@ -59,9 +59,9 @@ class Kernel(NamedTuple):
     def ahead(self) -> int:
         """How many steps ahead of their use operands are loaded.
 
-        At most 16 loads in flight, for their registers, or 8 where twice as many threads may share
-        these, in many chunks (see `build.tile`; with 12, a GRU in 256 chunks spilled 31 of them for
-        sm_80); and no more steps than it takes to wait for the first of them, for their text.
+        To save registers, at most 16 loads are in flight, or 8 in many chunks, where twice as many
+        threads may share the registers (see `build.tile`; with 12, a GRU in 256 chunks spilled 31
+        registers for sm_80). To save text, no more steps than it takes to wait for the first load.
         """
         backward = self.kind == "gradients"
         most = 8 if self.parallel and self.light else 16

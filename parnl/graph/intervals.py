@@ -1,7 +1,7 @@
 """Interval arithmetic: bounds that hold at every point of a box.
 
 An `Interval` encloses the exact real value of an expression wherever its arguments are taken from
-theirs. Ends are float64 arrays, rounded outward in every operation, so a bound is a proof and no
+theirs. Ends are float64 arrays, rounded outward in every operation, so a bound is a proof, not a
 sample. An infinite end means "no bound known" and is never the value itself. NaN in both ends means
 that the expression may be undefined there (a division by zero, the logarithm of a negative number);
 it passes through everything but the branch of a `where` that is not taken.

@@ -2,7 +2,7 @@
 
 A `Graph` stores every distinct subexpression once: asking for the same operation on the same
 arguments again returns the node that is there. Nodes are numbered in the order they are made, so
-that order is topological and later passes (`diff`, `codegen`) are plain loops over it.
+that order is topological and later passes (`derivatives`, `flatcode`) are plain loops over it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Graph:
     def apply(self, op: str, *args: Any) -> Symbol:
         """Return the node for `op` of symbols and numbers, simplified where that is exact.
 
-        But for the sign of a zero: x + 0 is x.
+        The sign of a zero is ignored: x + 0 is x.
         """
         nodes = tuple(self._as_node(op, a) for a in args)
         _check_kinds(op, nodes)
@@ -263,7 +263,7 @@ for _name, _symbol in {
 
 
 _MIXING = (
-    "what reads the inputs alone belongs in features(); a state of other channels cannot be read"
+    "move what reads only the inputs to features(); a step cannot read states of other channels"
 )
 
 
@@ -305,7 +305,7 @@ def reachable(outputs: list[Symbol]) -> list[Symbol]:
 def is_affine(outputs: list[Symbol], variables: list[Symbol]) -> bool:
     """Tell whether every output is affine in `variables`, with coefficients free of them.
 
-    Decided from the structure, so a True is a proof; a False may be an affine map in disguise.
+    Decided from the structure: True is a proof, False may still be an affine map.
     """
     degree = {v.index: 1 for v in variables}  # 0: free of them, 1: affine, 2: anything else
     for node in reachable(outputs):

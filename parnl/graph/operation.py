@@ -6,7 +6,7 @@ library that follows that standard, `xp` its namespace; JavaScript is what a pag
 documentation runs. A target's form is
 
     a name         "torch.tanh", of a function of that target; in C it takes the type's suffix, and
-                   may be computed for a whole vector; of ONNX, an operator, and nothing but names
+                   may be computed for a whole vector; ONNX has only names, those of operators
     an expression  "tl.where({x}, {y}, {z})", where {x}, {y}, {z} stand for the arguments, and in C
                    {f} for the suffix of its functions: "f" for float, nothing for double
     left out       then the target computes the entry's `definition`, written once in terms of other

@@ -127,9 +127,9 @@ class Program:
         return [zero if entry is None else entry for row in rows for entry in row]
 
     def vjp(self, wanted: Sequence[int], states: bool = False) -> tuple[list[Symbol], list[Symbol]]:
-        """Return the cotangent leaves, one per output, and what they give operands `wanted`.
+        """Return the cotangent leaves, one per output, and the cotangents of operands `wanted`.
 
-        states: what they give the states comes first.
+        states: put the cotangents of the states first.
         """
         given = [self.graph.leaf("cotangent", name) for name in self.states]
         symbols = self.state_symbols if states else []

@@ -33,13 +33,13 @@ def write(states: Sequence[Symbol], operands: Sequence[Symbol], outputs: Sequenc
 def read(text: str) -> tuple[Graph, Groups]:
     """Return the graph of a text and its states, operands and outputs.
 
-    Raises ValueError for a text that is of a newer parnl, or is none.
+    Raises ValueError for a text that a newer parnl wrote, or that is not of a step.
     """
     try:
         form, entries, groups = json.loads(text)
         unknown = {op for op, *_ in entries} - {*OPERATIONS, *_LEAVES}
     except (TypeError, ValueError) as error:
-        raise ValueError(f"step: expected the text of one, got {text[:80]!r}") from error
+        raise ValueError(f"step: expected the text of a step, got {text[:80]!r}") from error
     if form != _FORMAT or unknown:
         what = f"operations {', '.join(sorted(unknown))}" if unknown else f"format {form!r}"
         raise ValueError(f"step: this release of parnl has no {what}: a newer one wrote the text")

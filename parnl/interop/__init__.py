@@ -9,13 +9,13 @@
 True
 
 `parnl.solve(cell, params, inputs).outputs` equals the original's output at every step, to rounding.
-What a cell cannot express is refused, by name.
+Each function refuses what a cell cannot express, and names it.
 
-What they share, where it applies:
+Arguments that they share, where they apply:
 
 - take: a parnl cell is diagonal, so recurrent weights off the diagonal must be zero, to the last
-  bit. Else ValueError says how far they are from that. `take="diagonal"` drops them: another
-  function, to begin training from.
+  bit. Else ValueError says how far they are from that. `take="diagonal"` drops them. The result is
+  another function: a start for training.
 - skip_readout: a map of the states behind the recurrence (`proj_size` of a CfC, `output_w` of an
   LTC, `to_out` of a minGRU) is not part of a cell. True leaves it out; apply it to the outputs.
 - copy: parameters are detached copies. With `copy=False` they stay parts of the module's own

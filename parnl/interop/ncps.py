@@ -17,9 +17,9 @@ def from_ncps(
 ) -> Imported:
     """Take an `LTC` or `CfC` of ncps (`ncps.torch`; compared with 1.0.1), or the cell in it.
 
-    `layer` is that of a wired `CfC`; all others have one. `timespans` are the `dt` of
+    `layer` picks a layer of a wired `CfC`; all others have one. `timespans` are the `dt` of
     `parnl.solve`. Where a wiring has no synapse, `ltc` has none either and never grows one; `cfc`
-    begins with a weight of 0. Refused: `mixed_memory`, and of a `CfC` a backbone, which mixes
+    begins with a weight of 0. Refused: `mixed_memory`; in a `CfC` also a backbone, which mixes
     channels, and the modes "pure" and "no_gate".
     """
     wrappers, cells = ("LTC", "CfC"), ("LTCCell", "CfCCell", "WiredCfCCell")

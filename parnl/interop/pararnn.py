@@ -10,9 +10,9 @@ from parnl.interop.source import Imported, check_layer, class_of, made
 def from_pararnn(module: Any, layer: int = 0, *, copy: bool = True) -> Imported:
     """Take a `ParaGRU` or `ParaLSTM` of pararnn-torch (compared with 0.17.4; arXiv 2510.21450).
 
-    `layer` is that of a `ParaRNN`. The cell is `gru`, or `lstm` with `coupled` and `peephole`. The
-    library clips recurrent weights at `max_recurrent_norm` in every step: what is taken is clipped
-    once. Refused: `ParaGRU(mix="head")`, which mixes channels, and all other cells.
+    `layer` picks a layer of a `ParaRNN`. The cell is `gru`, or `lstm` with `coupled` and
+    `peephole`. The library clips recurrent weights at `max_recurrent_norm` in every step; parnl
+    clips them once. Refused: `ParaGRU(mix="head")`, which mixes channels, and all other cells.
     """
     kind = class_of("from_pararnn", module, "pararnn", ("ParaRNN", "ParaGRU", "ParaLSTM"))
     if kind == "ParaRNN":

@@ -13,7 +13,7 @@ Imported = tuple[Cell, dict[str, Any]]
 
 
 def class_of(who: str, module: Any, package: str, names: Sequence[str]) -> str:
-    """Return which of `names`, classes of `package`, the module is."""
+    """Return the class of the module, one of `names` of `package`."""
     for cls in type(module).__mro__:
         inside = f"{cls.__module__}.".startswith(f"{package}.")
         if inside and cls.__name__ in names:
@@ -56,7 +56,7 @@ def check_diagonal(who: str, where: str, gates: Mapping[str, Any], take: str | N
         raise ValueError(
             f"{who}: {where}: expected zeros off the diagonal, got {share:.3g} of the squared norm "
             f"of the recurrent weights there, the largest {largest[gate]:.3g} (gate {gate}); "
-            "parnl's cells do not mix channels in the recurrence, take='diagonal' begins from the "
+            "parnl's cells do not mix channels in the recurrence: take='diagonal' keeps only the "
             "diagonal"
         )
 
@@ -64,13 +64,13 @@ def check_diagonal(who: str, where: str, gates: Mapping[str, Any], take: str | N
 def readout(who: str, what: str, how: str) -> ValueError:
     """Return the error about `what`, a map of the states that `how` applies."""
     return ValueError(
-        f"{who}: {what}: expected none, for a cell's outputs are its states; with "
-        f"skip_readout=True, apply {how} yourself"
+        f"{who}: {what}: expected none, since a cell's outputs are its states; pass "
+        f"skip_readout=True and apply {how} yourself"
     )
 
 
 def made(who: str, name: str, params: dict[str, Any], copy: bool, **options: Any) -> Imported:
-    """Return the cell of the sizes that `params` have, and them in its order, copied if told so."""
+    """Return a cell of the sizes of `params`, and `params` in its order, copied if told so."""
     first = next(v for n, v in params.items() if len(v.shape) == 2)
     cell = get_cell(name, *first.shape, **options)
     for key, shape in cell.parameter_shapes.items():

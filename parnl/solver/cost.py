@@ -1,17 +1,17 @@
 """How many chunks, and how many updates: a model of what a solve costs.
 
-A run over all chunks takes L = T / C steps one after the other. A step takes as long as its
-operations on an idle device, however few lanes there are (one channel of one chunk of one sequence
-each); from a number of lanes on that fills the device, it takes longer in proportion:
+A run over all chunks takes L = T / C steps one after the other. A lane is one channel of one chunk
+of one sequence. While lanes do not fill the device, a step takes as long as its operations, however
+few lanes there are. From then on it takes longer in proportion:
 
     time of a run(C) = L * cost * max(1, B * D * C / lanes that fill the device)
 
 C = 1 is one run of the step. More chunks need one run, and a short one before it, where chunk
 starts can be guessed (see `newton`). Elsewhere they need, for each Newton update, a run of the step
 with its Jacobian, one of the step, and some array operations on the chunk starts between them,
-whose price is that of asking for them. So the best C is one that fills the device, if it is worth
-its runs, and 1 if not. Measured constants are how many lanes fill a device, and the price: see the
-backends' `device`.
+whose price is the fixed cost of a call. So the best C is one that fills the device, if that is
+worth its runs, and 1 if not. How many lanes fill a device, and the price, are measured constants:
+see the backends' `device`.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ _ASKED, _ASKED_ALONE, _LEAST = 400, 200, 64
 class Device(NamedTuple):
     """What decides the time of a run.
 
-    lanes: elements that an operation on arrays wants, to be worth it; price: of one array operation
-    on few elements, however cheap it is, counted in operations of a step on as few. crowd: lanes
-    from which on more of them gain nothing, 0 where chunk starts are not guessed. cache: bytes of
+    lanes: elements that make an operation on arrays worth its cost; price: of one array operation
+    on few elements, however cheap it is, counted in operations of a step on as few. crowd: number
+    of lanes beyond which more gain nothing, 0 where chunk starts are not guessed. cache: bytes of
     the processor's last level of cache.
     """
 
@@ -130,7 +130,7 @@ def auto_chunks(program: Program, device: Device, channels: int, steps: int) -> 
 def backward_chunks(
     program: Program, device: Device, channels: int, steps: int, chunks: int
 ) -> int:
-    """Return the number of chunks of the adjoint of a solve in so many: as many, or 1.
+    """Return the number of chunks for the adjoint of a solve in `chunks` of them: as many, or 1.
 
     It is linear, so its starts are never guessed: a run with Jacobians and their products comes
     before the one that writes gradients, whose step costs about twice that of the solve.

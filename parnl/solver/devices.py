@@ -1,9 +1,9 @@
 """Time divided over devices: the same chunks, some on each, and the same Newton on all.
 
 Each device of a line holds the steps of one part of the time axis and as many of the C chunks as
-every other. It runs its own chunks, and what Newton asks about chunk starts, arrays (B, C, D), is
-gathered on all devices: so all take the same decisions, to the last bit, and nothing that crosses
-between them grows with T. One chunk is the plain loop: then devices run one after the other.
+every other. It runs its own chunks. What Newton needs about chunk starts, arrays (B, C, D), is
+gathered on all devices. So all take the same decisions, to the last bit, and nothing sent between
+them grows with T. One chunk is the plain loop: then devices run one after the other.
 
     asked of                  own chunks are run, and what is gathered is
     advance                   their ends and their products of Jacobians
@@ -12,8 +12,8 @@ between them grows with T. One chunk is the plain loop: then devices run one aft
     the guess                 the ends of their last steps
     the adjoint               the same, in the other direction
 
-A device has fewer steps than the others, or none, if T is no multiple: what it lacks are empty
-chunks, which end in the state they start from.
+If T is no multiple, a device has fewer steps than the others, or none. Empty chunks, which end in
+the state they start from, stand for the missing ones.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Line(Alone):
         """Return the x of the device at `place`, on all devices."""
 
     def together(self, look: Callable[[], None]) -> None:
-        """Call look(); what one device raises, all do. One program for all does so by itself."""
+        """Call look(); if one device raises, all do. One program for all does so by itself."""
         look()
 
     def total(self) -> int:
@@ -139,7 +139,7 @@ class Line(Alone):
         return x[:, first : first + count]
 
     def following(self, first: Any, last: Any) -> Any:
-        """Return what stands `first` in the part after the own one, `last` where none comes.
+        """Return the `first` of the next device's part, `last` where there is no next one.
 
         Both are (..., 1), or (..., 0) of an empty part.
         """
@@ -189,7 +189,7 @@ class Along:
         self.while_loop, self.cond = kernels.while_loop, kernels.cond
 
     def device(self, array: Any) -> Device:
-        """Return what all devices together can do at once; the price is the one of this one."""
+        """Return what all devices together can do at once, at the price of this one."""
         one = self.kernels.device(array)
         size = self.line.size
         return one._replace(lanes=one.lanes * size, crowd=one.crowd * size)

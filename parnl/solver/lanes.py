@@ -1,7 +1,7 @@
 """What Newton asks of the chunk starts of a lane, one after the other: sums and maxima.
 
-A lane is one channel of one sequence; or of several, where these begin within it. Then all of it is
-asked of each of them by itself, so that none touches another.
+A lane is one channel of one sequence, or of several that begin within it. Each sequence is then
+asked by itself, so that none touches another.
 """
 
 from __future__ import annotations

@@ -24,17 +24,17 @@ its own lane, so a NaN can disturb neither other sequences nor earlier steps, no
 number of iterations. One thing looks ahead: whether the lane amplifies what is left at a chunk
 start (see `_growth`), and so whether its starts are right to rounding or to the last bit.
 
-Nor does it take long. Where Newton makes little of its updates, on a chaotic, expanding or
-discontinuous cell, it is given up once they have cost about a plain loop (see `cost.py`). In
-long chunks, whose products tell the cell and not the guess, it is so after the first update that
-shows a rounding error to reach full size by most of the lane's chunk starts. The loop then runs the
+Nor does it take long. If Newton stalls, on a chaotic, expanding or discontinuous cell, it is given
+up once its updates have cost about a plain loop (see `cost.py`). In long chunks, products depend on
+the cell and not on the guess. There Newton is given up after the first update which shows that a
+rounding error reaches full size by most of the lane's chunk starts. The plain loop then runs the
 lanes that are not settled, from their own operands: no lane sees another's.
 Damping does not pay there: with products clamped to anything from 100 down to 0, the cells of
 `benchmarks/hostile.py` took as many updates, one for each chunk, or at best a tenth fewer.
 
-The guess is often all there is to do: where two short runs from different states meet in the same
-bits, the cell has forgotten its start, and where running the chunks then meets the guesses, to the
-last bit, it is the plain loop's own answer and there is nothing left to update (see `_guess`).
+Often the guess is enough. If two short runs from different states end in the same bits, the cell
+has forgotten its start. If the chunks then end in the guesses, to the last bit, their run is the
+plain loop's own answer, and nothing is left to update (see `_guess`).
 
 A linear program needs one update, and its gaps are not looked at, unless it amplifies rounding.
 
@@ -373,7 +373,7 @@ def _largest_of_all(xp: Any, x: Any) -> Any:
 
 
 def _growth(lane: Lane, products: Sequence[Any], sizes: Sequence[Any], limit: float) -> Any:
-    """Return by how much what was left at a chunk start has grown up to this one, at most: a log.
+    """Return a log: the most that a gap left at a chunk start has grown up to this one.
 
     Below `GROWTH` the lane is tame so far. Nonlinear: small gaps settle a chunk start, if the lane
     stays tame further on. Linear: one update is the answer, whatever the gaps say, until rounding

@@ -19,7 +19,7 @@ _INTEGER, _FLOAT = (int, np.integer), (float, np.floating)
 class Info(NamedTuple):
     """Statistics of a solve: arrays () of the backend, but for `chunks`.
 
-    Of a solve in stretches: the chunks of each, and the largest numbers that one of them has.
+    In a solve in stretches, `chunks` is that of each stretch; other numbers are the largest of any.
 
     Attributes:
         iterations: Newton updates made, 0 if sequential.
@@ -86,7 +86,7 @@ def settings(
     if chunks is not None:
         chunks = int(checked("chunks", chunks, "an integer or 'auto'", *_INTEGER))
         if method == "sequential" and chunks > 1:
-            raise ValueError(f"chunks: method='sequential' has one chunk, got {chunks}")
+            raise ValueError(f"chunks: expected 1 with method='sequential', got {chunks}")
     return Settings(reverse, method, chunks, tolerance, max_iterations)
 
 

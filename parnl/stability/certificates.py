@@ -99,17 +99,17 @@ def certify(
         cell: from `parnl.get_cell`, or an instance of your own class.
         params: name -> array, of any framework, taken as the float64 numbers they are.
         state_range: (low, high), for all states, or one such pair for each; numbers or arrays
-            (hidden,). A range that the step leaves is widened to one that it does not, if there is
-            one to be found; else it stands. None: the range that is reached from zero.
+            (hidden,). If the step leaves the range, parnl widens it to one that the step does not
+            leave. If it finds none, it keeps yours. None: the range that is reached from zero.
         feature_ranges: name -> (low, high), numbers or arrays (hidden,), for each feature.
         inputs: (..., T, input), instead of `feature_ranges`: the ranges of their features.
         dt: time step of a time-aware cell: a number, or (low, high). With `inputs` it may be
             an array, as in `parnl.solve`. None: the cell's own option.
-        budget: boxes to look at for each channel, the more the closer.
+        budget: boxes to look at for each channel; more give closer bounds.
 
-    What is bounded is the traced step in exact arithmetic, its constants taken as they are in
-    float64; a run adds the rounding of its dtype. The bound on gradients holds for every step; that
-    trajectories approach each other needs a step without jumps (`ops.sign` of the state,
+    The bound is on the traced step in exact arithmetic, with its constants as they are in float64;
+    a run adds the rounding of its dtype. The bound on gradients holds for every step. That
+    trajectories approach each other follows only if the step has no jumps (`ops.sign` of the state,
     `ops.where` between values that do not meet).
 
     Returns:
@@ -278,9 +278,9 @@ def _invariant_box(
 ) -> tuple[Interval, Any]:
     """Return a box of states around `start` that a step maps into itself, and where it is proved.
 
-    A side through which the image leaves the box is moved beyond it, by ever more, until none is.
-    Bisection between the last two boxes gives up what was too much; so does the image of the box,
-    which with `start` is as invariant. Where nothing is found, the box is `start`.
+    A side through which the image leaves the box is moved beyond it, each time further, until the
+    image stays inside. Bisection between the last two boxes gives up what was too much; so does the
+    image of the box, which with `start` is as invariant. If none is found, the box is `start`.
     """
 
     def image(box: Interval, rows: Any, budget: int) -> Interval:

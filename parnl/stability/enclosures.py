@@ -88,7 +88,7 @@ def _mixture(node: Symbol) -> tuple[Symbol | None, ...]:
     """Return (a, b, z, rest) if `node` is (1 - z) a + z b + rest, a gate's work; else nothing.
 
     It is found as a + z (b - a), as a - z (a - b), as a - z a, and as it stands; rest may stand
-    anywhere in a sum of three. What is not there, is None for 0.
+    anywhere in a sum of three. A part that is missing is None, for 0.
     """
     if node.op not in ("add", "sub"):
         return ()

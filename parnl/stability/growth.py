@@ -32,8 +32,8 @@ def growth(
 ) -> tuple[Any, Any]:
     """Return exponents (..., hidden) and the largest norm of a step's Jacobian (hidden,).
 
-    Of a cell with one state an exponent is that of `lyapunov`. Of one with several it is the growth
-    of a change of all of them by as much, which comes to the same over many steps: the direction of
+    For a cell with one state, an exponent is that of `lyapunov`. For several states, it is the
+    growth of an equal change of all of them; over many steps that is the same. The direction of
     the change is a recurrence of its own, solved in parallel over time like any other.
     """
     backend, params, inputs = check_params(cell, params, inputs)

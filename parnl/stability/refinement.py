@@ -8,8 +8,8 @@ Over a box an expression is enclosed twice, and both hold:
   which is off by the square of the width. c is chosen for each bound: where the slope along a
   variable has one sign, it is the corner at which J is extreme, and that variable costs nothing.
 
-The worst boxes are then halved, again and again, along the variable that matters most to them. What
-is worst is for a goal to say: `Norm` bounds a Jacobian, `Hull` encloses a step.
+The worst boxes are then halved, again and again, along the variable that matters most to them. A
+goal decides which are worst: `Norm` bounds a Jacobian, `Hull` encloses a step.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def lyapunov(
         initial_state: as in `parnl.solve`.
         dt: as in `parnl.solve`.
         differentiable: compute with the framework's own arrays, in parallel over time, so that both
-            results may be terms of a loss. Jacobians smaller than 1e-30 count as that.
+            results may be terms of a loss. Jacobians smaller than 1e-30 count as 1e-30.
 
     Returns:
         A `Lyapunov`.
@@ -142,7 +142,7 @@ def _norms(jacobian: np.ndarray, weights: np.ndarray) -> np.ndarray:
 class Run(NamedTuple):
     """One solve of a report: its chunks, Newton iterations, and whether it converged.
 
-    Each iteration runs all chunks twice: counts, no measured times.
+    These are counts, not measured times. Each iteration runs all chunks twice.
 
     Attributes:
         chunks: C.

@@ -9,8 +9,8 @@ or, one test item for each property and backend: `pytest --parnl-cell my_module:
 shell: `parnl check my_module:MyCell`. Needs hypothesis: pip install 'parnl[testing]'.
 
 Each property (`PROPERTIES` lists them) is a function in `parnl.testing.properties`, checked on
-random problems. What is true is decided by `loop`, a plain Python loop that calls the cell's own
-`features` and `step` on arrays, differentiated by the framework's own autodiff, in float64.
+random problems. The reference is `loop`, a plain Python loop that calls the cell's own `features`
+and `step` on arrays, differentiated by the framework's own autodiff, in float64.
 
 Strategies for tests of your own: `problems` (whole solves of a cell), `cells` (random cells, with
 their source), `shapes`, `hostile` (inputs with NaN, inf, huge, tiny and subnormal numbers).

@@ -1,6 +1,6 @@
 """Arrays of unusual memory that hold the same values: `unusual` makes one of them at random.
 
-What each of them is for a kernel, `parnl.backends.arrays` tells.
+`parnl.backends.arrays` tells what each of them is for a kernel.
 """
 
 from __future__ import annotations

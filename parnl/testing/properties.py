@@ -48,7 +48,7 @@ class NotApplicable(Exception):  # noqa: N818, it is no error
 class Property(NamedTuple):
     """A property: its name, its function of a `Problem`, and what `problems` is to draw for it.
 
-    share: how many problems, of the number asked for: 1, or less of what takes long.
+    share: the part of the problems asked for that is checked: 1, or less if that takes long.
     """
 
     name: str
@@ -250,7 +250,7 @@ def channel_order(problem: Problem) -> None:
 
 @_property(batches=SEQUENCES, lengths=True, resets=False)
 def padding(problem: Problem) -> None:
-    """What stands after the end of a sequence does nothing, be it NaN, inf or huge.
+    """Values after the end of a sequence have no effect, even NaN, inf or huge ones.
 
     Outputs are those of the loop over the valid steps alone, then 0; gradients do not change.
     """
@@ -292,9 +292,9 @@ def padding(problem: Problem) -> None:
 
 @_property(batches=((),), lengths=False, resets=False)
 def packing(problem: Problem) -> None:
-    """Sequences one after the other, told apart by `cu_seqlens`, are each as by itself.
+    """Packed sequences, told apart by `cu_seqlens`, each give what they give alone.
 
-    One that is full of NaN leaves the others their bits.
+    A sequence full of NaN changes no bit of the others.
     """
     rng, steps = np.random.default_rng(problem.seed), problem.steps
     inner = np.sort(rng.integers(0, steps + 1, rng.integers(0, 5)))
@@ -355,7 +355,7 @@ def reversal(problem: Problem) -> None:
 
 @_property()
 def precision(problem: Problem) -> None:
-    """Each dtype gives what it can: float32, float16, bfloat16 are near float64, and stay so.
+    """float32, float16 and bfloat16 give nearly float64's answer, in their own dtype.
 
     The reference in half precision is the loop in float32 on arrays that were rounded to it. States
     are handed on in float32.
@@ -382,7 +382,7 @@ def precision(problem: Problem) -> None:
 
 @_property()
 def same_on_numpy(problem: Problem) -> None:
-    """Every backend gives NumPy's answer: in it, an operation is one of another library."""
+    """Every backend gives NumPy's answer, by the operations of another library."""
     if problem.backend == "numpy":
         raise NotApplicable("NumPy is what the others are compared with")
     elsewhere = problem._replace(backend="numpy")
@@ -394,9 +394,8 @@ def same_on_numpy(problem: Problem) -> None:
 def hostile_inputs(problem: Problem) -> None:
     """One sequence of huge, tiny, subnormal, constant, alternating numbers, of NaN or inf.
 
-    Its parallel solve is as its sequential one, NaN and inf in the same places, and the loop's
-    where the loop is finite; the other sequences, and their gradients, are what they were, to the
-    last bit.
+    Its parallel solve equals its sequential one, with NaN and inf in the same places, and equals
+    the loop where the loop is finite. The other sequences, and their gradients, keep every bit.
     """
     rng = np.random.default_rng(problem.seed)
     row = tuple(rng.integers(0, b) for b in problem.batch)

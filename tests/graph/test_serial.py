@@ -69,8 +69,8 @@ def test_a_program_that_is_gone_is_made_again():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("no text", "expected the text of one, got 'no text'"),
-        ("[1, 2]", "expected the text of one"),
+        ("no text", "expected the text of a step, got 'no text'"),
+        ("[1, 2]", "expected the text of a step"),
         (json.dumps(["parnl step 2", [], [[], [], []]]), "no format 'parnl step 2'"),
         (json.dumps(["parnl step 1", [["erfc", None]], [[], [], [0]]]), "no operations erfc"),
     ],

@@ -135,7 +135,7 @@ FOREIGN = {
     "np.tanh(x)": "ops.tanh",
     "np.clip(x, 0, 1)": "clip",
     "x.tanh() + f.f": "write ops.tanh",
-    "x.cumsum(-1)": "a state of other channels cannot be read",
+    "x.cumsum(-1)": "a step cannot read states of other channels",
     "x + torch.ones(3)": "add got a value of type Tensor, expected a number",
     "x + f": "add got a value of type Features, expected a number",
     "x + None": "add got a value of type NoneType, expected a number",

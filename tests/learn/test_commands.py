@@ -194,7 +194,7 @@ def test_cells_of_ones_own_are_imported(parnl, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", sys.path.copy())
     status, text = parnl("diagnose", "from-a-file", "--steps", "8")
     assert status == 1
-    assert "one of your own is known once its module is imported" in text
+    assert "to use a cell of your own, import its module first" in text
     status, text = parnl("--import", "registering.py", "diagnose", "from-a-file", "--steps", "8")
     assert status == 0, text
     status, text = parnl("--import", "absent.py", "cells")

@@ -114,5 +114,5 @@ def test_all_states_are_returned_where_they_are_asked_for(backend, how):
             for name in ("c", "h"):
                 states = numpy_of(getattr(found.states, name))
                 assert_close(states[b, t], numpy_of(getattr(end, name)), 1e-12)
-    with pytest.raises(ValueError, match="stretch: expected None where all states are asked for"):
+    with pytest.raises(ValueError, match="stretch: expected None with states=True"):
         parnl.solve(task.cell, params, to(backend, task.inputs), states=True, stretch=4)

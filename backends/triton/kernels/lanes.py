@@ -10,9 +10,9 @@ import triton.language as tl
 
 @triton.jit
 def lanes(T, L, C, D, reverse, WIDE: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr):
-    """Return of an instance its sequence b and the way it runs through memory, 1 or -1; of its
-    lanes the chunks c, the channels d, which of these exist, the time t of the first step, and how
-    many steps the chunk has: `due`, and none of channels that do not exist: `steps`.
+    """Return an instance's sequence b and its way through memory, 1 or -1; and its lanes' chunks c,
+    channels d, which of these exist, the time t of the first step, and how many steps the chunk
+    has: `due`, and `steps`, which is 0 for channels that do not exist.
 
     WIDE: places within a sequence need 64 bits.
     """

@@ -2,10 +2,10 @@
 
 Order and names are those of `newton.newton`, to be read side by side. It is written here once more
 because a lane knows nothing of other sequences and channels: run by one instance it needs neither a
-look of the host at a result nor a second launch. To trace `newton.newton` itself with tiles that
-write text was weighed: its slices and joins along the chunks have no counterpart on a tile, whose
-rows stay in the registers of their threads, so what it would write is not this kernel; and text can
-be neither read, linted nor stepped through.
+look of the host at a result nor a second launch. We considered tracing `newton.newton` itself, with
+tiles that write text. But its slices and joins along the chunks have no counterpart on a tile: a
+tile's rows stay in the registers of their threads, so the result would not be this kernel. And text
+cannot be read, linted or stepped through.
 
 What differs: values that belong to a gap between chunks (`before`, `after`, `settled`) stand in the
 row of the chunk that ends there, and a nonlinear program's trajectory brings the products along, so
