@@ -206,7 +206,7 @@ def run_evaluation(folder: Path, data: str, label: str | None, backend: str | No
     trained_on = Path(model.config.data)
     if trained_on.exists() and trained_on.samefile(data):
         print(
-            "the model was trained on a part of this file; `parnl report` is on the test part alone"
+            "the model was trained on a part of this file; `parnl report` shows the test part alone"
         )
 
 

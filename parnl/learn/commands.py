@@ -138,10 +138,11 @@ def build() -> Any:
         ] = None,
         validation: Annotated[
             float | None,
-            option("The share of the data to validate on; or a number of steps.", "0.2"),
+            option("The share of the data to validate on; or a number of steps or series.", "0.2"),
         ] = None,
         test: Annotated[
-            float | None, option("The share of the data to test on; or a number of steps.", "0.2")
+            float | None,
+            option("The share of the data to test on; or a number of steps or series.", "0.2"),
         ] = None,
         context: Annotated[
             int | None,

@@ -320,8 +320,7 @@ def published(name: str, options: Options) -> Collection:
     for option in ("id", "time", "label"):
         if getattr(options, option) is not None:
             raise ValueError(
-                f"data: {name}: {option}: one of aeon's data sets has no columns with names; "
-                "expected a file"
+                f"data: {name}: {option}: aeon's data sets have no named columns; expected a file"
             )
     (series, names), (test_series, test_names) = _read(name, "train"), _read(name, "test")
     both = [*series, *test_series]
