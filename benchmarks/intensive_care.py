@@ -12,8 +12,8 @@ of them are new, what is known of the patient, and dt, the hours until the next 
 `run` trains what has no result yet: it chooses the settings of each model by validation with the
 first seed, turn by turn, and then runs the other seeds. `time` measures the models in turns on the
 same batches. Each finished run, and each model that was measured, is one line of
-`results/intensive_care.jsonl`, and `show` makes the table. ncps's models need `pip install
-ncps==1.0.1`.
+`results/intensive_care.jsonl`, and `show` makes the table. ncps's models need
+`pip install ncps==1.0.1`.
 """
 
 from __future__ import annotations
