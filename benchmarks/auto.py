@@ -3,11 +3,11 @@
     python benchmarks/auto.py [--backend torch] [--gradient] [--threads 2] [--repeat 7] [--quick]
                               [--out results/auto.json]
 
-The recurrence alone, float32, in PyTorch or JAX (jitted), forward or with all its gradients: B * D
-lanes as one sequence of as many channels up to 64, and as several beyond; fixed numbers of chunks
-and "auto" take turns, medians count. Each answer is compared with the plain loop's before it is
-timed. The ratio is auto's time over that of the best fixed number, and over that of the plain loop.
-PARNL_KERNELS=off times the composed path.
+It times the recurrence alone, float32, in PyTorch or JAX (jitted), forward or with all gradients.
+Up to 64 lanes (B * D) are channels of one sequence, more are several sequences. Fixed numbers of
+chunks and "auto" take turns, medians count. Each answer is compared with the plain loop's before it
+is timed. The ratio is auto's time over that of the best fixed number, and over that of the plain
+loop. PARNL_KERNELS=off times the composed path.
 """
 
 from __future__ import annotations

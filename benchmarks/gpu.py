@@ -200,7 +200,7 @@ def times_in_jax(name: str, batch: int, hidden: int, steps: int, device: str, re
 
 
 def sizes(framework: str, quick: bool) -> list[tuple[str, int, int, int]]:
-    """Return (cell, B, D, T) from what tells most to what tells least."""
+    """Return (cell, B, D, T), the sizes that tell most first."""
     names = ("gru", "lstm") if framework == "torch" else ("gru", "lrc")
     if quick:
         return [(name, 2, 16, 512) for name in names]

@@ -1,4 +1,4 @@
-"""Cells that Newton's method is bad at: what a solve costs next to the plain loop.
+"""Cells that are hard for Newton's method: what a solve costs next to the plain loop.
 
     python benchmarks/hostile.py [--repeat 5] [--steps 1048576] [--composed 16384]
 
@@ -7,8 +7,8 @@ the time of method="sequential", of chunks="auto" and of 64 chunks, how many upd
 whether the loop took over. Nothing is timed before it is found to be right: each state is one step
 from the state before it, and where the loop took over, the bits are those of the loop.
 
-Chunks are meant to cost at most 2.5 times the loop: by the model of `parnl.solver.cost`, of which
-this is the check against the clock.
+By the model of `parnl.solver.cost`, chunks cost at most 2.5 times the loop. This checks the model
+against the clock.
 """
 
 from __future__ import annotations

@@ -9,10 +9,11 @@ whether the patient died in hospital. Set a trains, a fifth of it validates, set
 at which something was measured is a step. A model sees the values of 37 variables, masks of which
 of them are new, what is known of the patient, and dt, the hours until the next step.
 
-`run` trains what has no result yet: for each model the settings are chosen by validation with the
-first seed, turn by turn, then come the other seeds. `time` measures the models in turns on
-the same batches. Each finished run, and each model that was measured, is one line of
-`results/intensive_care.jsonl`, and `show` makes the table. ncps's need `pip install ncps==1.0.1`.
+`run` trains what has no result yet: it chooses the settings of each model by validation with the
+first seed, turn by turn, and then runs the other seeds. `time` measures the models in turns on the
+same batches. Each finished run, and each model that was measured, is one line of
+`results/intensive_care.jsonl`, and `show` makes the table. ncps's models need
+`pip install ncps==1.0.1`.
 """
 
 from __future__ import annotations

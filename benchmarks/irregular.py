@@ -10,7 +10,7 @@ out. A model sees a step, and dt, the time until the next one that is kept, and 
 `run` trains what has no result yet: a small grid of learning rates with the first seed, then the
 other seeds with the rate whose validation was best. `time` measures the models in turns on the same
 batches. Each finished run, and each model that was measured, is one line of
-`results/irregular.jsonl`, and `show` makes the table. ncps's need `pip install ncps==1.0.1`.
+`results/irregular.jsonl`, and `show` makes the table. ncps's models need `pip install ncps==1.0.1`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What a solve sends and takes where devices share the axis of time: a model, and its check.
+"""What a solve sends, and how long it takes, over devices that share time: a model and its check.
 
     python benchmarks/scaling.py check       processes from 1 to 16 send what the model says
     python benchmarks/scaling.py constants   measures on this machine what the model needs
     python benchmarks/scaling.py speed       times one process and two
     python benchmarks/scaling.py tables      the tables of docs/scaling.md
 
-`check` and `tables` are of the model, `constants` and `speed` of the machine they run on.
+`check` and `tables` are about the model, `constants` and `speed` about the machine they run on.
 """
 
 from __future__ import annotations

@@ -137,8 +137,8 @@ class Trials:
     ) -> None:
         """Choose the settings with the first seed, turn by turn; then the other seeds.
 
-        It begins with the first choice of each. A turn names settings of which all combinations are
-        tried, with the others as they are by then.
+        It begins with the first choice of each setting. A turn tries all combinations of the
+        settings it names; the others stay as they are by then.
         """
         first, *others = seeds
         now = {key: values[0] for key, values in choices.items()}
@@ -161,8 +161,8 @@ class Trials:
     ) -> None:
         """Time training steps of all models in turns; one line of results for each model.
 
-        The batches of an epoch are dealt out to the turns, of which each takes `turn` at the most,
-        and the slow model one. Seconds are those of the core, not of the clock: other programs may
+        The batches of an epoch are dealt out to the turns. A turn takes `turn` batches at most, and
+        one of the slow model. Seconds are those of the core, not of the clock: other programs may
         have it in between.
         """
         task = self.task()

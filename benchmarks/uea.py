@@ -7,10 +7,10 @@
 the other splits with the options whose validation was best; at most `--jobs` runs at a time, one
 thread each. A run that was stopped goes on from its last epoch. Each finished run is one line of
 its task's table, `results/uea/TASK.jsonl`, and `show` makes every table and figure of those lines.
-What else a run leaves, its checkpoints and the validation accuracy of every epoch, stays under
-`runs/uea`, which git ignores; the same command makes it anew. `--patch` joins so many steps of
-a series into one (arXiv 2605.16048): memory has to reach less far, and an epoch takes less time.
-`--budget` gives a run more epochs, or fewer, than its task has by default.
+A run also leaves checkpoints and the validation accuracy of every epoch, under `runs/uea`, which
+git ignores; the same command makes them anew. `--patch` joins so many steps of a series into one
+(arXiv 2605.16048): memory has to reach less far, and an epoch takes less time. `--budget` gives a
+run more epochs, or fewer, than its task has by default.
 
 Tasks are names that aeon knows, pooled and split anew for each seed, or `.npz` files in FOLDER (see
 `parnl.data`), which bring the splits of the paper. Models are cells, or variants of them, in the

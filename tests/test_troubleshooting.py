@@ -53,10 +53,10 @@ PLAIN = {
     "torch.func.jacrev, as torch.func.hessian does",
     "parnl.solve: forward mode is not supported in what is being compiled or recorded "
     "(torch.compile, torch.func.linearize); use torch.func.jvp outside of it",
-    "out: # holds a run; to go on with it, give --resume, to lose it, --overwrite, or name another "
+    "out: # holds a run; give --resume to go on with it, --overwrite to lose it, or name another "
     "folder",
-    "out: # holds runs of several seeds; to go on with them, give --resume, to lose them, "
-    "--overwrite, or name another folder",
+    "out: # holds runs of several seeds; give --resume to go on with them, --overwrite to lose "
+    "them, or name another folder",
     "out: expected a name that ends in #",
     "data: #: got #, expected #", "data: #: got #, expected #, one for each series",
 }  # fmt: skip

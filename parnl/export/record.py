@@ -66,8 +66,8 @@ def record_cell(cell: Cell, params: Mapping[str, Any], variable_dt: bool) -> Rec
         return task.recorded()
     except (AttributeError, TypeError) as error:
         raise TypeError(
-            f"model: {type(cell).__name__} cannot be run on tensors of PyTorch, by which a step is "
-            f"recorded; write features() and output() with parnl.ops and methods of arrays: {error}"
+            f"model: {type(cell).__name__} cannot be run on tensors of PyTorch, which record a "
+            f"step; write features() and output() with parnl.ops and methods of arrays: {error}"
         ) from error
 
 

@@ -25,9 +25,9 @@ def write(folder: Path, to: str, out: Path) -> list[str]:
     """Write the model of the run in `folder` as `to`: a name in FORMATS; return names of files.
 
     The model takes series (N, T, channels), all of one length; as C, one step after the other. Its
-    answers (N, k) are logits of the classes, or numbers on their own scale. Of the task "forecast"
-    they are (N, horizon, targets), of "next" (N, T, targets); of text it takes tokens (N, T), and
-    its answers are logits (N, T, tokens).
+    answers (N, k) are logits of the classes, or numbers on their own scale. For the task "forecast"
+    they are (N, horizon, targets), for "next" (N, T, targets). A text model takes tokens (N, T),
+    and its answers are logits (N, T, tokens).
     """
     if to not in FORMATS:
         raise ValueError(f"to: got {to!r}, expected {' or '.join(FORMATS)}")
@@ -39,8 +39,8 @@ def write(folder: Path, to: str, out: Path) -> list[str]:
         )
     if to == "c" and model.config.task == "forecast":
         raise ValueError(
-            "to: got 'c', whose models read step by step; a forecast reads differences from the "
-            "last step; expected onnx, torch or jax"
+            "to: got 'c' for a forecast: C runs step by step, but a forecast reads differences "
+            "from the last step; expected onnx, torch or jax"
         )
     about: dict[str, Any] = dict(task=model.config.task, classes=list(model.classes))
     logits = bool(model.classes) or bool(model.ahead and model.ahead.tokens)

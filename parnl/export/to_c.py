@@ -37,21 +37,21 @@ def to_c(
         void model_reset(model_state *state);
         void model_step(model_state *state, const float *input, float *output);
 
-    Weights are `static const float` arrays, which stay in flash; a state is the caller's, and
-    what a step needs beside it is on the stack. The header says how much of each.
+    Weights are `static const float` arrays, which stay in flash. The state is the caller's. All
+    else that a step needs is on the stack. The header says how large each is.
 
-    PyTorch has to be installed, for a step is recorded by it, whatever the arrays are.
+    PyTorch must be installed, whatever the arrays are: it records the step.
 
     Args:
         model: a cell with its params, arrays of any framework; `RNN` or `Classifier` of
             `parnl.torch`, `parnl.flax` or `parnl.equinox`; or any module of PyTorch with a method
             `step(input_t, state) -> (output_t, state)`, in eval mode: input_t (input_size,), state
-            a tensor, or a tuple, list, dict or named tuple of such, whose names the C then has.
+            a tensor, or a tuple, list, dict or named tuple of tensors; the C takes over its names.
             Before the first step the state is what `model.initial_state()` gives; without that
             method it is zeros, and `step(input_t, None)` must start from these.
         params: of a cell, name -> array; None for a module, which has its own.
         folder: where the files go; made if it is missing.
-        name: of the files, and what all names in them begin with.
+        name: of the files; all names in them begin with it.
         input_size: what a step reads, for a module without an attribute of that name.
         variable_dt: whether `model_step` takes the time step, `float dt` after the state; else the
             dt of the cell is a constant.

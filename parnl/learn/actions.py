@@ -20,7 +20,7 @@ WRITTEN = (".csv", ".tsv", ".parquet")
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Answer a user's mistake with its message alone, arguments as a terminal has them."""
+    """Answer a user's mistake with its message alone; options are named as in a terminal."""
     try:
         yield
     except (ValueError, OSError, FloatingPointError) as error:
@@ -101,7 +101,7 @@ def run_seeds(
 
 
 def _folder(given: dict[str, Any]) -> Path:
-    """The folder of a run that was given none."""
+    """The folder of a run without --out."""
     from parnl.learn import training
 
     known = asdict(training.Config()) | given
@@ -206,7 +206,7 @@ def run_evaluation(folder: Path, data: str, label: str | None, backend: str | No
     trained_on = Path(model.config.data)
     if trained_on.exists() and trained_on.samefile(data):
         print(
-            "the model was trained on a part of this file: `parnl report` has its test part alone"
+            "the model was trained on a part of this file; `parnl report` shows the test part alone"
         )
 
 

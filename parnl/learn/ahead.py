@@ -35,7 +35,7 @@ HORIZON = 24
 class Ahead(NamedTuple):
     """What a model of later steps reads and answers.
 
-    context: how many steps it reads. horizon: how many it answers with, 1 of the task "next".
+    context: how many steps it reads. horizon: how many it answers with, 1 for the task "next".
     targets: the columns it answers with. tokens: how many there are; 0 where steps are numbers.
     bytes_: whether a token is a byte.
     """
@@ -84,7 +84,7 @@ class Series(NamedTuple):
     """Series as a model reads them, and their later steps to learn.
 
     read: (steps, channels) each. told: (steps, targets) each, NaN where a value is missing. places:
-    of the targets among the channels.
+    where the targets stand among the channels.
     """
 
     read: Sequence[np.ndarray]
@@ -101,7 +101,7 @@ def series_of(collection: Collection, preparation: Preparation, targets: Sequenc
 
 
 def targets_in(collection: Collection, names: Sequence[str], wanted: Sequence[str] | None) -> Any:
-    """The columns to answer with: those wanted, or all of numbers."""
+    """The columns to answer with: those wanted, or all that hold numbers."""
     numbers = [name for name in names if name not in collection.categories]
     if wanted is None:
         if not numbers:
@@ -129,9 +129,9 @@ Pieces = list[tuple[int, int, int]]
 def forecast_windows(series: Series, pieces: Pieces, ahead: Ahead) -> Split:
     """Every window whose `horizon` steps ahead lie within a piece; it may read steps before that.
 
-    Targets are read and learned as differences from the last value that is read: of ETTh1, 24 hours
-    ahead, that brought the test error from 0.61 to 0.44. labels: (N, horizon * targets). Windows of
-    which nothing ahead is known are left out.
+    Targets are read and learned as differences from the last value that is read. On ETTh1, 24 hours
+    ahead, this brought the test error from 0.61 to 0.44. labels: (N, horizon * targets). Windows
+    without a known value ahead are left out.
     """
     which, ends = [], []
     for i, first, last in pieces:
@@ -162,7 +162,7 @@ def forecast_windows(series: Series, pieces: Pieces, ahead: Ahead) -> Split:
 
 
 def from_last(inputs: np.ndarray, places: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs (N, steps, channels) less the last value of the channels at `places`, and these."""
+    """Inputs (N, steps, channels) less the last values of channels at `places`; those values."""
     last = np.zeros_like(inputs[:, -1:])
     last[..., places] = inputs[:, -1:, places]
     return inputs - last, last[:, 0, places]
@@ -171,8 +171,8 @@ def from_last(inputs: np.ndarray, places: Sequence[int]) -> tuple[np.ndarray, np
 def next_windows(series: Series, pieces: Pieces, ahead: Ahead, rest: bool) -> Split:
     """Windows one after the other, within pieces; labels are the same steps, one later.
 
-    rest: whether a window that is shorter than the context is kept where a piece has others.
-    Tokens are (steps,) series, of which `read` and `told` are one.
+    rest: whether a piece with other windows also keeps one that is shorter than the context. Tokens
+    are series (steps,), with `read` and `told` the same.
     """
     which, starts, lengths = [], [], []
     for i, first, last in pieces:
@@ -226,7 +226,7 @@ def in_time(
 ) -> Cut:
     """Each of these series in three: its last steps test, those before validate, the others train.
 
-    validation, test: shares, the former of what the test leaves, or numbers of steps.
+    validation, test: numbers of steps, or shares; that of validation is of what the test leaves.
     """
     train, held, tested = [], [], []
     for i in rows:
@@ -288,7 +288,7 @@ def check_windows(source: Any, part: str, found: Split, ahead: Ahead) -> None:
     if not len(found.inputs):
         raise ValueError(
             f"data: {source}: the {part} part has no {ahead.context} steps with {ahead.horizon} "
-            "after them, of which a value is known; expected longer series, or a smaller context "
+            "after them that hold a known value; expected longer series, or a smaller context "
             "or horizon"
         )
 
@@ -322,14 +322,14 @@ def load(
 ) -> Dataset:
     """The data set `name`, a file, a folder or one of aeon's, as windows of `context` steps.
 
-    task: "forecast", to answer with the next `horizon` steps of the columns `target`, all of
-    numbers if None; or "next", to answer at each step with the one that follows. A file of text is
-    read as bytes (`parnl.learn.readers.text`).
+    task: "forecast" answers with the next `horizon` steps of the columns `target`, all that hold
+    numbers if None. "next" answers at each step with the one that follows. A file of text is read
+    as bytes (`parnl.learn.readers.text`).
 
-    Parts that a file gives are kept. Else `test` and `validation` are shares, the latter of what
-    the former leaves, or numbers: of steps where series are divided in time, else of series.
+    Parts that a file gives are kept. Else `test` and `validation` are shares, `validation` of what
+    the test leaves. Or they are numbers: of steps where series are divided in time, else of series.
     missing: as `parnl.learn.data.load` has it, "previous" if None; "interpolate" would look at
-    later steps. Other options are of `parnl.learn.data.load`, too. Raises ValueError.
+    later steps. Other options are those of `parnl.learn.data.load`. Raises ValueError.
     """
     context = CONTEXT[task] if context is None else context
     horizon = 1 if task == "next" else HORIZON if horizon is None else horizon

@@ -89,8 +89,8 @@ def build() -> Any:
         task: Annotated[
             str | None,
             option(
-                "What is learned of a series: its class (classify), numbers (regress), its next "
-                "steps (forecast), or at each step the one after it (next).",
+                "What to learn of each series: its class (classify), numbers (regress), its next "
+                "steps (forecast), or at each step the next one (next).",
                 Config.task,
             ),
         ] = None,
@@ -98,7 +98,7 @@ def build() -> Any:
             str | None,
             option(
                 "The metric that decides which epoch is the best and when to stop.",
-                "accuracy of classify, bits of next in texts, mse of others",
+                "accuracy for classify, bits for next on text, else mse",
             ),
         ] = None,
         cell: Annotated[
@@ -107,8 +107,8 @@ def build() -> Any:
         data: Annotated[
             str | None,
             option(
-                "The name of a data set that aeon knows, or a file: csv, tsv, parquet, feather, "
-                "npz, npy, ts, arff. Or a folder with one series a file; or a text, for next.",
+                "A file (csv, tsv, parquet, feather, npz, npy, ts, arff; for next also text), a "
+                "folder with one series in each file, or the name of a data set that aeon knows.",
                 Config.data,
             ),
         ] = None,
@@ -133,19 +133,20 @@ def build() -> Any:
             str | None,
             option(
                 "What missing values become: interpolate, previous, mean, mask.",
-                "interpolate; previous of forecast and next",
+                "interpolate; previous for forecast and next",
             ),
         ] = None,
         validation: Annotated[
             float | None,
-            option("The share of the data to validate on; or a number of steps.", "0.2"),
+            option("The share of the data to validate on; or a number of steps or series.", "0.2"),
         ] = None,
         test: Annotated[
-            float | None, option("The share of the data to test on; or a number of steps.", "0.2")
+            float | None,
+            option("The share of the data to test on; or a number of steps or series.", "0.2"),
         ] = None,
         context: Annotated[
             int | None,
-            option("How many steps are read (forecast, next).", "96 of forecast, 256 of next"),
+            option("How many steps the model reads.", "96 for forecast, 256 for next"),
         ] = None,
         horizon: Annotated[int | None, option("How many steps a forecast has.", "24")] = None,
         target: Annotated[
@@ -155,8 +156,8 @@ def build() -> Any:
         clock: Annotated[
             str | None,
             option(
-                "Where the time between steps goes: to the model as a channel, or to the cell, "
-                "too, if it takes dt.",
+                "Where the time between steps goes: to the model as one more channel (channel), "
+                "or also to the cell, if it takes dt (cell).",
                 Config.clock,
             ),
         ] = None,
@@ -178,7 +179,7 @@ def build() -> Any:
             None
         ),
         loops: Annotated[
-            int | None, option("How many times the blocks are run through.", Config.loops)
+            int | None, option("How many times the blocks are applied.", Config.loops)
         ] = None,
         width: Annotated[
             int | None, option("How many features go from block to block.", Config.width)
@@ -201,7 +202,7 @@ def build() -> Any:
         ] = None,
         warmup: Annotated[
             int | None,
-            option("Over how many epochs the learning rate rises at first.", Config.warmup),
+            option("For how many epochs the learning rate rises at first.", Config.warmup),
         ] = None,
         weight_decay: Annotated[
             float | None,
@@ -217,17 +218,17 @@ def build() -> Any:
         ] = None,
         precision: Annotated[
             str | None,
-            option("What products of training steps are taken in: float32, bfloat16.", "float32"),
+            option("The dtype of products in training steps: float32, bfloat16.", "float32"),
         ] = None,
         patience: Annotated[
             int | None,
-            option("Stop when validation has not improved for so many epochs.", Config.patience),
+            option("Stop when validation has not improved for this many epochs.", Config.patience),
         ] = None,
         seed: Annotated[
             str | None,
             option(
-                "The seed of the weights, the order of series and dropout. Several, as in 0,1,2, "
-                "make a run each in --out.",
+                "The seed of the weights, the order of series and dropout. With several, as in "
+                "0,1,2, each makes a run of its own in --out.",
                 Config.seed,
             ),
         ] = None,
@@ -252,10 +253,10 @@ def build() -> Any:
         ] = False,
         overwrite: Annotated[
             bool,
-            typer.Option("--overwrite", help="Begin anew where --out holds a run, which is lost."),
+            typer.Option("--overwrite", help="Begin anew even if --out holds a run. It is lost."),
         ] = False,
     ) -> None:
-        """Train a model of series; print what it makes of the test part, and how exact it is."""
+        """Train a model on series; print how well it does on the test part, and how exact it is."""
         given = {n.rstrip("_"): value for n, value in locals().items() if value is not None}
         del given["resume"], given["overwrite"]
         for name in ("columns", "target"):
@@ -264,7 +265,7 @@ def build() -> Any:
         actions.run_seeds(given, given.pop("out", None), resume, overwrite)
 
     run = typer.Argument(metavar="RUN", help="The folder of the run that trained the model.")
-    new = typer.Option(help="The file or folder of new series, of a kind that train reads.")
+    new = typer.Option(help="A file or folder of new series, in a format that train reads.")
     backend_of_model = option("The framework, torch or jax.", "the run's own")
 
     @app.command(epilog="Example: parnl predict runs/walks-lrc-torch --data new.csv --out out.csv")
@@ -274,13 +275,13 @@ def build() -> Any:
         out: Annotated[
             Path,
             typer.Option(
-                help="The file to write: .csv, .tsv or .parquet, a row for each series, or for "
-                "each step that follows it."
+                help="The file to write: .csv, .tsv or .parquet. It has a row for each series, or "
+                "for each step that is predicted."
             ),
         ],
         backend: Annotated[str | None, backend_of_model] = None,
     ) -> None:
-        """Write what a trained model answers to new series."""
+        """Write the answers of a trained model to new series."""
         actions.run_prediction(folder, data, out, backend)
 
     @app.command(epilog="Example: parnl generate runs/plays-gru-torch --prompt ROMEO:")
@@ -288,16 +289,14 @@ def build() -> Any:
         folder: Annotated[Path, run],
         prompt: Annotated[str | None, option("The text to go on from.", "a new line")] = None,
         data: Annotated[
-            str | None, option("Instead of a prompt, a file of series to go on from.", "none")
+            str | None, option("A file of series to go on from, in place of a prompt.", "none")
         ] = None,
-        steps: Annotated[int, typer.Option(help="How many steps, of text bytes, follow.")] = 500,
+        steps: Annotated[int, typer.Option(help="How many steps to write; of text, bytes.")] = 500,
         temperature: Annotated[
             float,
-            typer.Option(
-                help="Of a text: less than 1 keeps to what is likely, 0 takes the likeliest."
-            ),
+            typer.Option(help="With text: below 1 favours likely bytes, 0 takes the likeliest."),
         ] = 1.0,
-        seed: Annotated[int, typer.Option(help="The seed of a text that is drawn.")] = 0,
+        seed: Annotated[int, typer.Option(help="The seed for drawing text.")] = 0,
         out: Annotated[
             Path | None, option("The file to write, a table of series.", "text is printed")
         ] = None,
@@ -383,8 +382,8 @@ def build() -> Any:
     ) -> None:
         """Show the folder of compiled kernels, how many it holds and when they were used.
 
-        A kernel that is gone is compiled again when it is needed.
-        When there are too many, parnl removes those that were not used for the longest time.
+        A removed kernel is compiled again when it is needed.
+        When there are too many, parnl removes those that were unused for the longest time.
         The environment variable PARNL_CACHE names another folder.
         """
         actions.show_cache(clear)

@@ -25,8 +25,8 @@ class Config:
     """All that decides a run.
 
     task: a name in `tasks.TASKS`. best: the metric by which epochs are compared, the task's own if
-    None. options: of the cell, `{"symmetric": True}`. pooled to test: of `data.load`; context to
-    target: of `ahead.load`, for the tasks "forecast" and "next" alone. clock: whether dt goes to
+    None. options: of the cell, `{"symmetric": True}`. pooled to test: as in `data.load`. context to
+    target: as in `ahead.load`, only for the tasks "forecast" and "next". clock: whether dt goes to
     the model as one more "channel", or to the "cell", too. patch: steps joined into one
     (`data.patched`). loops: how often the blocks are applied, with the same weights. chunks: of
     training and validation, the solver's own choice if None.

@@ -25,8 +25,8 @@ from parnl.learn.trained import Trained, series_in
 def predicted(model: Trained, data: str) -> dict[str, Any]:
     """A table of the steps that follow each series: its name, the step, a time, the targets.
 
-    Of the task "forecast" `horizon` steps, of "next" one, from the last `context` steps. A time is
-    given where those of the series are regular.
+    The task "forecast" gives `horizon` steps, "next" gives one, from the last `context` steps. They
+    have times if those of the series are regular.
     """
     own, preparation = _of_numbers(model), model.prepared_by()
     collection = ahead.without_labels(series_in(model, data))
@@ -58,12 +58,12 @@ def generated(
 ) -> bytes:
     """How a model of bytes goes on after `prompt`: `steps` bytes, drawn one after the other.
 
-    temperature: 1 draws as often as the model finds likely, less keeps to what is likelier; 0 takes
-    the likeliest. Raises ValueError.
+    temperature: 1 draws by the model's probabilities, less favours likely bytes, 0 takes the
+    likeliest. Raises ValueError.
     """
     own = model.ahead
     if own is None or not own.bytes_:
-        raise ValueError("model: expected one of text, trained by the task 'next'")
+        raise ValueError("model: expected a text model, trained by the task 'next'")
     if not prompt:
         raise ValueError("prompt: got no bytes, expected at least one")
     if steps < 1:
@@ -92,8 +92,8 @@ def drawn(logits: np.ndarray, temperature: float, generator: np.random.Generator
 def continued(model: Trained, data: str, steps: int) -> dict[str, Any]:
     """A table of `steps` steps that follow each series of a file, as `predicted` has it.
 
-    Each step is what the model answers to those before it, its own answers among them. So all that
-    it reads must be what it answers with. Raises ValueError.
+    Each step is the model's answer to the steps before it, its own answers among them. So it must
+    answer with all that it reads. Raises ValueError.
     """
     own, preparation = _of_numbers(model), model.prepared_by()
     if model.config.task != "next":
@@ -122,7 +122,7 @@ def continued(model: Trained, data: str, steps: int) -> dict[str, Any]:
 def _of_numbers(model: Trained) -> ahead.Ahead:
     own: Any = model.ahead
     if own.tokens:
-        raise ValueError("model: got one of text, expected one of numbers; see `parnl generate`")
+        raise ValueError("model: got a text model, expected one of numbers; see `parnl generate`")
     return own
 
 

@@ -93,19 +93,19 @@ def load(
     missing: str | None = None,
     task: str = "classify",
 ) -> Dataset:
-    """The data set `name`, standardised channel by channel or its values as they are.
+    """The data set `name`, standardised channel by channel or with its values as they are.
 
-    The parts are those that are published, or that a file gives. Else a share `test` of every
-    class, drawn with `seed`, is set aside to test on, and of the rest a share `validation` to
-    validate on.
+    The parts are those that are published, or that a file gives. Else a share `test` of every class
+    is set aside for the test, and a share `validation` of the rest for validation, both drawn with
+    `seed`.
 
     Args:
         name: one of aeon's, or a file or folder (`parnl.learn.readers`).
         validation: share of the series, more than 0 and less than 1.
         test: share of the series, more than 0 and less than 1.
         seed: of the parts that are drawn.
-        pooled: throw the parts of aeon's data, of NAME_TRAIN and NAME_TEST together and split them
-            anew with `seed`, 15 % of every class for the test and 15 % for validation.
+        pooled: join the parts of aeon's data, or of NAME_TRAIN and NAME_TEST, and split them anew
+            with `seed`: 15 % of every class for the test and 15 % for validation.
         channels: keep only these, by their indices.
         standardise: bring channels to mean 0 and deviation 1, by the training series alone.
         id: of a table, the column that tells series apart.
@@ -185,9 +185,9 @@ def _labels(collection: Collection, task: str, text: bool) -> tuple[tuple[str, .
 def patched(dataset: Dataset, size: int) -> Dataset:
     """The data set with `size` steps of a series joined into one step of `size` times the channels.
 
-    The input reshaping of arXiv 2605.16048, for long series of few channels. The last step is
-    filled up with zeros: with the mean, where channels are standardised. dt is the mean of the
-    steps that are joined.
+    The input reshaping of arXiv 2605.16048, for long series of few channels. Zeros fill up the last
+    step; where channels are standardised, 0 is the mean. dt is the mean of the steps that are
+    joined.
     """
     if size < 1:
         raise ValueError(f"patch: got {size}, expected at least 1")
@@ -320,8 +320,7 @@ def published(name: str, options: Options) -> Collection:
     for option in ("id", "time", "label"):
         if getattr(options, option) is not None:
             raise ValueError(
-                f"data: {name}: {option}: one of aeon's data sets has no columns with names; "
-                "expected a file"
+                f"data: {name}: {option}: aeon's data sets have no named columns; expected a file"
             )
     (series, names), (test_series, test_names) = _read(name, "train"), _read(name, "test")
     both = [*series, *test_series]

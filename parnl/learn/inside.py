@@ -30,7 +30,7 @@ class BlockStability(NamedTuple):
 
     certificate: for the ranges that its features and states have there. largest: the largest
     Lyapunov exponent of a channel. measured: the largest norm of a step's Jacobian. problem: why
-    there are none of these, else "".
+    these are missing, else "".
     """
 
     certificate: Certificate | None

@@ -55,10 +55,10 @@ class Record(NamedTuple):
     scale, of n of `total` test series; targets: (n,) classes or (n, k) numbers. inputs: (m, T,
     channels), what the model read of a few test series.
 
-    Of later steps, answers and targets (n, horizon * columns), or (n, T, columns), are on the
-    model's scale, NaN where they are not known. Of tokens (n, T), answers (n, T, 2) are how many
-    bits each took and which was likeliest, NaN after the end of a text. Inputs are of windows that
-    are evenly chosen of the n.
+    For later steps, answers and targets are (n, horizon * columns), or (n, T, columns), on the
+    model's scale, NaN where they are not known. For tokens (n, T), answers (n, T, 2) are how many
+    bits each took and which was likeliest, NaN after the end of a text. Inputs are those of some
+    windows, evenly chosen from the n.
     """
 
     model: Trained

@@ -10,7 +10,7 @@ HOW = "a column of the table or a file of labels is named by label="
 def classes_of(collection: Collection) -> tuple[tuple[str, ...], np.ndarray]:
     """The names of the classes, and the class of each series (N,) int64.
 
-    Labels that are whole numbers are in their order, text is in that of the alphabet.
+    Labels that are whole numbers are sorted as numbers, text by the alphabet.
     """
     labels = _present(collection)
     if labels.ndim > 1:

@@ -9,7 +9,7 @@ import numpy as np
 class Lazy:
     """What `make(rows)` returns for integers (k,), an array (k, ...), as an array (N, ...).
 
-    It is indexed by its rows alone, and each time made anew.
+    Only rows can be indexed; they are made anew each time.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ def check_series(inputs: Any, channels: int, tokens: bool = False) -> None:
 
 
 def check_clock(clock: bool, cell: Cell | None, tokens: bool) -> None:
-    """Raise ValueError where the last channel of the inputs can be no time of the cell's."""
+    """Raise ValueError if the cell cannot take the last channel of the inputs as its dt."""
     if clock and (tokens or cell is None or not cell.time_aware):
         kind = "attention" if cell is None else type(cell).__name__
         got = "tokens" if tokens else f"{kind}, whose step has no argument dt"
@@ -29,6 +29,6 @@ def check_clock(clock: bool, cell: Cell | None, tokens: bool) -> None:
 
 
 def check_readout(readout: str) -> None:
-    """Raise ValueError for what is no way to read a model of series out."""
+    """Raise ValueError for an unknown readout of a model of series."""
     if readout not in READOUTS:
         raise ValueError(f"readout: got {readout!r}, expected {', '.join(map(repr, READOUTS))}")

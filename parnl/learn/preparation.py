@@ -140,10 +140,10 @@ class Preparation:
         return Scale(np.array(self.mean)[at], np.array(self.deviation)[at])
 
     def whole_series(self, collection: Collection) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Of each series what a model reads, (steps, channels), and what it tells.
+        """What a model reads of each series, (steps, channels), and what it is to tell.
 
-        The latter are its columns on the model's scale, (steps, columns) float32, NaN where a value
-        is missing. Where dt is used it is the last channel of the former.
+        The second are the series' columns on the model's scale, (steps, columns) float32, NaN where
+        a value is missing. Where dt is used, it is the last channel of the first.
         """
         view = _View(self, collection, np.arange(len(collection.series)))
         lengths = view.lengths

@@ -28,7 +28,7 @@ def describe(dataset: Any) -> str:
 
 
 def things(ahead: Any) -> str:
-    """What a model reads one of at a time, for `counted`. ahead: of its data, or of the model."""
+    """The word for what a model reads at a time, for `counted`. ahead: of its data or the model."""
     return "series" if ahead is None else "window"
 
 

@@ -93,8 +93,8 @@ def option(name: str) -> str:
 def command_line(config: Config) -> tuple[str, list[str]]:
     """The command that makes this run anew, and options of the run that no command sets.
 
-    Raises ValueError where an option holds characters that cannot be shown: pasted, they could do
-    anything to a terminal.
+    Raises ValueError if an option holds characters that cannot be shown: pasted into a terminal,
+    they could do anything.
     """
     words, lacking = ["parnl", "train"], []
     standard = Config()
@@ -155,7 +155,7 @@ def learning(run: Record) -> str:
         h2("Training")
         + p(
             f"Epoch {best} of {last['epoch']} is the best by {run.metric}: "
-            f"{shown(value, run.best)} in validation. The page is on the weights of this epoch."
+            f"{shown(value, run.best)} in validation. This page is about the weights of this epoch."
         )
         + f'<div class="charts">{"".join(figures)}</div>'
     )
@@ -208,12 +208,12 @@ def steadiness(run: Record, blocks: Sequence[BlockStability]) -> str:
             "range, the channel is stable. Gradients then shrink by the bound with each step back "
             "in time (Theorem 1 of arXiv 2505.21717) and cannot explode, and the parallel solve "
             "usually needs few iterations. A channel without a proof may still be stable. What was "
-            "measured tells how the cell was on these series.")
+            "measured shows how the cell behaved on these series.")
         + p("The proof holds for all inputs whose features lie in the ranges that "
             f"{seen} reach in {counted(steps, 'step')} each, and for the states in the table. "
-            "It says nothing of inputs beyond these ranges.")
-        + (p("The cell has several states: changes are measured in the largest of them, each with "
-             "a weight that the proof chose.") if several else "")
+            "It says nothing about inputs beyond these ranges.")
+        + (p("The cell has several states. A change is measured by its largest part; the proof "
+             "chose a weight for each state.") if several else "")
         + (table(("", "proved bound", "measured", "Lyapunov exponent a step", "states"), rows)
            if rows else "")
     )  # fmt: skip
@@ -222,15 +222,15 @@ def steadiness(run: Record, blocks: Sequence[BlockStability]) -> str:
 def _verdict(bound: Certificate) -> str:
     count, proved = len(bound.rho), int(np.sum((bound.rho < 1) & bound.invariant))
     if bound.stable:
-        return f"stable. This is proved for {counted(count, 'channel')}, all it has."
+        return f"stable. This is proved for {counted(count, 'channel')} of {count}."
     beyond, loose = int(np.sum(bound.attained >= 1)), int(np.sum(~bound.invariant))
     words = (
         f"stable in {proved} of {counted(count, 'channel')}, by proof; not proved in the others."
     )
     if beyond:
-        words += f" In {beyond} a change does not shrink somewhere in the ranges."
+        words += f" In {beyond}, changes do not shrink everywhere in the ranges."
     if loose:
-        words += f" For {loose} no range was found that the states do not leave."
+        words += f" For {loose}, no range was found in which the states stay."
     if count - proved > beyond + loose:
         words += f" The proof may take {BUDGET} boxes a channel, and some would need more."
     return words

@@ -179,7 +179,7 @@ def _told_tokens(run: Record) -> str:
     return (
         h2("Next tokens")
         + p(f"{_of_all(run)} In all {bits[known].mean():.4g} {unit}: what it takes to write the "
-            "text down with the model's help. The more of a text was read, the fewer it takes.")
+            "text down with the model's help. It takes fewer the more of a text was read.")
         + figure(picture, f"{unit.capitalize()} by the step of a window")
         + p("Tokens that took the most bits in all:")
         + table(("token", "times", "bits each", "found likeliest"), rows)

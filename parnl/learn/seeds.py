@@ -70,8 +70,9 @@ def train_seeds(
     """Train with each seed, in a folder of its own.
 
     given: options, of which a resumed run may lack some. train: of options, folder, resume and
-    overwrite; where it fails, the other seeds go on. say: prints a line. With `resume` a seed that
-    is finished is not trained again; `seeds` may name new ones, or none, and is then all there are.
+    overwrite; where it fails, the other seeds go on. say: prints a line. With `resume` finished
+    seeds are not trained again. `seeds` may name new ones; if it is empty, it means all seeds that
+    are there.
 
     Raises ValueError where the folder holds runs that would be lost, or of other options, and
     SystemExit at the end if a seed has failed.
@@ -89,8 +90,8 @@ def train_seeds(
         places += [_own(folder, seed) / name for seed in seeds for name in FILES]
         if not overwrite and any(place.exists() for place in places):
             raise ValueError(
-                f"out: {folder} holds runs of several seeds; to go on with them, give --resume, "
-                "to lose them, --overwrite, or name another folder"
+                f"out: {folder} holds runs of several seeds; give --resume to go on with them, "
+                "--overwrite to lose them, or name another folder"
             )
         for place in places:  # all at once: none may look later as if it were of this command
             place.unlink(missing_ok=True)

@@ -26,10 +26,10 @@ class Task(NamedTuple):
     loss: of the trainers, "cross_entropy" of logits (N, classes) and labels (N,), or
     "squared_error" of numbers (N, k) and targets (N, k); of each step where T comes after N. What
     is NaN in targets is not known and does not count, nor do steps after a series' end. readout: of
-    the model, see `parnl.torch.Classifier`. measure: answers, targets and lengths of a batch to
-    what `judge` needs of them, arrays that are joined over all batches. judge: those arrays to what
-    people ask of a model, by name. best: the metric by which epochs are compared unless the user
-    names another. less: those of which less is better.
+    the model, see `parnl.torch.Classifier`. measure: makes of answers, targets and lengths of a
+    batch the arrays that `judge` needs, joined over all batches. judge: makes of those arrays the
+    metrics, by name. best: the metric by which epochs are compared unless the user names another.
+    less: the metrics for which less is better.
     """
 
     loss: str
@@ -61,7 +61,7 @@ def classes_judged(logits: np.ndarray, labels: np.ndarray) -> Metrics:
 def numbers_judged(answers: np.ndarray, targets: np.ndarray) -> Metrics:
     """Mean absolute and squared error, the root of it, and the share of the variance explained.
 
-    Over all numbers; R2 is the mean over the k targets, those that do not vary left out.
+    Over all numbers; R2 is the mean over those of the k targets that vary.
     """
     gap = answers.astype(np.float64) - targets
     square = np.mean(gap**2, axis=0)

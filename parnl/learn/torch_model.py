@@ -106,9 +106,9 @@ class Classifier(nn.Module):
     `tokens` the inputs are integers (N, T) below `channels`, each with a vector of its own. With
     `clock` the last channel is dt, the time since the step before, which the cells take, too.
 
-    The cell "attention" makes a Transformer's encoder of it, with sinusoidal positions; where each
-    step is read out, a step sees only those before it. `block` takes the place of `Block`, for a
-    recurrence of one's own.
+    The cell "attention" makes it a Transformer's encoder, with sinusoidal positions. With the
+    readout "each" a step then sees only the steps before it. `block` takes the place of `Block`,
+    for a recurrence of one's own.
     """
 
     def __init__(
@@ -178,9 +178,8 @@ class Classifier(nn.Module):
     def step(self, input_t: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Logits (..., classes) of the sequence up to now, and the state for the next step.
 
-        input_t: (..., channels), or tokens (...,). In eval mode: a sequence's dropout is not drawn
-        step by step.
-        Raises NotImplementedError for attention, which looks at all steps.
+        input_t: (..., channels), or tokens (...,). It needs eval mode, since dropout is drawn for a
+        whole sequence. Raises NotImplementedError for attention, which looks at all steps.
         """
         if self.training:
             raise ValueError("step: expected the model in eval mode: model.eval()")

@@ -39,7 +39,7 @@ class Trained(NamedTuple):
         config: all options of the run.
         classes: their names, none where numbers were learned.
         scale: of those numbers.
-        preparation: how data becomes inputs; None if the run does not tell, or of text.
+        preparation: how data becomes inputs; None if the run does not tell, or for text.
         reading: how a table was read; None likewise.
         ahead: of a model of later steps, see `parnl.learn.continued`.
     """

@@ -58,12 +58,12 @@ def fit(
     on_step: Callable[[int, int], None] = lambda done, total: None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> Result:
-    """Train for `epochs`, or until `patience` of them have brought nothing better in validation.
+    """Train for `epochs`, or until validation has not improved for `patience` of them.
 
     `trainer` takes the place of `build(config, ...)`, which decides the model by default.
     `folder` gets a checkpoint after every epoch, and at the end the best epoch's model. With
-    `resume` the run of the checkpoint there goes on, on the same data; a run that is there is not
-    lost unless `overwrite` says so. `on_step(batches done, batches in an epoch)` and
+    `resume` the run of the checkpoint there goes on, on the same data. Without it, a run that is
+    there is lost only with `overwrite`. `on_step(batches done, batches in an epoch)` and
     `on_epoch(record)` report progress.
 
     Numbers to be learned are brought to mean 0 and deviation 1, by the training series; metrics are
@@ -75,7 +75,7 @@ def fit(
     there = any((folder / name).exists() for name in (CHECKPOINT, MODEL))
     if there and not (resume or overwrite):
         raise ValueError(
-            f"out: {folder} holds a run; to go on with it, give --resume, to lose it, --overwrite, "
+            f"out: {folder} holds a run; give --resume to go on with it, --overwrite to lose it, "
             "or name another folder"
         )
     made = dataset.preparation
@@ -283,8 +283,8 @@ def _restore(
     check_arrays(arrays, state | best)
     if header.get("data", data) != data:  # an older one does not say
         raise ValueError(
-            f"data: {config.data} has changed since the run of {path}; without --resume and in "
-            "another folder it is a run of its own"
+            f"data: {config.data} has changed since the run of {path}; train anew in another "
+            "folder, without --resume"
         )
     trainer.import_state(arrays)
     return header["history"], {name.removeprefix("best."): arrays[name] for name in best}

@@ -241,7 +241,7 @@ def test_mistakes_at_work(tmp_path):
             call(model, str(tmp_path / "short.csv"))
     with pytest.raises(ValueError, match="model: got one of the task 'forecast', expected 'next'"):
         continued.continued(model, str(tmp_path / "waves.csv"), 3)
-    with pytest.raises(ValueError, match="model: expected one of text"):
+    with pytest.raises(ValueError, match="model: expected a text model"):
         continued.generated(model, b"a", 3)
     waves()[["date", "x"]].to_csv(tmp_path / "less.csv", index=False)
     with pytest.raises(ValueError, match="lacks the columns 'y'"):

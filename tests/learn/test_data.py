@@ -286,7 +286,7 @@ BROKEN = {
     "a channel twice": ({}, dict(channels=[0, 0]), "channels: got '0', '0', expected one or more"),
     "no channels": ({}, dict(channels=[]), "channels: got none, expected one or more"),
     "no column": ({}, dict(columns=["z"]), "columns: got 'z', expected among '0', '1', '2'"),
-    "an id": ({}, dict(id="z"), "id: a .npz file has no columns with names"),
+    "an id": ({}, dict(id="z"), "id: a .npz file has no named columns"),
     "empty": (dict(X=np.full((9, 5, 3), np.nan)), {}, "columns '0', '1', '2' have no value in any"),
 }  # fmt: skip
 

@@ -68,7 +68,7 @@ def test_next(parnl, tmp_path, backend):
     status, text = parnl("report", folder)
     assert (status, "bits per byte" in (folder / "report.html").read_text()) == (0, True), text
     for arguments, message in (
-        (["predict", folder, "--data", "a.csv", "--out", "b.csv"], "model: got one of text"),
+        (["predict", folder, "--data", "a.csv", "--out", "b.csv"], "model: got a text model"),
         (["generate", folder, "--prompt", ""], "prompt: got no bytes"),
         (["generate", folder, "--steps", 0], "steps: got 0, expected at least 1"),
         (["generate", folder, "--temperature", -1], "temperature: got -1.0"),

@@ -350,7 +350,7 @@ def stability_of(folder, scale, cell="indrnn", **changes):
     ("scale", "said"),
     [
         (0.5, "stable. This is proved"),
-        (3.0, "In 4 a change does not shrink"),
+        (3.0, "In 4, changes do not shrink"),
         (np.nan, "nothing can be proved"),
     ],
 )

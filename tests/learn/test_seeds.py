@@ -69,7 +69,7 @@ def test_each_seed_is_a_run_as_it_is_alone(parnl, tmp_path):
     assert rows[-3][1] == f"{found['mean']['accuracy']:.1%}"
 
     status, text = parnl("train", *SMALL, "--seed", "1,2", "--out", out)
-    assert (status, "holds runs of several seeds; to go on" in text) == (1, True)
+    assert (status, "holds runs of several seeds; give --resume" in text) == (1, True)
 
 
 @pytest.mark.long

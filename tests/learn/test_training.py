@@ -158,7 +158,7 @@ def test_weights_that_are_not_finite_end_the_run(backend, tmp_path):
 def test_a_run_is_not_lost_by_another(tmp_path):
     config = replace(SMALL, epochs=1)
     first = training.fit(config, toy(count=8), tmp_path)
-    with pytest.raises(ValueError, match=r"out: .* holds a run; .* --resume, .* --overwrite"):
+    with pytest.raises(ValueError, match=r"out: .* holds a run; .* --resume .* --overwrite"):
         training.fit(config, toy(count=8), tmp_path)
     (tmp_path / training.CHECKPOINT).unlink()
     with pytest.raises(ValueError, match="holds a run"):  # its model is left

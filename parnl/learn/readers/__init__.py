@@ -66,7 +66,7 @@ def _read(path: Path, options: Options, seed: int = 0) -> Collection:
     for option in ("id", "time", "label"):
         if getattr(options, option) not in (None, (), []):
             raise ValueError(
-                f"data: {path}: {option}: a {kind} file has no columns with names; "
+                f"data: {path}: {option}: a {kind} file has no named columns; "
                 + ("expected a file of labels" if option == "label" else "expected none")
             )
     if kind == ".npz":

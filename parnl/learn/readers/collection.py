@@ -89,7 +89,7 @@ class Collection(NamedTuple):
 
 
 def check_alike(source: Any, found: Collection, known: Collection) -> None:
-    """Refuse a file unless its channels, and whether it has times, are those of one before it."""
+    """Refuse a file if it has other channels than one before it, or only one of them has times."""
     if found.channels != known.channels or (found.times is None) != (known.times is None):
         raise ValueError(
             f"data: {source} has the channels {listed(found.channels)}, expected "

@@ -34,7 +34,7 @@ def read_folder(
         found = listed([str(path.relative_to(folder)) for path in kinds.values()])
         raise ValueError(
             f"data: {folder} holds {found}, expected files of one kind ({', '.join(SUFFIXES)}), "
-            "one a series; a file that is a data set is named itself"
+            "one for each series; if one file is a whole data set, name that file"
         )
     depth = {len(path.relative_to(folder).parts) for path in files}
     if depth not in ({1}, {2}):

@@ -53,7 +53,7 @@ def read(table: Table, options: Options) -> Collection:
         time_name = None
     elif layout == "wide":
         raise ValueError(
-            f"data: {table.source}: time: the layout is wide, a row is a series, so that no column "
+            f"data: {table.source}: time: the layout is wide: a row is a series, so no column "
             "holds its times; expected layout='long' or no time"
         )
     others = [n for n in table.names if n not in {id_name, time_name, *labels}]

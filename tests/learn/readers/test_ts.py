@@ -104,5 +104,5 @@ def test_bytes_that_are_no_text(tmp_path):
 
 def test_columns_have_no_names(tmp_path):
     (tmp_path / "a.ts").write_text(HEAD + "1:run\n")
-    with pytest.raises(ValueError, match=r"id: a .ts file has no columns with names"):
+    with pytest.raises(ValueError, match=r"id: a .ts file has no named columns"):
         read(tmp_path / "a.ts", Options(id="x"))
