@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,14 @@ def test_the_picture_shows_what_was_measured():
 
 def test_the_readme_is_short():
     assert len(README.read_text().split()) <= 900
+
+
+def test_the_page_on_installing_names_the_oldest_versions():
+    page = (README.parent / "docs" / "start" / "install.md").read_text(encoding="utf-8")
+    shown = {"".join(found) for found in re.findall(r"([a-z]+)( >= )([\d.]+)", page)}
+    with (README.parent / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    needed = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    declared = {need.partition(";")[0].replace(">=", " >= ") for need in needed}
+    assert len(shown) > 9
+    assert shown <= declared
