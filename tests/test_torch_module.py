@@ -185,6 +185,28 @@ def test_module_in_half_precision():
     assert (outputs.dtype, state.dtype) == (torch.bfloat16, torch.float32)
 
 
+def test_module_with_a_weight_that_is_computed():
+    """As by torch.nn.utils: it is no longer among the module's parameters."""
+
+    class Halved(torch.nn.Module):
+        def forward(self, weight):
+            return weight / 2
+
+    module, x = RNN("gru", 3, 4, batch_first=True), torch.randn(2, 5, 3)
+    expected = RNN("gru", 3, 4, batch_first=True)
+    expected.load_state_dict(module.state_dict())
+    with torch.no_grad():
+        expected.weight_W_z_l0 /= 2
+    torch.nn.utils.parametrize.register_parametrization(module, "weight_W_z_l0", Halved())
+    y, _ = module(x)
+    assert_bits(y.detach(), expected(x)[0].detach())
+    assert_bits(module.step(x[:, 0])[0].detach(), expected.step(x[:, 0])[0].detach())
+    y.sum().backward()
+    (weight,) = module.parametrizations.weight_W_z_l0.parameters()
+    expected(x)[0].sum().backward()
+    assert_close(weight.grad, expected.weight_W_z_l0.grad / 2, 1e-6)
+
+
 def test_module_learns():
     """A few steps of Adam lower the loss of a task that needs memory."""
     torch.manual_seed(0)
