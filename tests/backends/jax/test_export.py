@@ -215,9 +215,12 @@ def test_an_update_is_worth_what_it_is_worth_on_that_platform():
         name: exported_for(function, params, inputs(2, 2048), platforms=[name]).mlir_module()
         for name in ("cpu", "cuda")
     }
-    most = {n: set(re.findall(r"dense<(\d+)> : tensor<i32>", m)) for n, m in module.items()}
-    assert "2" in most["cpu"]
-    assert "2" not in most["cuda"]
+    found = {
+        name: {int(n) for n in re.findall(r"dense<(\d+)> : tensor<i32>", text)}
+        for name, text in module.items()
+    }
+    assert 2 in found["cpu"]
+    assert max(found["cuda"] - found["cpu"]) > 2  # JAX 0.9 has a 2 of its own in either
 
 
 def test_sizes_left_open_have_one_chunk_on_every_platform():
