@@ -407,6 +407,6 @@ def test_modules_of_torch_become_layers(kind, bias):
     for a, b in zip(*((s if isinstance(s, tuple) else (s,)) for s in (state, end)), strict=True):
         assert_close(a, b, 1e-12)
     assert not ours.training
-    with pytest.raises(ValueError, match="take='diagonal' begins"):
+    with pytest.raises(ValueError, match="take='diagonal' keeps only the diagonal"):
         RNN.from_torch(kind(2, 4))
     assert RNN.from_torch(kind(2, 4), take="diagonal")(x[0].float())[0].shape == (STEPS, 4)

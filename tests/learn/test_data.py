@@ -310,7 +310,7 @@ def test_what_is_wrong_is_named(tmp_path, name):
             dict(missing="guess"),
             "missing: got 'guess', expected 'interpolate', 'previous', 'mask', 'mean'",
         ),
-        (dict(time="t"), "data: UnitTest: time: one of aeon's data sets has no columns"),
+        (dict(time="t"), "data: UnitTest: time: aeon's data sets have no named columns"),
         (dict(channels=[0], columns=["0"]), "channels: got columns as well, expected one of them"),
     ],
 )

@@ -383,7 +383,7 @@ WRONG_PACKED = [
     ({"cu_seqlens": [0, 7, 5, T]}, ValueError, "cu_seqlens: expected numbers that rise"),
     ({"cu_seqlens": [0.0, T]}, TypeError, "cu_seqlens: expected integers, got dtype .*float64"),
     ({"cu_seqlens": [T]}, ValueError, r"cu_seqlens: expected shape \(S \+ 1,\)"),
-    ({"cu_seqlens": [0, T], "lengths": 3}, ValueError, "lengths: expected None where"),
+    ({"cu_seqlens": [0, T], "lengths": 3}, ValueError, "lengths: expected None with cu_seqlens"),
     (
         {"cu_seqlens": [0, 5, T], "initial_state": np.zeros(4)},
         ValueError,
