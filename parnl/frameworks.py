@@ -16,6 +16,7 @@ from functools import wraps
 from typing import Any, Protocol, TypeVar, cast
 
 import array_api_compat
+import numpy as np
 
 from parnl.graph.program import Program
 from parnl.solver.devices import Line
@@ -33,6 +34,13 @@ def _is_torch_array(array: Any) -> bool:
     return kind is not None and isinstance(array, kind)
 
 
+def _is_numpy_array(array: Any) -> bool:
+    try:
+        return array_api_compat.is_numpy_array(array)
+    except AttributeError:  # likewise, of older releases, which ask jax for a type
+        return isinstance(array, np.ndarray | np.generic)
+
+
 def _is_jax_array(array: Any) -> bool:
     try:
         return array_api_compat.is_jax_array(array)
@@ -42,7 +50,7 @@ def _is_jax_array(array: Any) -> bool:
 
 _RECOGNISE: dict[str, Any] = {
     "torch": _is_torch_array,
-    "numpy": array_api_compat.is_numpy_array,
+    "numpy": _is_numpy_array,
     "jax": _is_jax_array,
 }
 
