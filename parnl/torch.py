@@ -295,7 +295,7 @@ class RNN(nn.Module):
 
     def _params(self) -> list[dict[str, Tensor]]:
         # `getattr` of a module searches three places; what is parametrized stands in none of them
-        own = self._parameters
+        own: Mapping[str, Any] = self._parameters
         return [
             {n: own[name] if name in own else getattr(self, name) for n, name in names.items()}
             for names in self._names
