@@ -202,7 +202,7 @@ def build() -> Any:
         ] = None,
         warmup: Annotated[
             int | None,
-            option("For how many epochs the learning rate rises at first.", Config.warmup),
+            option("The learning rate rises during this many first epochs.", Config.warmup),
         ] = None,
         weight_decay: Annotated[
             float | None,
