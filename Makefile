@@ -1,5 +1,5 @@
 # Two commands: `make demo` runs the main job, `make test` tests every part in some minutes. The other
-# targets test more of each part; `.ci/run` calls those that come before a release of anything.
+# targets test more of each part. `.ci/run` calls all that must pass before a change is taken.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)

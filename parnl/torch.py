@@ -294,7 +294,7 @@ class RNN(nn.Module):
             )
 
     def _params(self) -> list[dict[str, Tensor]]:
-        # `getattr` of a module searches three places; what is parametrized stands in none of them
+        # `getattr` of a module is slow, and needed only for a weight that is computed
         own: Mapping[str, Any] = self._parameters
         return [
             {n: own[name] if name in own else getattr(self, name) for n, name in names.items()}

@@ -225,7 +225,7 @@ class _Writer(ABC):
                 row = entries[e // k * k : e // k * k + k]
                 column = [f"p{m * k + e % k}[j]" for m in range(k)]
                 product = sum_of_products(row, column)
-                if not self.backward:  # where the whole run takes them for zero: threads.h
+                if not self.backward:  # a backward run needs no help: see threads.h
                     product = f"faded({product})"
                 lines.append(f"const real y{e} = {product};")
             lines += [f"p{e}[j] = {self.if_alive(f'y{e}', f'p{e}[j]')};" for e in range(k * k)]

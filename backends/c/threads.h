@@ -1,14 +1,15 @@
 /* How a kernel's groups of lanes are shared among threads.
 
    Generated before it: `group` takes one group through its steps, `large_results` prepares the
-   memory of results. Two functions are seen from outside: `kernel` uses threads of its own or
-   OpenMP's, `kernel_on_pool` those of whoever calls it. */
+   memory of results, and FADES is 1 for a backward run. Two functions are seen from outside:
+   `kernel` uses threads of its own or OpenMP's, `kernel_on_pool` those of whoever calls it. */
 #include <pthread.h>
 #include <stdlib.h>
 
-/* A backward run fades where a cell forgets, into numbers below the smallest normal one, which
-   processors are up to a hundred times slower with. It takes them for zero, by the processor's own
-   setting, which is returned as it was. The states of a solve keep every bit. */
+/* Where a cell forgets, the adjoints of a backward run fade below the smallest normal number.
+   Processors are up to a hundred times slower with such numbers. So a backward run takes them for
+   zero: it changes the processor's setting, and puts it back. Forward runs keep every bit of the
+   states. */
 #if FADES && defined __SSE2__
 #include <xmmintrin.h>
 typedef unsigned Setting;

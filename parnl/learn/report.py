@@ -222,7 +222,7 @@ def steadiness(run: Record, blocks: Sequence[BlockStability]) -> str:
 def _verdict(bound: Certificate) -> str:
     count, proved = len(bound.rho), int(np.sum((bound.rho < 1) & bound.invariant))
     if bound.stable:
-        return f"stable. This is proved for {counted(count, 'channel')} of {count}."
+        return f"stable. This is proved for {counted(count, 'channel')}: every one of the cell's."
     beyond, loose = int(np.sum(bound.attained >= 1)), int(np.sum(~bound.invariant))
     words = (
         f"stable in {proved} of {counted(count, 'channel')}, by proof; not proved in the others."

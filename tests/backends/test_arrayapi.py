@@ -2,6 +2,8 @@
 
 array-api-strict refuses what the standard does not promise. `Array` below has nothing but what the
 standard gives an array, and counts the functions that are called.
+
+The file is long, for all these libraries are given the same tasks.
 """
 
 import operator
