@@ -180,7 +180,7 @@ def check_residuals(
     if not converged:
         raise SolveError(
             f"not converged in max_iterations={max_iterations}: {what}; raise max_iterations "
-            f"(chunks = {info.chunks} is always enough) or leave it out"
+            f"({info.chunks}, the number of chunks, is always enough) or leave it out"
         )
     raise SolveError(
         f"{what}; this is a fault of parnl: please report it, with the results under "

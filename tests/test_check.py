@@ -158,7 +158,7 @@ def test_a_stopped_solve_is_an_error(backend):
     task = oracles.problem("gru", steps=23)
     arguments = (backend, task.cell, task.params, task.inputs)
     message = fails("not converged in max_iterations=1", *arguments, chunks=23, max_iterations=1)
-    assert "chunks = 23 is always enough" in message
+    assert "23, the number of chunks, is always enough" in message
     found = re.search(
         r"state h is (\S+) away .* at sequence (\d), step (\d+), channel (\d)", message
     )
