@@ -1,10 +1,12 @@
 """The time of one step: `parnl.step` and `RNN.step` beside PyTorch's own cells, in one run.
 
-    python benchmarks/step.py [--repeat 400] [--cells gru lstm lrc] [--out step.json]
+    python benchmarks/step.py [--repeat 400] [--turn 10] [--cells gru lstm lrc] [--out step.json]
 
-One thread, 64 inputs and channels, float32, no gradient. Contenders take turns, medians are in
-microseconds. Each step of parnl is compared with the loop before it is timed. A busy machine slows
-all of them, and long code more than short: only ratios of one run count.
+One thread, 64 inputs and channels, float32, no gradient. Contenders take turns of so many calls,
+the one before them not counted; medians are in microseconds. With `--turn 0` it is counted, and is
+all there is of a turn: a call after other work. Each step of parnl is compared with the loop before
+it is timed. A busy machine slows all of them, and long code more than short: only ratios of one run
+count.
 """
 
 from __future__ import annotations
@@ -55,13 +57,14 @@ def layers(count: int, batch: int) -> dict[str, Run]:
     }
 
 
-def timed(contenders: dict[str, Run], repeat: int) -> dict[str, float]:
-    """Return the median time of each in microseconds; each turn is ten calls, as in a stream."""
+def timed(contenders: dict[str, Run], repeat: int, turn: int) -> dict[str, float]:
+    """Return the median time of each in microseconds."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(-(-repeat // 10)):
+    for _ in range(-(-repeat // max(1, turn))):
         for name, run in contenders.items():
-            run()
-            for _ in range(10):
+            if turn:
+                run()
+            for _ in range(max(1, turn)):
                 start = time.perf_counter()
                 run()
                 times[name].append(1e6 * (time.perf_counter() - start))
@@ -72,6 +75,7 @@ def main() -> None:
     """Measure, print a table, save it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeat", type=int, default=400)
+    parser.add_argument("--turn", type=int, default=10, help="calls in a row")
     parser.add_argument("--cells", nargs="+", default=["gru", "lstm", "lrc"])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -89,7 +93,7 @@ def main() -> None:
                 ways |= runs(name, batch)
             for count in (1, 2):
                 ways |= layers(count, batch)
-            tables[f"B = {batch}"] = timed(ways, options.repeat)
+            tables[f"B = {batch}"] = timed(ways, options.repeat, options.turn)
     print(f"{processor()}, us a step, and over nn.GRUCell\n")
     print(f"| | {' | '.join(tables)} |\n| --- |{' --- |' * len(tables)}")
     for name in tables["B = 1"]:

@@ -94,13 +94,17 @@ int main(void)
 """
 
 
-def answers_in_c(folder, inputs):
-    """The answers (N, T, k) of an exported model.c to each step of inputs (N, T, channels)."""
-    (folder / "main.c").write_text(PROGRAM % inputs.shape[1])
+def answers_in_c(folder, inputs, program="", more=()):
+    """The answers (N, T, k) of an exported model.c to each step of inputs (N, T, channels).
+
+    program, more: a main function and files in place of those that write the answer of each step.
+    """
+    (folder / "main.c").write_text(program or PROGRAM % inputs.shape[1])
     flags = ["-std=c99", "-Wall", "-Wextra", "-Werror"]
-    command = ["cc", *flags, "main.c", "model.c", "-o", "program", "-lm"]
+    command = ["cc", *flags, "main.c", "model.c", *more, "-o", "program", "-lm"]
     subprocess.run(command, cwd=folder, check=True)
     done = subprocess.run(
         [folder / "program"], input=inputs.tobytes(), capture_output=True, check=True
     )
-    return np.frombuffer(done.stdout, np.float32).reshape(*inputs.shape[:2], -1)
+    found = np.frombuffer(done.stdout, np.float32)
+    return found if more else found.reshape(*inputs.shape[:2], -1)

@@ -24,10 +24,10 @@ from parnl.learn.trained import Trained, load_run
 def write(folder: Path, to: str, out: Path) -> list[str]:
     """Write the model of the run in `folder` as `to`: a name in FORMATS; return names of files.
 
-    The model takes series (N, T, channels), all of one length; as C, one step after the other. Its
-    answers (N, k) are logits of the classes, or numbers on their own scale. For the task "forecast"
-    they are (N, horizon, targets), for "next" (N, T, targets). A text model takes tokens (N, T),
-    and its answers are logits (N, T, tokens).
+    The model takes series (N, T, channels), all of one length; as C, one step after the other, or
+    what a forecast reads at once (see `around`). Its answers (N, k) are logits of the classes, or
+    numbers on their own scale. For the task "forecast" they are (N, horizon, targets), for "next"
+    (N, T, targets). A text model takes tokens (N, T), and its answers are logits (N, T, tokens).
     """
     if to not in FORMATS:
         raise ValueError(f"to: got {to!r}, expected {' or '.join(FORMATS)}")
@@ -37,19 +37,12 @@ def write(folder: Path, to: str, out: Path) -> list[str]:
         raise ValueError(
             f"patch: the model reads {model.config.patch} steps at a time, expected one"
         )
-    if to == "c" and model.config.task == "forecast":
-        raise ValueError(
-            "to: got 'c' for a forecast: C runs step by step, but a forecast reads differences "
-            "from the last step; expected onnx, torch or jax"
-        )
     about: dict[str, Any] = dict(task=model.config.task, classes=list(model.classes))
     logits = bool(model.classes) or bool(model.ahead and model.ahead.tokens)
     about["answers"] = "logits" if logits else "numbers"
     if model.ahead is not None:
         about |= model.ahead._asdict()
     if about.get("tokens"):
-        if to == "c":
-            raise ValueError("to: got 'c' for a model of tokens, expected onnx, torch or jax")
         mean, deviation = np.zeros(1, np.float32), np.ones(1, np.float32)
     else:
         about |= dict(channels=channels_of(model.prepared_by()))
@@ -158,10 +151,39 @@ def _any_series(model: Trained, channels: int) -> tuple[tuple[Any], tuple[Any]]:
 
 
 def _c(model: Trained, mean: np.ndarray, deviation: np.ndarray, out: Path) -> list[str]:
+    import torch
+
+    from parnl.export import around
     from parnl.export.to_c import to_c
 
-    to_c(_in_torch(model, mean, deviation), folder=out)
-    return ["model.c", "model.h"]
+    own, how = model.ahead, told_by(model)
+    whole, more = _in_torch(model, mean, deviation), {}
+    if own is not None and own.tokens:
+        whole, rows = _of_rows(whole.model)
+        more = around.tokens(rows)
+    elif own is not None and how.places:
+        # differences have no mean, and each of the steps answered has the same deviations
+        whole.mean[how.places] = 0.0
+        whole.answer_mean = torch.zeros(())
+        whole.answer_deviation = whole.answer_deviation.repeat(own.horizon)
+        more = around.forecast(how.places, own.context, own.horizon)
+    to_c(whole, folder=out)
+    for name, text in more.items():
+        (out / name).write_text(text, encoding="ascii", newline="\n")
+    return ["model.c", "model.h", *more]
+
+
+def _of_rows(model: Any) -> tuple[Any, np.ndarray]:
+    """Split a model of tokens: (one that reads a row at a step, the row of each token)."""
+    import copy
+
+    import torch
+
+    rows = model.encoder(model.activation(model.lift(torch.arange(model.input_size))))
+    rest = copy.deepcopy(model)
+    rest.lift = rest.activation = rest.encoder = torch.nn.Identity()
+    rest.input_size = rows.shape[1]
+    return rest.eval(), rows.detach().numpy()
 
 
 def _torch(model: Trained, mean: np.ndarray, deviation: np.ndarray, out: Path) -> list[str]:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from toy_runs import SMALL, answers_in_c
+from toy_runs import PROGRAM, SMALL, answers_in_c
 
 from parnl.export import runs
 from parnl.learn import continued, trained, training
@@ -103,13 +103,49 @@ def test_jax(run, tmp_path):
     close(program.call(raw.astype(np.int32) if raw.ndim == 2 else raw), expected)
 
 
+FORECAST = """
+#include <stdio.h>
+#include "forecast.h"
+int main(void)
+{
+    float series[%d * MODEL_INPUT_SIZE], answers[MODEL_OUTPUT_SIZE];
+    while (fread(series, sizeof series, 1, stdin) == 1) {
+        model_forecast(series, %d, answers);
+        fwrite(answers, sizeof answers, 1, stdout);
+    }
+    return 0;
+}
+"""
+TOKENS = """
+#include <stdio.h>
+#include "tokens.h"
+int main(void)
+{
+    float logits[TOKENS_COUNT], token;
+    model_state state;
+    for (int t = 0; fread(&token, sizeof token, 1, stdin) == 1; t++) {
+        if (t %% %d == 0)
+            model_reset(&state);
+        model_token(&state, (int)token, logits);
+        fwrite(logits, sizeof logits, 1, stdout);
+    }
+    return 0;
+}
+"""
+
+
 def test_c(run, tmp_path):
-    """Step by step; a forecast, which needs the last value first, and tokens are refused."""
     folder, raw, expected = run
-    if raw.ndim == 2 or expected.shape[1] != raw.shape[1]:
-        with pytest.raises(ValueError, match="to: got 'c'"):
-            runs.write(folder, "c", tmp_path / "out")
-        assert not (tmp_path / "out").exists()
-        return
-    runs.write(folder, "c", tmp_path / "out")
-    close(answers_in_c(tmp_path / "out", raw), expected)
+    out = tmp_path / "out"
+    files = runs.write(folder, "c", out)
+    if expected.shape[1] != raw.shape[1]:
+        assert files == ["model.c", "model.h", "forecast.h", "forecast.c", "model.json"]
+        program, more = FORECAST % (CONTEXT, CONTEXT), ["forecast.c"]
+    elif raw.ndim == 2:
+        assert files == ["model.c", "model.h", "tokens.h", "tokens.c", "model.json"]
+        program, more = TOKENS % CONTEXT, ["tokens.c"]
+    else:
+        assert files == ["model.c", "model.h", "model.json"]
+        program, more = PROGRAM % CONTEXT, []
+    found = answers_in_c(out, raw.astype(np.float32), program, more)
+    close(found.reshape(expected.shape), expected)

@@ -72,10 +72,6 @@ def test_next(parnl, tmp_path, backend):
         (["generate", folder, "--prompt", ""], "prompt: got no bytes"),
         (["generate", folder, "--steps", 0], "steps: got 0, expected at least 1"),
         (["generate", folder, "--temperature", -1], "temperature: got -1.0"),
-        (
-            ["export", folder, "--to", "c", "--out", tmp_path / "c"],
-            "to: got 'c' for a model of tok",
-        ),
     ):
         status, text = parnl(*arguments)
         assert (status, message in text) == (1, True), text
