@@ -22,6 +22,10 @@ from parnl.solver.newton import Plan
 # What asking for an operation costs, in operations of a step as `Program.cost` counts them: a step
 # that counts as 60 is some 15 requests, and those on chunks are of larger arrays.
 COMPOSED = 12.0
+# The terms of a sum are computed together up to so many numbers: asking for an operation on fewer
+# takes as long. Measured, LTC with 64 inputs, one term at a time and this: PyTorch, 448 steps of 32
+# channels, forward and backward 34 and 15 ms; NumPy, one step of 64 channels 1.5 and 0.2 ms.
+_TOGETHER = 1 << 16
 
 
 class ComposedKernels(ABC):
@@ -95,6 +99,36 @@ def in_rows(product: Callable[[Any, Any], Any], inputs: Any, matrix: Any) -> Any
     """Return product(inputs, matrix) of inputs (..., n) as rows (N, n)."""
     rows = inputs.reshape(math.prod(inputs.shape[:-1]), inputs.shape[-1])
     return product(rows, matrix).reshape(*inputs.shape[:-1], matrix.shape[-1])
+
+
+def together(inputs: Any, matrices: Sequence[Any]) -> int:
+    """Return how many terms of a sum over the input channels are computed at once."""
+    size = math.prod(inputs.shape[:-1]) * max([1, *(m.shape[1] for m in matrices)])
+    return max(1, _TOGETHER // max(1, size))
+
+
+def input_sum(
+    xp: Any,
+    term: Callable[..., Any],
+    inputs: Any,
+    matrices: Sequence[Any],
+    few: int,
+    call: Callable[..., Any] = lambda function, *arguments: function(*arguments),
+) -> Any:
+    """Sum `term` over the input channels, `few` at a time; `call` is how a few are computed."""
+
+    def terms(u: Any, *rows: Any) -> tuple[Any, ...]:
+        if few == 1:
+            return term(u, *(r[0, ...] for r in rows))
+        return tuple(xp.sum(x, axis=-2) for x in term(u[..., None], *rows))
+
+    total: Any = None
+    count = inputs.shape[-1]
+    for j in range(0, count, few):
+        end = min(j + few, count)  # the standard knows no slices beyond it
+        new = call(terms, inputs[..., j:end], *(m[j:end, ...] for m in matrices))
+        total = new if total is None else tuple(t + n for t, n in zip(total, new, strict=True))
+    return total
 
 
 class _Running:

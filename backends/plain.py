@@ -10,15 +10,17 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from parnl.backends.composed import input_sum, together
 from parnl.graph.program import Program
 from parnl.solver.newton import Plan
 from parnl.stretch import one_by_one
 
 
 class Plain(ABC):
-    """Part of `parnl.backends.Backend`; subclasses add `name`."""
+    """Part of `parnl.backends.Backend`; subclasses add `name` and `xp`."""
 
     name: str
+    xp: Any
 
     def line_of(self, time_axis: Any, inputs: Any, alike: str) -> Any:
         """Raise ValueError: there is no line of devices."""
@@ -56,9 +58,5 @@ class Plain(ABC):
         return nullcontext()
 
     def input_sum(self, term: Callable[..., Any], inputs: Any, matrices: Sequence[Any]) -> Any:
-        """Sum `term` over the input channels, one at a time."""
-        total: Any = None
-        for j in range(inputs.shape[-1]):
-            new = term(inputs[..., j : j + 1], *(m[j, ...] for m in matrices))
-            total = new if total is None else tuple(t + n for t, n in zip(total, new, strict=True))
-        return total
+        """Sum `term` over the input channels, a few at a time."""
+        return input_sum(self.xp, term, inputs, matrices, together(inputs, matrices))

@@ -86,3 +86,23 @@ def test_every_function_in_a_step(monkeypatch, function, kernels):
         w, a, u, x = (to(backend, v) for v in leaves)
         out = parnl.solve(cell, {"W": w, "a": a}, u, (x,), chunks=4)
         assert_close(out.outputs, expected, 1e-10)
+
+
+@pytest.mark.parametrize("rows", [1, 500, 1000, 8000])  # of nine channels: all seven, and fewer
+@pytest.mark.parametrize("backend", [*oracles.BACKENDS, "array_api_strict"])
+def test_a_sum_over_inputs_by_any_number_of_terms_at_once(backend, rows):
+    rng = np.random.default_rng(0)
+    u, m, n = rng.normal(size=(rows, 7)), rng.normal(size=(7, 9)), rng.normal(size=(7, 9))
+    if backend == "array_api_strict":
+        to, back = pytest.importorskip(backend).asarray, np.asarray
+    else:
+        to, back = functools.partial(oracles.to, backend), oracles.numpy_of
+
+    def term(u, m, n):
+        return ops.tanh(m * u), (n - u) * (n - u)
+
+    found = ops.input_sum(term, to(u), [to(m), to(n)])
+    first = np.tanh(m * u[:, :, None]).sum(axis=1)
+    second = ((n - u[:, :, None]) ** 2).sum(axis=1)
+    for f, expected in zip(found, (first, second), strict=True):
+        oracles.assert_close(back(f), expected, 1e-13)
