@@ -147,7 +147,9 @@ def matched_state(name: str, sizes: Sizes) -> int:
 
 def nearest(size: Callable[[int], int], goal: int, step: int = 1) -> int:
     """The multiple of `step` whose `size`, which grows with it, is about the goal."""
-    low, high = 1, 512
+    low, high = 1, 2
+    while size(high * step) < goal:
+        low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if size(middle * step) < goal else (low, middle)
