@@ -135,7 +135,7 @@ def test_padding_counts_for_nothing(raw, folder):
     assert beyond.any()
     padded = torch.where(beyond[..., None], 3.0, inputs)
     sizes = raw.Sizes(8, 10, block_width=8)
-    for name in ("gru", "s6", "attention"):
+    for name in ("gru", "attention"):
         model = raw.built(name, 16, sizes, 0).double()
         alone = [model(inputs[i : i + 1, :n])[0] for i, n in enumerate(batch.lengths)]
         torch.testing.assert_close(model(padded, batch.lengths)[0], torch.cat(alone), msg=name)
