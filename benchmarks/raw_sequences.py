@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
@@ -193,8 +193,8 @@ class Classes:
 
 
 def built(name: str, state: int, sizes: Sizes, seed: int) -> nn.Module:
-    inner = dict(width=sizes.block_width, state=state, blocks=sizes.blocks, seed=seed)
-    return Classifier(sizes.channels, sizes.outputs, cell=name, **inner)
+    inner: dict[str, Any] = dict(width=sizes.block_width, blocks=sizes.blocks, state=state)
+    return Classifier(sizes.channels, sizes.outputs, cell=name, seed=seed, **inner)
 
 
 def matched(name: str, sizes: Sizes) -> int:
