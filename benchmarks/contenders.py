@@ -142,10 +142,15 @@ def matched_state(name: str, sizes: Sizes) -> int:
     """The state size at which the model has about as many parameters as ncps's CfC."""
     if MODELS[name][0] is Ncps:
         return sizes.units
-    goal = wanted(sizes)
-    low, high = 1, 512  # the count grows with the state
+    return nearest(lambda state: count(build(name, state, sizes, 0)), wanted(sizes))
+
+
+def nearest(size: Callable[[int], int], goal: int, step: int = 1) -> int:
+    """The multiple of `step` whose `size`, which grows with it, is about the goal."""
+    low, high = 1, 2
+    while size(high * step) < goal:
+        low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        below = count(build(name, middle, sizes, 0)) < goal
-        low, high = (middle, high) if below else (low, middle)
-    return min(low, high, key=lambda s: abs(count(build(name, s, sizes, 0)) - goal))
+        low, high = (middle, high) if size(middle * step) < goal else (low, middle)
+    return min(low * step, high * step, key=lambda state: abs(size(state) - goal))

@@ -36,7 +36,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.contenders import MODELS, SHOWN, Sizes
-from benchmarks.trials import Results, Trials, command_line, table
+from benchmarks.trials import Results, Trials, alike, command_line, held_out, table
 from parnl.learn.torch_model import last_step, mean_over_time
 
 # The search begins with the first of each.
@@ -166,21 +166,11 @@ def inputs_of(events: Events, names: list[str], scale: tuple[np.ndarray, ...]) -
     return list(torch.from_numpy(joined).split(lengths.tolist()))
 
 
-def held_out(died: np.ndarray) -> np.ndarray:
-    """Which stays validate, (N,): `HELD` of those who died and of those who did not."""
-    rng = np.random.default_rng(0)  # all models and seeds see the same stays
-    held = np.zeros(len(died), bool)
-    for outcome in (0, 1):
-        those = rng.permutation(np.flatnonzero(died == outcome))
-        held[those[: round(HELD * len(those))]] = True
-    return held
-
-
 def load(folder: Path) -> tuple[Stays, Stays, Stays]:
     """Training, validation and test part; values standardised by the training's."""
     a, names = read(folder, "a")
     b, _ = read(folder, "b")
-    held = held_out(a.died)
+    held = held_out(a.died, HELD)
     scale = scaling(a.values[~np.repeat(held, a.lengths)])
     inputs, died = inputs_of(a, names, scale), torch.from_numpy(a.died).float()
 
@@ -195,14 +185,12 @@ def load(folder: Path) -> tuple[Stays, Stays, Stays]:
 def batches(stays: Stays, carried: bool, rng: np.random.Generator | None = None) -> Iterator[Batch]:
     """Stays of similar length together, the shortest first; by rng, in random order."""
     lengths = np.array([len(steps) for steps in stays.inputs])
-    order = np.argsort(lengths if rng is None else lengths * rng.uniform(0.9, 1.1, len(lengths)))
-    groups = np.split(order, range(BATCH, len(order), BATCH))
-    for i in range(len(groups)) if rng is None else rng.permutation(len(groups)):
-        inputs = pad_sequence([stays.inputs[i] for i in groups[i]], batch_first=True)
+    for group in alike(lengths, BATCH, rng):
+        inputs = pad_sequence([stays.inputs[i] for i in group], batch_first=True)
         if not carried:
             inputs[..., :VARIABLES] *= inputs[..., VARIABLES : 2 * VARIABLES]
-        chosen = torch.from_numpy(groups[i])
-        yield Batch(inputs, torch.from_numpy(lengths[groups[i]]), stays.died[chosen], chosen)
+        chosen = torch.from_numpy(group)
+        yield Batch(inputs, torch.from_numpy(lengths[group]), stays.died[chosen], chosen)
 
 
 # The task

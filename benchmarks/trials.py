@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.contenders import REFERENCE, SHOWN, Sizes, build, count, matched_state
+from benchmarks.contenders import REFERENCE, Sizes, build, count, matched_state
 
 Record = dict[str, Any]
 
@@ -64,6 +64,28 @@ class Results:
         if not self.runs(model=model, seed=seed):
             return []
         return self.runs(model=model, **self.best(model, seed))
+
+
+# Data
+
+
+def held_out(labels: np.ndarray, share: float) -> np.ndarray:
+    """Which sequences validate, (N,): this share of every class."""
+    rng = np.random.default_rng(0)  # all models and seeds see the same ones
+    held = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        those = rng.permutation(np.flatnonzero(labels == label))
+        held[those[: round(share * len(those))]] = True
+    return held
+
+
+def alike(
+    lengths: np.ndarray, size: int, rng: np.random.Generator | None = None
+) -> list[np.ndarray]:
+    """Indices of sequences of similar length, the shortest first; by rng, in random order."""
+    order = np.argsort(lengths if rng is None else lengths * rng.uniform(0.9, 1.1, len(lengths)))
+    groups = np.split(order, range(size, len(order), size))
+    return groups if rng is None else [groups[i] for i in rng.permutation(len(groups))]
 
 
 # One run
@@ -108,10 +130,18 @@ class Trials:
     """Runs on one task, which `task(**settings)` makes; the rate is not the task's."""
 
     def __init__(
-        self, results: Results, sizes: Sizes, task: Callable[..., Any], epochs: int, patience: int
+        self,
+        results: Results,
+        sizes: Sizes,
+        task: Callable[..., Any],
+        epochs: int,
+        patience: int,
+        build: Callable[[str, int, Sizes, int], nn.Module] = build,
+        matched_state: Callable[[str, Sizes], int] = matched_state,
     ) -> None:
         self.results, self.sizes, self.task = results, sizes, task
         self.epochs, self.patience = epochs, patience
+        self.build, self.matched_state = build, matched_state
 
     def execute(self, model: str, seed: int, rate: float, **settings: Any) -> None:
         """Train, test and add the result to the table, unless it is there."""
@@ -120,8 +150,8 @@ class Trials:
             return
         began = time.process_time()
         task = self.task(**settings)
-        state = matched_state(model, self.sizes)
-        network = build(model, state, self.sizes, seed)
+        state = self.matched_state(model, self.sizes)
+        network = self.build(model, state, self.sizes, seed)
         found = dict(state=state, parameters=count(network))
         found |= fit(network, task, rate, seed, self.epochs, self.patience)
         found |= task.test(network)
@@ -169,7 +199,7 @@ class Trials:
         batches = list(task.batches(np.random.default_rng(0)))
         ready = []
         for name in models:
-            model = build(name, matched_state(name, self.sizes), self.sizes, 0)
+            model = self.build(name, self.matched_state(name, self.sizes), self.sizes, 0)
             ready.append((name, model, adam(model, rate)))
         times: dict[str, list[float]] = {name: [] for name in models}
         for number in range(rounds + 1):  # the first compiles, and does not count
@@ -191,14 +221,23 @@ class Trials:
 
 
 def table(
-    results: Results, shown: dict[str, str], seed: int, scores: dict[str, str], digits: int
+    results: Results,
+    shown: dict[str, str],
+    seed: int,
+    scores: dict[str, str],
+    digits: int,
+    published: dict[str, str] | None = None,
 ) -> Iterator[str]:
-    """A row for each model that has results; `scores` are figures of a run, by their heading."""
+    """A row for each model that has results; `scores` are figures of a run, by their heading.
+
+    `published` are figures of others, of the first score, by the heading of their row.
+    """
     timed = [r for r in results.records() if r["kind"] == "time"]
     epochs = {r["model"]: r["epoch"] for r in timed}  # the last counts
     columns = ["seeds", *results.settings, "state", "parameters", "epochs"]
     head = ["model", *scores, *columns]
-    head += ["seconds an epoch", "times ncps CfC's", "minutes a run"]
+    head += ["seconds an epoch", "times ncps CfC's"] if timed else []
+    head += ["minutes a run"]
     yield f"| {' | '.join(head)} |"
     yield "| --- " * len(head) + "|"
     for name, title in shown.items():
@@ -221,6 +260,8 @@ def table(
             if REFERENCE in epochs:
                 row["times ncps CfC's"] = f"{epochs[name] / epochs[REFERENCE]:.2f}"
         yield f"| {' | '.join(row.values())} |"
+    for title, figure in (published or {}).items():
+        yield f"| {' | '.join([title, figure, *[''] * (len(head) - 2)])} |"
     if results.runs():
         hours = sum(r["seconds"] for r in results.runs()) / 3600
         runs = f"{len(results.runs())} runs, those of the grid too,"
@@ -243,18 +284,30 @@ def said(value: Any) -> str:
 
 
 def command_line(
-    about: str, file: str, trained: Sequence[str], measured: Sequence[str]
+    about: str,
+    file: str,
+    trained: Sequence[str],
+    measured: Sequence[str] = (),
+    named: Sequence[str] = (),
+    tasks: Sequence[str] = (),
 ) -> argparse.Namespace:
-    """`run`, `time` and `show`; the first two with the folder of the data and the models."""
+    """`run`, `time` if models are measured, and `show`, for models and tasks.
+
+    `named` are models that are trained only where they are named.
+    """
     parser = argparse.ArgumentParser(description=about)
     commands = parser.add_subparsers(dest="command", required=True)
     for command, models, helped in (
         ("run", trained, "train what has no result yet"),
         ("time", measured, "measure training steps in turns"),
     ):
+        if not models:
+            continue
         own = commands.add_parser(command, help=helped)
         own.add_argument("--data", type=Path, required=True, help=f"the folder of {file}")
-        known = [name for name in SHOWN if name in {*trained, *measured}]
+        known = list(dict.fromkeys((*trained, *measured, *named)))
         own.add_argument("--models", nargs="+", default=list(models), choices=known)
+        if tasks:
+            own.add_argument("--tasks", nargs="+", default=list(tasks), choices=list(tasks))
     commands.add_parser("show", help="the table of all results")
     return parser.parse_args()

@@ -128,7 +128,7 @@ def test_a_fifth_of_each_outcome_validates(care, sets, folder):
 def test_only_the_training_part_is_looked_at_for_the_scale(care, sets, tmp_path):
     made, died = sets
     before = care.load(save(tmp_path, made, died))
-    held = care.held_out(died["a"])
+    held = care.held_out(died["a"], care.HELD)
     made["a"] = [
         [(m, c, v * 50 if c > 4 and h else v) for m, c, v in stay]
         for stay, h in zip(made["a"], held, strict=True)

@@ -139,3 +139,13 @@ def test_the_table_is_drawn_from_the_lines(trials, results):
     assert second == wanted
     assert third == "| bound | 0.3000 | 1 |  |  |  | 7 |  |  |  | 0.6 |"
     assert rest == ["", "4 runs, those of the grid too, took 0.04 hours of one core."]
+
+
+def test_figures_of_others_are_rows_and_nothing_measured_is_no_column(trials, results):
+    run = dict(model="cfc", rate=1e-2, seed=0, kind_of_input=True, validation=0.2, score=0.1)
+    results.add(kind="run", **run, state=3, parameters=7, epochs=4, seconds=36.0)
+    rows = trials.table(results, {"cfc": "ours"}, 0, {"error": "score"}, 4, {"theirs": "0.09"})
+    head, _, own, others, *_ = rows
+    assert head.endswith("| state | parameters | epochs | minutes a run |")
+    assert own == "| ours | 0.1000 | 1 | 0.01 | yes | 3 | 7 | 4 | 0.6 |"
+    assert others == "| theirs | 0.09 |  |  |  |  |  |  |  |"
