@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.contenders import REFERENCE, SHOWN, Sizes, build, count, matched_state
+from benchmarks.contenders import REFERENCE, Sizes, build, count, matched_state
 
 Record = dict[str, Any]
 
@@ -105,13 +105,24 @@ def fit(
 
 
 class Trials:
-    """Runs on one task, which `task(**settings)` makes; the rate is not the task's."""
+    """Runs on one task, which `task(**settings)` makes; the rate is not the task's.
+
+    `build` and `matched_state` make models other than those of `contenders`.
+    """
 
     def __init__(
-        self, results: Results, sizes: Sizes, task: Callable[..., Any], epochs: int, patience: int
+        self,
+        results: Results,
+        sizes: Sizes,
+        task: Callable[..., Any],
+        epochs: int,
+        patience: int,
+        build: Callable[..., nn.Module] = build,
+        matched_state: Callable[[str, Sizes], int] = matched_state,
     ) -> None:
         self.results, self.sizes, self.task = results, sizes, task
         self.epochs, self.patience = epochs, patience
+        self.build, self.matched_state = build, matched_state
 
     def execute(self, model: str, seed: int, rate: float, **settings: Any) -> None:
         """Train, test and add the result to the table, unless it is there."""
@@ -120,8 +131,8 @@ class Trials:
             return
         began = time.process_time()
         task = self.task(**settings)
-        state = matched_state(model, self.sizes)
-        network = build(model, state, self.sizes, seed)
+        state = self.matched_state(model, self.sizes)
+        network = self.build(model, state, self.sizes, seed)
         found = dict(state=state, parameters=count(network))
         found |= fit(network, task, rate, seed, self.epochs, self.patience)
         found |= task.test(network)
@@ -169,7 +180,7 @@ class Trials:
         batches = list(task.batches(np.random.default_rng(0)))
         ready = []
         for name in models:
-            model = build(name, matched_state(name, self.sizes), self.sizes, 0)
+            model = self.build(name, self.matched_state(name, self.sizes), self.sizes, 0)
             ready.append((name, model, adam(model, rate)))
         times: dict[str, list[float]] = {name: [] for name in models}
         for number in range(rounds + 1):  # the first compiles, and does not count
@@ -254,7 +265,7 @@ def command_line(
     ):
         own = commands.add_parser(command, help=helped)
         own.add_argument("--data", type=Path, required=True, help=f"the folder of {file}")
-        known = [name for name in SHOWN if name in {*trained, *measured}]
+        known = list(dict.fromkeys((*trained, *measured)))
         own.add_argument("--models", nargs="+", default=list(models), choices=known)
     commands.add_parser("show", help="the table of all results")
     return parser.parse_args()
