@@ -17,6 +17,7 @@ measured, is one line of `results/text/SIZE.jsonl`; `show` makes the tables and 
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import statistics
@@ -71,6 +72,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "attention": {},
 }
 STEPS = {"s6": 4, "attention": HEADS}  # what the state is a multiple of
+LINEAR = ("mingru", "s6")
 GROWN = ("gru", "mingru", "attention")
 COUNTS = "counts"
 SHOWN = {
@@ -87,9 +89,8 @@ def build(name: str, state: int, sizes: Sizes, seed: int) -> Classifier:
     """Of attention, which has no state, `state` is the width."""
     keywords = {"cell": name} | MODELS[name]
     width = state if name == "attention" else sizes.block_width
-    inner = dict(width=width, state=state, blocks=sizes.blocks, seed=seed)
-    inner |= dict(tokens=True, readout="each")
-    return Classifier(sizes.channels, sizes.outputs, **inner, **keywords)
+    inner = dict(width=width, state=state, blocks=sizes.blocks, seed=seed, **keywords)
+    return Classifier(sizes.channels, sizes.outputs, tokens=True, readout="each", **inner)
 
 
 def matched_state(name: str, sizes: Sizes) -> int:
@@ -231,14 +232,14 @@ def trials(size: str, folder: Path) -> Trials:
     def task(read: int = BYTES) -> Text:
         return Text(folder, read)
 
-    own = dict(build=build, matched_state=matched_state)
-    return Trials(RESULTS[size], SIZES[size], task, EPOCHS, patience=EPOCHS, **own)
+    own = (RESULTS[size], SIZES[size], task)
+    return Trials(*own, EPOCHS, patience=EPOCHS, build=build, matched_state=matched_state)
 
 
 def run(folder: Path, models: list[str]) -> None:
     count_bytes(Text(folder, BYTES), RESULTS[SMALLEST])
     for name in models:
-        choices = dict(rate=RATES, read=(BYTES,))
+        choices: dict[str, Any] = dict(rate=RATES, read=(BYTES,))
         trials(SMALLEST, folder).search(name, choices, SEEDS, [["rate"]])
     for share in SHARES:
         for size, name in ((s, n) for s in SIZES for n in models if n in GROWN):
@@ -277,62 +278,53 @@ def table() -> Iterator[str]:
         yield f"| {' | '.join(row)} |"
 
 
-def grown() -> dict[str, list[tuple[str, Record]]]:
-    """Of each model that grows, its runs with the size, one for each number of bytes."""
-    found: dict[str, list[tuple[str, Record]]] = {}
-    for name in GROWN:
-        if not RESULTS[SMALLEST].runs(model=name, seed=SEEDS[0]):
-            continue
-        for size in SIZES:
-            for share in SHARES:
-                own = dict(model=name, seed=SEEDS[0], read=round(share * BYTES))
-                runs = RESULTS[size].runs(**own)
-                if runs:
-                    best = min(runs, key=lambda r: r["validation"])
-                    found.setdefault(name, []).append((size, best))
+def grown(name: str) -> list[Record]:
+    """The runs of a model that grows: one for each size and number of bytes."""
+    found = []
+    for size, share in itertools.product(SIZES, sorted(SHARES)):
+        own = RESULTS[size].runs(model=name, seed=SEEDS[0], read=round(share * BYTES))
+        if own:
+            found.append(min(own, key=lambda r: r["validation"]) | {"size": size})
     return found
 
 
-def over_compute(runs: list[tuple[str, Record]]) -> list[tuple[float, float]]:
-    """Compute and bits of each run, in the validation: the exponent is fitted to them."""
-    return sorted((float(r["operations"]) * r["read"], r["validation"]) for _, r in runs)
-
-
-def frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of points in the order of their compute, those that are better than all before."""
-    best = np.minimum.accumulate([b for _, b in points])
-    return [p for p, before in zip(points, [math.inf, *best], strict=False) if p[1] < before]
+def frontier(runs: list[Record]) -> list[tuple[float, float]]:
+    """Compute and bits, in the validation, of the runs that none of less compute equals."""
+    best: list[tuple[float, float]] = []
+    for point in sorted((float(r["operations"]) * r["read"], r["validation"]) for r in runs):
+        if not best or point[1] < best[-1][1]:
+            best.append(point)
+    return best
 
 
 def power(points: list[tuple[float, float]], floor: float = 0.0) -> tuple[float, float]:
     """a and b of bits = floor + exp(a) compute^-b, by least squares of the logarithms."""
-    compute, found = np.log([c for c, _ in points]), np.log([b - floor for _, b in points])
-    slope, start = np.polyfit(compute, found, 1)
+    compute, above = np.log([c for c, _ in points]), np.log([b - floor for _, b in points])
+    slope, start = np.polyfit(compute, above, 1)
     return float(start), -float(slope)
 
 
 def growth() -> Iterator[str]:
-    """The models that grow: a row for each size, and the exponents."""
+    """The models that grow: a row for each size, then the exponents."""
     reads = [round(share * BYTES) for share in sorted(SHARES)]
     head = ["model", "size", "parameters", "operations a byte"]
     head += [f"{read / 1e6:.2f} million bytes" for read in reads]
     yield f"| {' | '.join(head)} |"
     yield "| --- " * len(head) + "|"
-    for name, runs in grown().items():
-        for size in dict.fromkeys(size for size, _ in runs):
-            own = {r["read"]: r for s, r in runs if s == size}
-            first = next(iter(own.values()))
+    for name, size in itertools.product(GROWN, SIZES):
+        own = {r["read"]: r for r in grown(name) if r["size"] == size}
+        for first in list(own.values())[:1]:
             row = [SHOWN[name], size, f"{first['parameters']:,}"]
             row += [f"{first['operations'] / 1e6:.2f} million"]
             row += [f"{own[read]['test']:.3f}" if read in own else "" for read in reads]
             yield f"| {' | '.join(row)} |"
     yield from ("", "| model | runs | on the frontier | exponent | above 1 bit |")
     yield "| --- " * 5 + "|"
-    for name, runs in grown().items():
-        best = frontier(over_compute(runs))
+    for name in GROWN:
+        best = frontier(grown(name))
         if len(best) > 2:
             fits = " | ".join(f"{power(best, floor)[1]:.3f}" for floor in (0.0, 1.0))
-            yield f"| {SHOWN[name]} | {len(runs)} | {len(best)} | {fits} |"
+            yield f"| {SHOWN[name]} | {len(grown(name))} | {len(best)} | {fits} |"
 
 
 def draw(path: Path) -> None:
@@ -341,25 +333,26 @@ def draw(path: Path) -> None:
 
     image = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = image.subplots(1, 2)
+    colors = {name: f"C{i}" for i, name in enumerate(MODELS)}
+    styles = dict.fromkeys(LINEAR, "--") | dict.fromkeys(("nn.LSTM", "attention"), ":")
     taken = epochs(SMALLEST)
-    for color, name in enumerate(MODELS):
+    for name in MODELS:
         runs = RESULTS[SMALLEST].chosen(name, SEEDS[0])
         if runs and name in taken:
             curve = np.mean([r["curve"] for r in runs], axis=0)
-            style = {"mingru": "--", "s6": "--", "nn.LSTM": ":", "attention": ":"}.get(name, "-")
-            seconds = taken[name] * np.arange(1, len(curve) + 1)
-            left.plot(seconds, curve, style, color=f"C{color}", label=SHOWN[name])
+            look = dict(linestyle=styles.get(name, "-"), color=colors[name], label=SHOWN[name])
+            left.plot(taken[name] * np.arange(1, len(curve) + 1), curve, **look)
     left.set(title=SMALLEST, xlabel="core seconds", ylabel="bits per byte, validation")
-    for name, runs in grown().items():
-        color = f"C{list(MODELS).index(name)}"
-        points = over_compute(runs)
-        right.plot(*zip(*points, strict=True), "o", color=color, alpha=0.4)
-        best = frontier(points)
+    for name in GROWN:
+        runs, best = grown(name), frontier(grown(name))
+        compute = [r["operations"] * r["read"] for r in runs]
+        right.plot(compute, [r["validation"] for r in runs], "o", color=colors[name], alpha=0.4)
         if len(best) > 2:
             start, exponent = power(best)
-            compute = np.geomspace(best[0][0], best[-1][0], 50)
+            fitted = np.geomspace(best[0][0], best[-1][0], 50)
             label = f"{SHOWN[name]}: exponent {exponent:.3f}"
-            right.plot(compute, np.exp(start) * compute**-exponent, color=color, label=label)
+            look = dict(linestyle=styles.get(name, "-"), color=colors[name], label=label)
+            right.plot(fitted, np.exp(start) * fitted**-exponent, **look)
     right.set(title=", ".join(SIZES), xlabel="operations of the training", xscale="log")
     for axes in (left, right):
         axes.legend(fontsize=8)

@@ -132,8 +132,9 @@ def test_counts_take_the_bits_of_the_same_bytes(text):
 
 def test_the_frontier_has_its_exponent(text):
     made = [(c, 1.0 + 5.0 * c**-0.25) for c in (1e9, 1e10, 1e11)]
-    worse = [(2e9, 3.0), (2e11, 2.0)]
-    points = text.frontier(sorted(made + worse))
+    worse = [(2e11, 2.0), (2e9, 3.0), (1e10, 1.9)]
+    runs = [dict(operations=c / 1000, read=1000, validation=b) for c, b in worse + made]
+    points = text.frontier(runs)
     assert points == made
     start, exponent = text.power(points, floor=1.0)
     assert (math.exp(start), exponent) == pytest.approx((5.0, 0.25))
