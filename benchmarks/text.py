@@ -4,15 +4,15 @@
     python -m benchmarks.text time --data FOLDER [--models gru s6 ...]
     python -m benchmarks.text show
 
-FOLDER holds `PennTreebank.npz`: the bytes to train on, to validate and to test, as `train`, `valid`
-and `test`. All models read as many bytes, in windows that know nothing of one another. A test
-counts the bits that the second half of each window takes, so at least half a window comes before.
+FOLDER holds `PennTreebank.npz`: bytes to train on, to validate and to test, as `train`, `valid` and
+`test`. All models read as many bytes, in windows that know nothing of one another. Only the second
+half of a window is scored, so that half a window or more comes before each byte.
 
-`run` trains what has no result yet. At the smallest size all models are trained: a small grid of
-learning rates with the first seed, then the other seeds with the rate whose validation was best.
-Then a few of them grow, with less text and with as much, for the loss over the compute. `time`
-measures the models in turns on the same batches. Each finished run, and each model that was
-measured, is one line of `results/text/SIZE.jsonl`; `show` makes the tables and the figure.
+`run` trains what has no result yet. At the smallest size, a small grid of learning rates with the
+first seed, then the other seeds with the rate whose validation was best. Then two models grow, and
+read less and as much, for the loss over the compute. `time` measures the models in turns on the
+same batches. Each finished run, and each model that was measured, is one line of
+`results/text/SIZE.jsonl`; `show` makes the tables and the figure.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from benchmarks.trials import Record, Results, Trials, command_line, said, sprea
 from parnl.learn.torch_model import HEADS, Classifier
 
 SEEDS = (0, 1, 2)
-RATES = (3e-3, 1e-2, 3e-2)
-BYTES = 2**21  # that a model reads
-SHARES = (1.0, 0.5, 0.25)  # of them, for the loss over the compute
-WINDOW, BATCH = 256, 8
+RATES = (3e-3, 1e-2)
+BYTES = 2**20  # that a model reads
+SHARES = (1.0, 0.25)  # of them, for the loss over the compute
+WINDOW, BATCH = 256, 4
 EPOCHS = 8  # parts of the training, with a validation after each
 VALIDATED, TESTED = 256, 1024  # windows, spread over the part
 ROUNDS, TURN = 7, 6  # turns of each model in `time`, and the batches of a turn
@@ -59,8 +59,8 @@ SMALLEST = next(iter(SIZES))
 RESULTS = {size: Results(f"text/{size}", settings=["rate", "read"]) for size in SIZES}
 FIGURE = Path(__file__).parent / "results" / "text" / "figure.png"
 
-# Each is a change of the classifier's keywords. The S6 cell answers with as many channels as it has
-# states. With Mamba's 16 for each of its channels, most parameters would lie behind the recurrence.
+# Each is a change of the classifier's keywords. The S6 cell has an output for each state. With 16
+# states a channel, as in Mamba, most parameters would lie behind the recurrence.
 MODELS: dict[str, dict[str, Any]] = {
     "gru": {},
     "lstm": {},
@@ -73,12 +73,11 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 STEPS = {"s6": 4, "attention": HEADS}  # what the state is a multiple of
 LINEAR = ("mingru", "s6")
-GROWN = ("gru", "mingru", "attention")
+GROWN = ("gru", "mingru")
 COUNTS = "counts"
-SHOWN = {
-    "gru": "gru", "lstm": "lstm", "slstm": "slstm", "lrc": "lrc", "mingru": "mingru (linear)",
-    "s6": "s6 (linear)", "nn.LSTM": "`nn.LSTM`, dense", "attention": "attention (a Transformer)",
-    COUNTS: "counts of bytes, no network",
+SHOWN = {name: name for name in MODELS} | {
+    "mingru": "mingru (linear)", "s6": "s6 (linear)", "nn.LSTM": "`nn.LSTM`, dense",
+    "attention": "attention (a Transformer)", COUNTS: "counts of bytes, no network",
 }  # fmt: skip
 
 
@@ -101,10 +100,10 @@ def matched_state(name: str, sizes: Sizes) -> int:
 
 
 def operations(model: Classifier) -> int:
-    """Of a training step, for each byte it reads: two for a weight forward, four backward.
+    """Of the training, for each byte: two for a weight forward, four backward.
 
-    The embedding is looked up, and the steps of the cells are few beside the matrices. Attention
-    compares all steps of a window, those too that are masked.
+    The embedding is only looked up. A cell's own steps do not count. Attention compares all steps
+    of a window, the masked ones too.
     """
     weights = count(model) - model.lift.weight.numel()
     attends = model.blocks[0].cell is None
@@ -116,12 +115,12 @@ def operations(model: Classifier) -> int:
 
 
 def windows(text: np.ndarray, starts: np.ndarray) -> Tensor:
-    """The bytes from each start on (N, WINDOW + 1); all but the last are read."""
+    """The bytes from each start on, (N, WINDOW + 1); the model reads all but the last."""
     return torch.from_numpy(text[starts[:, None] + np.arange(WINDOW + 1)].astype(np.int64))
 
 
 def overlapping(text: np.ndarray, most: int) -> Tensor:
-    """Windows half a window apart, of which the second halves make the text; or `most` of them."""
+    """Windows half a window apart, so that second halves join; `most` of them, spread evenly."""
     starts = np.arange(0, len(text) - WINDOW, WINDOW // 2)
     if len(starts) > most:
         starts = starts[np.linspace(0, len(starts) - 1, most).round().astype(int)]
@@ -130,7 +129,7 @@ def overlapping(text: np.ndarray, most: int) -> Tensor:
 
 @torch.no_grad()
 def bits(model: nn.Module, rows: Tensor) -> float:
-    """What a byte in the second half of a window takes."""
+    """Bits per byte of the second halves of windows."""
     half, total = WINDOW // 2, 0.0
     for batch in rows.split(32):
         logits, told = model(batch[:, :-1])[0][:, half:], batch[:, 1 + half :]
@@ -139,10 +138,7 @@ def bits(model: nn.Module, rows: Tensor) -> float:
 
 
 class Text:
-    """The task of `trials`: the mean loss of the next byte; bits where it is measured.
-
-    `read` is how many bytes a model reads in all, an equal part in each epoch.
-    """
+    """The task of `trials`; `read` is how many bytes a model reads in all epochs together."""
 
     def __init__(self, folder: Path, read: int = BYTES) -> None:
         with np.load(folder / "PennTreebank.npz") as file:
@@ -168,14 +164,14 @@ class Text:
         return dict(test=held_out, curve=self.curve, operations=operations(model))
 
 
-# A table of counts, as a bound
+# Counts, as a bound
 
 
 class Counts:
-    """How often each byte came after the bytes before it, up to `longest` of them.
+    """How often each byte came after those before it, up to `longest` (Witten and Bell, 1991).
 
-    A longer context is mixed with the next shorter one, and counts the more the more often it was
-    seen and the fewer different bytes came after it (Witten and Bell, 1991).
+    A context is mixed with the next shorter one. It weighs more if it was seen often, and if few
+    different bytes came after it.
     """
 
     def __init__(self, rows: list[bytes], longest: int) -> None:
@@ -188,27 +184,22 @@ class Counts:
             self.seen[gram[:-1]] += times
             self.kinds[gram[:-1]] += 1
 
-    def chance(self, before: bytes, byte: bytes, longest: int) -> float:
-        chance = 1 / 256
-        for length in range(min(longest, len(before)) + 1):
-            context = before[len(before) - length :]
-            seen, kinds = self.seen.get(context, 0), self.kinds.get(context, 0)
-            if not seen:
-                break
-            chance = (self.grams.get(context + byte, 0) + kinds * chance) / (seen + kinds)
-        return chance
+    def chance(self, before: bytes, byte: bytes) -> float:
+        shorter = self.chance(before[1:], byte) if before else 1 / 256
+        seen, kinds = self.seen[before], self.kinds[before]
+        return (self.grams[before + byte] + kinds * shorter) / (seen + kinds) if seen else shorter
 
     def bits(self, rows: Tensor, longest: int) -> float:
-        """What `bits` is of a model."""
+        """What the function `bits` is for a model."""
         total, half = 0.0, WINDOW // 2
-        for row in (bytes(r) for r in rows.tolist()):
+        for row in map(bytes, rows.tolist()):
             for i in range(1 + half, len(row)):
-                total -= math.log2(self.chance(row[i - longest : i], row[i : i + 1], longest))
+                total -= math.log2(self.chance(row[i - longest : i], row[i : i + 1]))
         return total / (len(rows) * (WINDOW - half))
 
 
 def count_bytes(task: Text, results: Results) -> None:
-    """Add what counts make of the windows that the models of the first seed read."""
+    """Add the result of counts, of the windows that the first seed's models read."""
     if results.runs(model=COUNTS):
         return
     began, rng = time.process_time(), np.random.default_rng(SEEDS[0])
@@ -241,8 +232,8 @@ def run(folder: Path, models: list[str]) -> None:
     for name in models:
         choices: dict[str, Any] = dict(rate=RATES, read=(BYTES,))
         trials(SMALLEST, folder).search(name, choices, SEEDS, [["rate"]])
-    for share in SHARES:
-        for size, name in ((s, n) for s in SIZES for n in models if n in GROWN):
+    for name, size, share in itertools.product(GROWN, SIZES, SHARES):
+        if name in models:
             rate = RESULTS[SMALLEST].best(name, SEEDS[0])["rate"]
             # the wider, the slower: each output is a sum of more weights, and all of them move
             rate *= SIZES[SMALLEST].block_width / SIZES[size].block_width
@@ -333,29 +324,28 @@ def draw(path: Path) -> None:
 
     image = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = image.subplots(1, 2)
-    colors = {name: f"C{i}" for i, name in enumerate(MODELS)}
     styles = dict.fromkeys(LINEAR, "--") | dict.fromkeys(("nn.LSTM", "attention"), ":")
     taken = epochs(SMALLEST)
-    for name in MODELS:
+    for order, name in enumerate(MODELS):
+        look = dict(color=f"C{order}", linestyle=styles.get(name, "-"))
         runs = RESULTS[SMALLEST].chosen(name, SEEDS[0])
         if runs and name in taken:
             curve = np.mean([r["curve"] for r in runs], axis=0)
-            look = dict(linestyle=styles.get(name, "-"), color=colors[name], label=SHOWN[name])
-            left.plot(taken[name] * np.arange(1, len(curve) + 1), curve, **look)
-    left.set(title=SMALLEST, xlabel="core seconds", ylabel="bits per byte, validation")
-    for name in GROWN:
-        runs, best = grown(name), frontier(grown(name))
-        compute = [r["operations"] * r["read"] for r in runs]
-        right.plot(compute, [r["validation"] for r in runs], "o", color=colors[name], alpha=0.4)
+            seconds = taken[name] * np.arange(1, len(curve) + 1)
+            left.plot(seconds, curve, label=SHOWN[name], **look)
+        best = frontier(grown(name)) if name in GROWN else []
         if len(best) > 2:
+            for r in grown(name):
+                right.plot(r["operations"] * r["read"], r["validation"], "o", color=f"C{order}")
             start, exponent = power(best)
             fitted = np.geomspace(best[0][0], best[-1][0], 50)
             label = f"{SHOWN[name]}: exponent {exponent:.3f}"
-            look = dict(linestyle=styles.get(name, "-"), color=colors[name], label=label)
-            right.plot(fitted, np.exp(start) * fitted**-exponent, **look)
+            right.plot(fitted, np.exp(start) * fitted**-exponent, label=label, **look)
+    left.set(title=SMALLEST, xlabel="core seconds", ylabel="bits per byte, validation")
     right.set(title=", ".join(SIZES), xlabel="operations of the training", xscale="log")
     for axes in (left, right):
-        axes.legend(fontsize=8)
+        if axes.lines:
+            axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     image.savefig(path, dpi=110)
 
