@@ -343,6 +343,7 @@ def draw(path: Path) -> None:
             right.plot(fitted, np.exp(start) * fitted**-exponent, label=label, **look)
     left.set(title=SMALLEST, xlabel="core seconds", ylabel="bits per byte, validation")
     right.set(title=", ".join(SIZES), xlabel="operations of the training", xscale="log")
+    right.xaxis.set_minor_formatter("")  # its labels would cover one another
     for axes in (left, right):
         if axes.lines:
             axes.legend(fontsize=8)
