@@ -127,7 +127,10 @@ def fit(
 
 
 class Trials:
-    """Runs on one task, which `task(**settings)` makes; the rate is not the task's."""
+    """Runs on one task, which `task(**settings)` makes; the rate is not the task's.
+
+    `build` and `matched_state` make models other than those of `contenders`.
+    """
 
     def __init__(
         self,

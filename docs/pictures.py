@@ -19,6 +19,7 @@ RESULTS = DOCS.parent / "benchmarks" / "results"
 SHOWN = {
     "cpu-c.png": "cpu-c.png", "block.png": "block.png", "trust.png": "trust.png",
     "uea.png": "uea/figure.png", "tracking.png": "state_tracking/figure.png",
+    "text.png": "text/figure.png",
 }  # fmt: skip
 TORCH = "torch, diagonal GRU with projection, B=4 D=64 T=16384, ms"
 JAX = "JAX, LRC with 4 inputs, 2 threads, B=4 D=64 T=16384, ms"
