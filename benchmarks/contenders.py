@@ -142,10 +142,14 @@ def matched_state(name: str, sizes: Sizes) -> int:
     """The state size at which the model has about as many parameters as ncps's CfC."""
     if MODELS[name][0] is Ncps:
         return sizes.units
-    goal = wanted(sizes)
-    low, high = 1, 512  # the count grows with the state
+    return nearest(lambda state: count(build(name, state, sizes, 0)), wanted(sizes))
+
+
+def nearest(counted: Callable[[int], int], goal: int, step: int = 1) -> int:
+    """The multiple of `step` whose count is nearest to the goal; counts grow with the size."""
+    low, high = 1, 512
     while high - low > 1:
         middle = (low + high) // 2
-        below = count(build(name, middle, sizes, 0)) < goal
+        below = counted(middle * step) < goal
         low, high = (middle, high) if below else (low, middle)
-    return min(low, high, key=lambda s: abs(count(build(name, s, sizes, 0)) - goal))
+    return min(low * step, high * step, key=lambda size: abs(counted(size) - goal))

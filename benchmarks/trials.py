@@ -105,13 +105,24 @@ def fit(
 
 
 class Trials:
-    """Runs on one task, which `task(**settings)` makes; the rate is not the task's."""
+    """Runs on one task, which `task(**settings)` makes; the rate is not the task's.
+
+    `build` and `matched_state` make models other than those of `contenders`.
+    """
 
     def __init__(
-        self, results: Results, sizes: Sizes, task: Callable[..., Any], epochs: int, patience: int
+        self,
+        results: Results,
+        sizes: Sizes,
+        task: Callable[..., Any],
+        epochs: int,
+        patience: int,
+        build: Callable[..., nn.Module] = build,
+        matched_state: Callable[[str, Sizes], int] = matched_state,
     ) -> None:
         self.results, self.sizes, self.task = results, sizes, task
         self.epochs, self.patience = epochs, patience
+        self.build, self.matched_state = build, matched_state
 
     def execute(self, model: str, seed: int, rate: float, **settings: Any) -> None:
         """Train, test and add the result to the table, unless it is there."""
@@ -120,8 +131,8 @@ class Trials:
             return
         began = time.process_time()
         task = self.task(**settings)
-        state = matched_state(model, self.sizes)
-        network = build(model, state, self.sizes, seed)
+        state = self.matched_state(model, self.sizes)
+        network = self.build(model, state, self.sizes, seed)
         found = dict(state=state, parameters=count(network))
         found |= fit(network, task, rate, seed, self.epochs, self.patience)
         found |= task.test(network)
@@ -169,7 +180,7 @@ class Trials:
         batches = list(task.batches(np.random.default_rng(0)))
         ready = []
         for name in models:
-            model = build(name, matched_state(name, self.sizes), self.sizes, 0)
+            model = self.build(name, self.matched_state(name, self.sizes), self.sizes, 0)
             ready.append((name, model, adam(model, rate)))
         times: dict[str, list[float]] = {name: [] for name in models}
         for number in range(rounds + 1):  # the first compiles, and does not count
@@ -198,7 +209,9 @@ def table(
     epochs = {r["model"]: r["epoch"] for r in timed}  # the last counts
     columns = ["seeds", *results.settings, "state", "parameters", "epochs"]
     head = ["model", *scores, *columns]
-    head += ["seconds an epoch", "times ncps CfC's", "minutes a run"]
+    if timed:
+        head += ["seconds an epoch", "times ncps CfC's"]
+    head += ["minutes a run"]
     yield f"| {' | '.join(head)} |"
     yield "| --- " * len(head) + "|"
     for name, title in shown.items():
@@ -209,7 +222,8 @@ def table(
         row["model"] = title
         if runs:
             for heading, score in scores.items():
-                row[heading] = spread([r[score] for r in runs], digits)
+                if score in runs[0]:
+                    row[heading] = spread([r[score] for r in runs], digits)
             row["seeds"] = str(len(runs))
             for key in (*results.settings, "state", "parameters"):
                 row[key] = said(runs[0][key])
