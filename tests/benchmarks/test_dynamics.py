@@ -105,7 +105,7 @@ def test_divergence_is_that_of_the_counts_of_bins(dynamics, monkeypatch):
 def test_spectra_differ_by_the_hellinger_distance_of_each_number(dynamics, monkeypatch):
     monkeypatch.setattr(dynamics, "SMOOTHING", 1e-9)
     rng = np.random.default_rng(0)
-    truth, found = rng.normal(size=(2, 3, 64, 2)).cumsum(axis=2)
+    truth, found = rng.normal(size=(2, 3, 64, 2)).cumsum(axis=2) / 10
     distances = []
     for k in range(2):
         powers = []
@@ -119,6 +119,10 @@ def test_spectra_differ_by_the_hellinger_distance_of_each_number(dynamics, monke
     assert dynamics.hellinger(truth, truth) == pytest.approx(0.0, abs=1e-7)
     assert dynamics.hellinger(truth, 0 * truth + 0.1) == 1.0
     assert dynamics.hellinger(truth, truth * np.nan) == 1.0
+    for gone in (np.nan, 1e30):
+        lost = np.concatenate([truth, np.full_like(truth, gone)])
+        wanted = np.sqrt(1 - np.sqrt(0.5))
+        assert dynamics.hellinger(truth, lost) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_a_slower_wave_has_another_spectrum(dynamics):
