@@ -125,6 +125,10 @@ class DenseBlock(Block):
     def mix(self, x: Any, lengths: Any, **solver: Any) -> tuple[Any, Any]:
         return self.dense(x)[0], None
 
+    def mix_step(self, x: Any, state: Any, **time: Any) -> tuple[Any, Any]:
+        y, state = self.dense(x[:, None], state)
+        return y[:, 0], state
+
 
 class DenseGRU(DenseBlock):
     layer = torch.nn.GRU

@@ -251,7 +251,8 @@ def table(
         row["model"] = title
         if runs:
             for heading, score in scores.items():
-                row[heading] = spread([r[score] for r in runs], digits)
+                if score in runs[0]:
+                    row[heading] = spread([r[score] for r in runs], digits)
             row["seeds"] = str(len(runs))
             for key in (*results.settings, "state", "parameters"):
                 row[key] = said(runs[0][key])
