@@ -2,11 +2,11 @@
 
     python benchmarks/step.py [--repeat 400] [--turn 10] [--cells gru lstm lrc] [--out step.json]
 
-One thread, 64 inputs and channels, float32, no gradient. Contenders take turns of so many calls,
-the one before them not counted; medians are in microseconds. With `--turn 0` it is counted, and is
-all there is of a turn: a call after other work. Each step of parnl is compared with the loop before
-it is timed. A busy machine slows all of them, and long code more than short: only ratios of one run
-count.
+One thread, 64 inputs and channels, float32, no gradient; medians in microseconds. Contenders take
+turns. A turn is one call that does not count, then `--turn` calls in a row that do. With `--turn 0`
+it is one call that counts: a call after other work. Each step of parnl is compared with the loop
+before it is timed. A busy machine slows all of them, and long code more than short: only ratios of
+one run count.
 """
 
 from __future__ import annotations
@@ -60,11 +60,12 @@ def layers(count: int, batch: int) -> dict[str, Run]:
 def timed(contenders: dict[str, Run], repeat: int, turn: int) -> dict[str, float]:
     """Return the median time of each in microseconds."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(-(-repeat // max(1, turn))):
+    calls = max(1, turn)
+    for _ in range(-(-repeat // calls)):
         for name, run in contenders.items():
             if turn:
                 run()
-            for _ in range(max(1, turn)):
+            for _ in range(calls):
                 start = time.perf_counter()
                 run()
                 times[name].append(1e6 * (time.perf_counter() - start))
@@ -75,7 +76,7 @@ def main() -> None:
     """Measure, print a table, save it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeat", type=int, default=400)
-    parser.add_argument("--turn", type=int, default=10, help="calls in a row")
+    parser.add_argument("--turn", type=int, default=10, help="calls in a row, 0 for one alone")
     parser.add_argument("--cells", nargs="+", default=["gru", "lstm", "lrc"])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

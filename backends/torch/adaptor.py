@@ -292,9 +292,10 @@ class TorchBackend(CompiledSteps):
         few = together(inputs, matrices)
         if torch.compiler.is_compiling():  # or what is recorded would hold for this size alone
             few = _RECORDED
+        if not recompute:
+            return input_sum(xp, term, inputs, matrices, few)
         again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-        calls = (again,) if recompute else ()
-        return input_sum(xp, term, inputs, matrices, few, *calls)
+        return input_sum(xp, term, inputs, matrices, few, again)
 
 
 backend = TorchBackend()
