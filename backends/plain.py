@@ -57,6 +57,10 @@ class Plain(ABC):
         """Return a context that changes nothing: half precision is computed in float32."""
         return nullcontext()
 
+    def with_products(self, cell: Any, p: Any, inputs: Any, dtype: Any) -> tuple[Any, None]:
+        """Return the cell's own step and features."""
+        return cell.program, None
+
     def input_sum(self, term: Callable[..., Any], inputs: Any, matrices: Sequence[Any]) -> Any:
         """Sum `term` over the input channels, a few at a time."""
         return input_sum(self.xp, term, inputs, matrices, together(inputs, matrices))

@@ -162,6 +162,14 @@ class Backend(Kernels, Protocol):
         changes anything.
         """
 
+    def with_products(
+        self, cell: Any, p: Any, inputs: Any, dtype: Any
+    ) -> tuple[Program, Mapping[str, Any] | None]:
+        """Return the cell's step, which may compute features itself, and all features it reads.
+
+        None in their place: the cell's own, which are still to be computed, in `dtype`.
+        """
+
     def complex_numbers(self, re: Any, im: Any) -> Any:
         """Return the complex array re + i im; unlike that sum, for inf and NaN too."""
 

@@ -12,6 +12,7 @@ import numpy as np
 from parnl.cell import Cell
 from parnl.dtypes import is_floating, is_half, promoted, widened
 from parnl.frameworks import backend_of, get_backend, loaded, name_of
+from parnl.graph.program import Program
 from parnl.params import Values
 from parnl.solver.devices import Line
 from parnl.states import in_order
@@ -356,14 +357,20 @@ def initial_states(
 
 
 def feature_operands(
-    backend: Any, cell: Cell, p: Values, features: Values, dt: Any, inputs: Any
+    backend: Any,
+    cell: Cell,
+    p: Values,
+    features: Values,
+    dt: Any,
+    inputs: Any,
+    program: Program | None = None,
 ) -> list[Any]:
-    """Return the operands of the cell's program, each broadcasting to (B, T, D)."""
+    """Return the operands of the cell's program, or of another, each broadcasting to (B, T, D)."""
     xp = backend.xp
     *batch, steps, _ = inputs.shape
     whole = (*batch, steps, cell.hidden_size)
     operands = []
-    for kind, name in cell.program.operands:
+    for kind, name in (program or cell.program).operands:
         if kind == "parameter":
             operands.append(xp.reshape(getattr(p, name), (1, 1, cell.hidden_size)))
         elif kind == "dt":

@@ -37,6 +37,7 @@ from parnl.inputs import (
     times,
     wide_params,
 )
+from parnl.params import Values
 from parnl.solver.cost import shortest_streamed, stretch_length
 from parnl.solver.run import Info, Settings, check_chunks, is_free, positive, settings
 from parnl.states import as_given
@@ -214,11 +215,10 @@ def solve(
 
     length, name = total, "T"
     if line is None:
-        arrays = [*given.params.values(), inputs, *initial]
         if states and stretch is not None:
             raise ValueError("stretch: expected None with states=True")
         alone = check or states
-        length = _stretch(backend, cell, arrays, x0[0], steps, stretch, how.chunks, alone)
+        length = _stretch(cell, given, x0[0], stretch, alone)
         name = "T" if length == steps else "stretch"
     check_chunks(how, length, name)
     if length < total:
@@ -350,20 +350,12 @@ def _alike(cell: Cell, given: _Given, initial_state: Any, check: bool) -> str:
     return repr((*names, *batch, str(given.dtype), given.how, absent, dt, check))
 
 
-def _stretch(
-    backend: Any,
-    cell: Cell,
-    arrays: Sequence[Any],
-    like: Any,
-    steps: int,
-    asked: Any,
-    chunks: int | None,
-    whole: bool,
-) -> int:
+def _stretch(cell: Cell, given: _Given, like: Any, asked: Any, whole: bool) -> int:
     """Return how many steps are solved at a time; like: an initial state (B, D).
 
     whole: whether all states are to be looked at.
     """
+    backend, inputs, steps = given.backend, given.inputs, given.inputs.shape[-2]
     if asked is not None:
         length = positive("stretch", asked)
     if whole:
@@ -372,11 +364,14 @@ def _stretch(
         channels = math.prod(like.shape)
         if is_free(channels) or is_free(steps):
             return steps
-        if chunks is not None or steps < shortest_streamed(cell.program, channels):
+        if given.how.chunks is not None or steps < shortest_streamed(cell.program, channels):
             return steps  # as most are: before anything that takes time is asked
+        arrays = [*given.params.values(), inputs, *given.initial]
         if not backend.streams(arrays):
             return steps
-        where = cell.program, backend.device(like), channels, steps
+        p = Values("parameter", given.params)
+        program, _ = backend.with_products(cell, p, inputs, given.dtype)
+        where = program, backend.device(like), channels, steps
         length = stretch_length(*where, backend.followed(arrays))
     if length >= steps:
         return steps

@@ -82,16 +82,16 @@ def solve_stretch(
         # what stands in the padding, NaN for instance, must not reach a gradient either
         inputs = xp.where(mask, inputs, xp.zeros_like(inputs))
     p = Values("parameter", fixed["params"])
-    features, dtype = features_of(backend, cell, p, inputs, task.dtype, task.result)
+    program, found = backend.with_products(cell, p, inputs, task.dtype)
+    features, dtype = features_of(backend, cell, p, inputs, task.dtype, task.result, found)
     dt = None
     if cell.time_aware:
         given = along["dt"][..., 0] if task.dt is None else task.dt
         dt = time_array(xp, given, inputs, dtype)
         if mask is not None and task.dt is None:
             dt = xp.where(mask[..., 0], dt, xp.ones_like(dt))
-    operands = feature_operands(backend, cell, p, features, dt, inputs)
+    operands = feature_operands(backend, cell, p, features, dt, inputs, program)
     x0 = [xp.astype(a, dtype, copy=False) for a in x]
-    program = cell.program
     if begins is not None:
         program = program.restarting
         operands.append(begins)

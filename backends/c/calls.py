@@ -10,7 +10,7 @@ import math
 from abc import abstractmethod
 from array import array
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache
 from typing import Any, TypeVar
 
 from parnl.backends import arrays
@@ -139,7 +139,8 @@ class CompiledKernels(ComposedKernels):
 
         `plan` is the backward run's, from the last step of the forward run to its first. The step's
         Jacobian is computed again on the way, which costs less than to store and read it. An
-        operand's gradient is (B, T, D), or (B, C, D) where the operand does not depend on time.
+        operand's gradient is (B, T, D), (B, C, D) where the operand does not depend on time, and
+        (B, T, parts) where it is the same for all channels, see `kernel.Lanes`.
         line, last: see `backward`.
         """
 
@@ -232,7 +233,6 @@ class Call:
         self.kernels, self.plan = kernels, plan
         self.like = starts[0]
         batch, count, channels = self.like.shape
-        self.shapes = partial(results, kind, plan, operands, starts, wanted)
         read = [arrays.rows(kernels, a) for a in operands]
         self.layouts = "".join([letter(m.shape) for m in read])
         self.given = {"op": read, "start": [arrays.whole(kernels, s) for s in starts]}
@@ -243,6 +243,7 @@ class Call:
         dtype = dtype_name(self.like.dtype)
         lanes = grouped(kind, channels, batch * count, kernels.threads())
         self.kernel = CKernel(program, kind, dtype, self.layouts, lanes, wanted)
+        self.shapes = results(self.kernel, plan, starts)
         self.function = function_of(self.kernel)
         if self.function is None:
             raise build.BuildError("the C compiler failed on a kernel; set PARNL_KERNELS=off")
@@ -260,7 +261,7 @@ class Call:
         """Call the kernel; return its two groups of results."""
         plan, like, empty = self.plan, self.like, self.kernels.empty
         made = {
-            name: [empty(shape, like) for shape in shapes] for name, shapes in self.shapes().items()
+            name: [empty(shape, like) for shape in shapes] for name, shapes in self.shapes.items()
         }
         sizes = [*like.shape, plan.steps, plan.length, plan.reverse]
         most, team = self.kernels.threads(), self.kernels.team()
@@ -288,18 +289,20 @@ def function_of(kernel: CKernel) -> Any:
     return kernel.program.cached(key, lambda: build.load(source(kernel)))
 
 
-def results(
-    kind: str, plan: Plan, operands: Sequence[Any], starts: Sequence[Any], wanted: Sequence[int]
-) -> dict[str, list[tuple[int, ...]]]:
+def results(kernel: CKernel, plan: Plan, starts: Sequence[Any]) -> dict[str, list[tuple[int, ...]]]:
     """Return the shapes of what a kernel writes, by the names of `kernel.fields`."""
     k, each = len(starts), tuple(starts[0].shape)
-    whole = (each[0], plan.steps, each[2])
-    match kind:
+    batch, _, channels = each
+    whole = (batch, plan.steps, channels)
+    match kernel.kind:
         case "trajectory":
             return {"out": [whole] * k, "end": [each] * k}
-        case "backward":  # gradients of what does not depend on time are summed over the chunk
-            of = [each if operands[i].shape[1] == 1 else whole for i in wanted]
-            return {"end": [each] * k, "grad": of}
+        case "backward":
+            # of what does not depend on time they are summed over the chunk, of what is the same
+            # for all channels over most of these
+            shared = (batch, plan.steps, kernel.lanes.parts(channels))
+            of = {FULL: whole, TIME: shared, CHANNEL: each, SCALAR: each}
+            return {"end": [each] * k, "grad": [of[kernel.layouts[i]] for i in kernel.wanted]}
     return {"end": [each] * k, "prod": [each] * (k * k)}
 
 
@@ -358,12 +361,12 @@ def grouped(kind: str, channels: int, rows: int, threads: int) -> Lanes:
     A backward run holds twice as many numbers for each lane: at most 32 (measured: 1.1 to 1.5 times
     faster than 64).
     """
-    most = 32 if kind in ("adjoint", "backward") else 64
+    most, span = 32 if kind in ("adjoint", "backward") else 64, math.gcd(channels, 8)
     # a few channels of many rows are staged: alone they make no full vector
     alone = channels % 8 == 0 and channels <= 128 and (channels >= 16 or rows < 4 * threads)
     if alone or channels >= most:
         group = channels if alone and channels % most else most
         rest = channels % group
-        return Lanes(group, math.gcd(rest, 8) if rest else 1, True, rest > 0, group < channels)
+        return Lanes(group, span, True, rest > 0, group < channels)
     group = 16 if rows * channels <= 16 * threads else 32
-    return Lanes(group, math.gcd(channels, 8), False, True)
+    return Lanes(group, span, False, True)

@@ -13,7 +13,8 @@ FULL, TIME, CHANNEL, SCALAR = "f", "t", "c", "s"
 class Lanes(NamedTuple):
     """How lanes are grouped: W, V, and which kinds of groups there are: only they are compiled.
 
-    apart: whether a near group is less than its row, so that what it reads next lies apart.
+    span: V divides the number of channels. apart: whether a near group is less than its row, so
+    that what it reads next lies apart.
     """
 
     group: int
@@ -21,6 +22,14 @@ class Lanes(NamedTuple):
     near: bool
     staged: bool
     apart: bool = False
+
+    def parts(self, channels: int) -> int:
+        """Return in how many parts a sum over the channels of a row is written: PARTS of lanes.h.
+
+        As many whatever the number of rows, as the loops of XLA want it.
+        """
+        groups = channels // self.group if self.near else 0
+        return groups + (channels - groups * self.group) // self.span
 
 
 class CKernel(NamedTuple):

@@ -42,6 +42,22 @@ static __attribute__((noinline, unused)) void flush(real *some, double *total) {
   for (int j = 0; j < W; j++) { total[j] += some[j]; some[j] = 0; }
 }
 
+/* A gradient that is one number for all channels is a sum over them. It is written in parts: of
+   W neighbours where they are near, of V where they are staged. Eight sums side by side, and a tree:
+   a sum in order waits for each addition. `count` is a multiple of 8, or 1, 2 or 4. */
+#define PARTS(D) (NEAR_CHANNELS(D) / W + ((D) - NEAR_CHANNELS(D)) / V)
+static inline __attribute__((unused)) real sum(const real *some, int count) {
+  real parts[8] = {0};
+  const int width = count < 8 ? count : 8;
+  #pragma GCC unroll 8
+  for (int j = 0; j < count; j += width)
+    #pragma GCC unroll 8
+    for (int i = 0; i < width; i++) parts[i] += some[j + i];
+  for (int i = 0; i < 4; i++) parts[i] += parts[i + 4];
+  for (int i = 0; i < 2; i++) parts[i] += parts[i + 2];
+  return parts[0] + parts[1];
+}
+
 /* the lines of W numbers, which may begin within one */
 static inline __attribute__((unused)) void fetch(const real *p) {
   for (int j = 0; j < W; j += 64 / (int)sizeof(real)) __builtin_prefetch(p + j);

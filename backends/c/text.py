@@ -79,8 +79,8 @@ def _large(kernel: CKernel) -> list[int]:
         if name == "out":
             positions += range(at, at + size)
         elif name == "grad":
-            moving = [kernel.layouts[i] in (FULL, TIME) for i in kernel.wanted]
-            positions += [at + i for i in range(size) if moving[i]]
+            whole = [kernel.layouts[i] == FULL for i in kernel.wanted]
+            positions += [at + i for i in range(size) if whole[i]]
         at += size
     return positions
 
@@ -111,10 +111,12 @@ class _Writer(ABC):
             at += size
         wanted = list(enumerate(kernel.wanted)) if kernel.kind == "backward" else []
         still = [layout in (CHANNEL, SCALAR) for layout in kernel.layouts]
-        # operands that depend on time; wanted gradients that are sums over time, and the others
+        # operands that depend on time; wanted gradients that are sums over time, those that are
+        # sums over channels, and the others
         self.moving = [i for i, s in enumerate(still) if not s]
         self.sums = [s for s, i in wanted if still[i]]
-        self.written = [("grad", s) for s, i in wanted if not still[i]]
+        self.shared = [s for s, i in wanted if kernel.layouts[i] == TIME]
+        self.written = [("grad", s) for s, i in wanted if kernel.layouts[i] == FULL]
         if kernel.kind == "trajectory":
             self.written = [("out", i) for i in range(self.k)]
 
@@ -234,6 +236,7 @@ class _Writer(ABC):
         for name, i in self.written:
             value = f"n{i}" if name == "out" else results[k + i]
             lines.append(self.write(name, i, value))
+        lines += [f"{self.read(f'grad{s}_', True)} = {results[k + s]};" for s in self.shared]
         return lines
 
     def compute(
@@ -290,6 +293,11 @@ class _Near(_Writer):
             pointers.append(f"    const real *h{i}_ = {edge} ? {x0} : {state};")
         written = [("state", i) for i in range(self.k if self.backward else 0)] + self.written
         soon += [f"{self.pointer(name, i)} + at + {_AHEAD} * way * D" for name, i in written]
+        summed = []
+        for s in self.shared:
+            before.append(f"  real grad{s}_[W];")
+            to = f"{self.pointer('grad', s, False)}[(b * T + t) * PARTS(D) + d0 / W]"
+            summed.append(f"    {to} = sum(grad{s}_, W);")
         return [
             "  int64_t at = (b * T + t) * D + d0;",
             *before,
@@ -297,6 +305,7 @@ class _Near(_Writer):
             *(f"    fetch({address});" for address in soon if self.kernel.lanes.apart),
             *pointers,
             *self.step(),
+            *summed,
             *after,
             "    t += way; at += way * D;",
             *(f"    if (l % 64 == 63 || l + 1 == len) {line}" for line in self.flush()),
@@ -344,13 +353,20 @@ class _Staged(_Writer):
             x0 = f"{self.pointer('x0', i)} + b[r] * D + d[r]"
             fill += self.copied(f"h{i}_", state, "D", "i", x0)
             names.append(f"h{i}_")
-        for name, i in self.written:
+        part = "NEAR_CHANNELS(D) / W + (d[r] - NEAR_CHANNELS(D)) / V"
+        for name, i in [*self.written, *(("grad", i) for i in self.shared)]:
+            one = name == "grad" and i in self.shared
+            size, channel = ("PARTS(D)", part) if one else ("D", "d[r]")
+            of = f"{name}{i}_ + s * W + r * V"
+            take = (
+                f"*to = sum({of}, V)" if one else f"for (int i = 0; i < V; i++) to[i] = ({of})[i]"
+            )
             empty += [
                 "    for (int r = 0; r * V < used; r++) {",
                 "      const int64_t now = t[r] + way * l0;",
-                f"      real *to = {self.pointer(name, i, False)} + (b[r] * T + now) * D + d[r];",
-                "      for (int s = 0; s < left[r * V]; s++, to += way * D)",
-                f"        for (int i = 0; i < V; i++) to[i] = {name}{i}_[s * W + r * V + i];",
+                f"      real *to = {self.pointer(name, i, False)} + (b[r] * T + now) * {size};",
+                f"      to += {channel};",
+                f"      for (int s = 0; s < left[r * V]; s++, to += way * ({size})) {take};",
                 "    }",
             ]
             names.append(f"{name}{i}_")

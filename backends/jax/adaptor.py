@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from parnl.backends.c.calls import compiled_device, processors
-from parnl.backends.jax import devices, divided, ffi, keys, product, stretches, triton
+from parnl.backends.jax import devices, divided, features, ffi, keys, product, stretches, triton
 from parnl.backends.jax.implicit import implicit_solve
 from parnl.backends.jax.kernels import by_chunks, platform
 from parnl.backends.jax.private import Tracer
@@ -213,6 +213,10 @@ class JaxBackend:
     def products(self, dtype: Any, array: Any) -> AbstractContextManager[Any]:
         """Return a context that changes nothing: a GPU or TPU rounds float32 products by itself."""
         return nullcontext()
+
+    def with_products(self, cell: Any, p: Any, inputs: Any, dtype: Any) -> tuple[Program, Any]:
+        """Return the cell's step, which computes products of few inputs itself."""
+        return features.with_products(cell, p, inputs.astype(dtype))
 
     def complex_numbers(self, re: Any, im: Any) -> Any:
         """Return re + i im."""

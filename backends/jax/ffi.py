@@ -60,7 +60,7 @@ def call(
         "gb": [plan.steps * channels] * len(starts),
         "gt": [channels] * len(starts),
     }
-    shapes = results(kind, plan, operands, starts, wanted)
+    shapes = results(kernel, plan, starts)
     sizes = [batch, chunks, channels, plan.steps, plan.length, plan.reverse]
     threads = worthwhile(kernel, plan, like.shape, processors(), waiting=True)
     table, slots = [*map(int, sizes), threads, 0], [0] * (len(sizes) + 2)

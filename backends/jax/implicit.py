@@ -15,8 +15,9 @@ states and gradients are of its own steps, x0 is what comes before all of them.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -272,8 +273,15 @@ def _over_chunks(
     return backward(problem.backend, over_chunks, back, x0, resets, problem.line)
 
 
+# So many parts of a sum over channels are added one by one: for XLA's CPU compiler, a sum over a
+# short last axis is a loop. Measured, 2 parts: 0.06 ms for 0.4.
+_PARTS = 8
+
+
 def _reduced(x: Any, operand: Any) -> Any:
     """Sum x (B, t, D) over the axes along which `operand` was broadcast."""
+    if operand.shape[2] == 1 < x.shape[2] <= _PARTS:
+        x = reduce(operator.add, jnp.split(x, x.shape[2], axis=2))
     axes = tuple(i for i in range(3) if operand.shape[i] == 1 and x.shape[i] != 1)
     return jnp.sum(x, axes, keepdims=True) if axes else x
 

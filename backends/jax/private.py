@@ -11,6 +11,7 @@ All of it stands here, so that a new JAX can break one file. A test names what h
     for_export                       what is lowered to be exported has no kernels of this process
     device_count, dispatch           among how many devices what is lowered is to be divided
     custom_partitioning              how XLA divides it
+    Var, rest_of_trace               features that a step computes itself are not computed before it
     gpu_triton                       launches Triton kernels, with JAX's CUDA plugin
 """
 
@@ -29,8 +30,9 @@ from jax.experimental.custom_partitioning import (
     SdyShardingRule,
     custom_partitioning,
 )
-from jax.extend.core import Primitive
+from jax.extend.core import ClosedJaxpr, Primitive, Var, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
+from jax.interpreters import partial_eval as pe
 from jax.sharding import PartitionSpec, get_abstract_mesh
 
 try:
@@ -53,6 +55,7 @@ __all__ = [
     "Tracer",
     "TritonKernel",
     "TritonKernelCall",
+    "Var",
     "ad",
     "asks_for_devices",
     "axes",
@@ -65,6 +68,7 @@ __all__ = [
     "local_type",
     "manual_axes",
     "mlir",
+    "rest_of_trace",
     "result_type",
     "unchecked",
     "vary",
@@ -131,3 +135,14 @@ def result_type(aval: Any, x: Any) -> ShapedArray:
 def local_type(aval: Any) -> Any:
     """Return the type of what lies on one device, which is not told of the mesh."""
     return ShapedArray(aval.shape, aval.dtype) if axes(aval) else aval
+
+
+def rest_of_trace(trace: ClosedJaxpr, wanted: Sequence[Any], given: Sequence[Any]) -> list:
+    """Return the values of variables of a trace, of these arguments, by what leads to them alone.
+
+    Besides, what has effects is done.
+    """
+    debug = trace.jaxpr.debug_info._replace(result_paths=("",) * len(wanted))
+    changed = trace.jaxpr.replace(outvars=list(wanted), debug_info=debug)
+    short, _ = pe.dce_jaxpr(changed, [True] * len(wanted), instantiate=True)
+    return jaxpr_as_fun(ClosedJaxpr(short, trace.consts))(*given)

@@ -265,6 +265,10 @@ class TorchBackend(CompiledSteps):
             return torch.autocast(kind, dtype)
         return nullcontext()
 
+    def with_products(self, cell: Any, p: Any, inputs: Any, dtype: Any) -> tuple[Program, None]:
+        """Return the cell's own step and features."""
+        return cell.program, None
+
     def complex_numbers(self, re: Any, im: Any) -> Any:
         """Return re + i im."""
         return torch.complex(re, im)

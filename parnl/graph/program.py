@@ -8,8 +8,9 @@ step. Every operand is an array that broadcasts to (B, T, D): a feature is (B, T
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Callable, Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, reduce
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
@@ -22,11 +23,23 @@ from parnl.graph.operations import OPERATIONS
 class Operand(NamedTuple):
     """Name of an operand.
 
-    `kind` is "parameter", "feature", "dt", "mask", "reset", "initial" or "coefficient".
+    `kind` is "parameter", "feature", "factor", "dt", "mask", "reset", "initial" or "coefficient".
     """
 
     kind: str
     name: str
+
+
+class Product(NamedTuple):
+    """Names of a feature, and of what it is made from: inputs[0] rows[0] + inputs[1] rows[1] + ...
+
+    inputs: arrays (..., T, 1); rows: of the matrix, (1, hidden); offset: of none or one, likewise.
+    """
+
+    feature: str
+    inputs: tuple[str, ...]
+    rows: tuple[str, ...]
+    offset: tuple[str, ...] = ()
 
 
 class Functions(Protocol):
@@ -217,13 +230,38 @@ class Program:
             old.index: self.graph.apply("where", reset > 0.5, first, old)
             for first, old in zip(initial, self.state_symbols, strict=True)
         }
+        operands = [*self.operand_symbols, reset, *initial]
+        return Program.shared(self.graph, self.state_symbols, operands, self._outputs_with(known))
+
+    def multiplying(self, products: tuple[Product, ...]) -> Program:
+        """The same step, which computes these features itself; what it reads for them is last."""
+
+        def make() -> Program:
+            leaves: dict[str, Symbol] = {}
+            known = {}
+
+            def leaf(name: str) -> Symbol:
+                return leaves.setdefault(name, self.graph.leaf("factor", name))
+
+            for feature, inputs, rows, offset in products:
+                pairs = zip(map(leaf, inputs), map(leaf, rows), strict=True)
+                place = self.operands.index(Operand("feature", feature))
+                total = reduce(operator.add, [*(v * w for v, w in pairs), *map(leaf, offset)])
+                known[self.operand_symbols[place].index] = total
+            kept = [o for o in self.operand_symbols if o.index not in known]
+            operands, outputs = [*kept, *leaves.values()], self._outputs_with(known)
+            return Program.shared(self.graph, self.state_symbols, operands, outputs)
+
+        return self.cached(("multiplying", products), make)
+
+    def _outputs_with(self, known: dict[int, Symbol]) -> list[Symbol]:
+        """Return the outputs with other symbols in the place of some, by the index of these."""
+        known = dict(known)
         for node in reachable(self.outputs):
             if node.index not in known:
                 args = [known[a.index] for a in node.args]
                 known[node.index] = self.graph.apply(node.op, *args) if args else node
-        operands = [*self.operand_symbols, reset, *initial]
-        outputs = [known[o.index] for o in self.outputs]
-        return Program.shared(self.graph, self.state_symbols, operands, outputs)
+        return [known[o.index] for o in self.outputs]
 
     def resets(self, operands: Sequence[Any]) -> Any:
         """Return which of these arrays says where sequences begin anew, None if none does."""

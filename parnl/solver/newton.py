@@ -357,6 +357,8 @@ def _spliced(
         if b.shape[1] == 1:  # a gradient: of x0, or a sum over all time in place of one a chunk
             rest = xp.zeros_like(a[:, 1:, ...])
             results.append(xp.where(done, a, xp.concat([b, rest], axis=1)))
+        elif b.shape[2] != channels:  # a sum over channels: of a row of lanes, all or none
+            results.append(xp.where(xp.all(kept, axis=2, keepdims=True), a, b))
         else:
             results.append(xp.where(kept, a, b))
     return results
