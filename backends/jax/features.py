@@ -25,6 +25,7 @@ from parnl.backends.jax.product import product_p
 from parnl.cell import Cell
 from parnl.graph.program import Product, Program
 from parnl.params import Values
+from parnl.solver.run import is_free
 
 # Measured, B = 4, D = 64, T = 16384, two threads, time with the products in the step over that with
 # them before, forward and with gradient: 1 input, GRU 0.3 and 0.3, LRC 0.5 and 0.6; 4 inputs, GRU
@@ -40,9 +41,10 @@ def with_products(cell: Cell, p: Values, inputs: Any) -> tuple[Program, Mapping[
     None in their place: the cell's own, which are still to be computed.
     """
     usual = cell.program, None
-    few = 0 < inputs.shape[-1] <= FEW
-    size = math.prod(inputs.shape[:-1]) * cell.hidden_size
-    if not few or size < LEAST or hasattr(cell, "output") or is_exported() or platform() != "cpu":
+    if any(map(is_free, inputs.shape)) or not 0 < inputs.shape[-1] <= FEW:
+        return usual
+    small = math.prod(inputs.shape[:-1]) * cell.hidden_size < LEAST
+    if small or hasattr(cell, "output") or is_exported() or platform() != "cpu":
         return usual
     values = {n: a for n, a in vars(p).items() if n != "_kind"}
     traced = {n: a for n, a in {**values, "": inputs}.items() if isinstance(a, Tracer)}
@@ -105,7 +107,7 @@ def _is_product(equation: Any) -> bool:
     if equation.primitive is not lax.dot_general_p:
         return False
     inputs, matrix = (v.aval for v in equation.invars)
-    contracted, batched = equation.params["dimension_numbers"]
-    last = [[inputs.ndim - 1], [0]], [[], []]
-    usual = ([*map(list, contracted)], [*map(list, batched)]) == last and matrix.ndim == 2
-    return usual and inputs.dtype == matrix.dtype == equation.outvars[0].aval.dtype
+    (of_inputs, of_matrix), batched = equation.params["dimension_numbers"]
+    last = [*of_inputs, *of_matrix] == [inputs.ndim - 1, 0] and not any(batched)
+    alike = inputs.dtype == matrix.dtype == equation.outvars[0].aval.dtype
+    return last and alike and matrix.ndim == 2
