@@ -18,7 +18,7 @@ def auto(monkeypatch):
 @pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_a_row(auto, backend, gradient, capsys):
-    row = auto.measure(backend, "gru", 2, 2048, repeat=1, gradient=gradient)
+    row = auto.measure(backend, "gru", 2, 2048, repeat=2, gradient=gradient)
     assert {"1", "4"} <= set(row["ms"])
     assert all(ms > 0 for ms in row["ms"].values())
     auto.table([row])
@@ -36,7 +36,7 @@ def test_a_wrong_answer_is_not_timed(auto, monkeypatch):
     right = auto.runs
     monkeypatch.setattr(auto, "runs", wrong)
     with pytest.raises(AssertionError, match="gru, 2 lanes, T = 512, 4 chunks: error"):
-        auto.measure("torch", "gru", 2, 512, repeat=1, gradient=False)
+        auto.measure("torch", "gru", 2, 512, repeat=2, gradient=False)
 
 
 def test_the_command(auto, monkeypatch, capsys, tmp_path):
