@@ -55,7 +55,10 @@ def with_products(cell: Cell, p: Values, inputs: Any) -> tuple[Program, Mapping[
         given = Values("parameter", {n: traced.get(n, a) for n, a in values.items()})
         return cell.features(given, traced.get("", inputs))
 
-    trace, shapes = jax.make_jaxpr(features, return_shape=True)(traced)
+    try:
+        trace, shapes = jax.make_jaxpr(features, return_shape=True)(traced)
+    except Exception:  # they may hold what only the caller's own trace may change, as Flax's Rngs
+        return usual  # if they are wrong, they raise where they are called next
     if not isinstance(shapes, dict) or len(shapes) != len(trace.jaxpr.outvars):
         return usual  # what is wrong with them will be said
     found = dict(zip(sorted(shapes), trace.jaxpr.outvars, strict=True))

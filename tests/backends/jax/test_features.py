@@ -215,6 +215,34 @@ def test_a_cell_with_an_output_of_its_own_and_small_problems_are_left_alone():
     assert [f is None for f in found] == [True, True, True, False]
 
 
+def test_features_that_change_what_they_hold_are_called_as_ever(seen):
+    """Flax lets nobody count on in a trace that is not the caller's own."""
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Dropped(parnl.Cell):
+        parameters = {"W": matrix("input", "hidden"), "a": vector("hidden")}
+
+        def features(self, p, u):
+            kept = jax.random.bernoulli(self.rngs.dropout(), 0.5, u.shape)
+            return {"f": (u * kept) @ p.W}
+
+        def step(self, p, x, f):
+            return ops.tanh(p.a * x + f.f)
+
+    cell = Dropped(3, 4)
+    params, u = cell.init(0, "jax", dtype="float64"), jnp.sin(jnp.arange(60.0).reshape(20, 3))
+
+    @nnx.jit
+    def solve(rngs, params, u):
+        cell.rngs = rngs
+        return parnl.solve(cell, params, u).outputs
+
+    rngs = nnx.Rngs(dropout=1)
+    solve(rngs, params, u)
+    assert seen == [False]
+    assert rngs.dropout.count[...] == 1
+
+
 def test_errors_of_a_cells_features_are_the_same(seen, own_cells):
     class Wrong(parnl.Cell):
         parameters = {"W": matrix("input", "hidden")}
