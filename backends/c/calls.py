@@ -298,8 +298,8 @@ def results(kernel: CKernel, plan: Plan, starts: Sequence[Any]) -> dict[str, lis
         case "trajectory":
             return {"out": [whole] * k, "end": [each] * k}
         case "backward":
-            # of what does not depend on time they are summed over the chunk, of what is the same
-            # for all channels over most of these
+            # summed over the chunk where the operand does not depend on time, and over the channels
+            # of a part where it is the same for all
             shared = (batch, plan.steps, kernel.lanes.parts(channels))
             of = {FULL: whole, TIME: shared, CHANNEL: each, SCALAR: each}
             return {"end": [each] * k, "grad": [of[kernel.layouts[i]] for i in kernel.wanted]}

@@ -26,7 +26,7 @@ class Lanes(NamedTuple):
     def parts(self, channels: int) -> int:
         """Return in how many parts a sum over the channels of a row is written: PARTS of lanes.h.
 
-        As many whatever the number of rows, as the loops of XLA want it.
+        The number of rows does not matter: XLA wants results of one shape from all chunks and one.
         """
         groups = channels // self.group if self.near else 0
         return groups + (channels - groups * self.group) // self.span

@@ -43,9 +43,12 @@ static __attribute__((noinline, unused)) void flush(real *some, double *total) {
 }
 
 /* A gradient that is one number for all channels is a sum over them. It is written in parts: of
-   W neighbours where they are near, of V where they are staged. Eight sums side by side, and a tree:
-   a sum in order waits for each addition. `count` is a multiple of 8, or 1, 2 or 4. */
-#define PARTS(D) (NEAR_CHANNELS(D) / W + ((D) - NEAR_CHANNELS(D)) / V)
+   W neighbours where they are near, of V where they are staged. PART(D, d) is that of channel d,
+   which is staged. */
+#define PART(D, d) (NEAR_CHANNELS(D) / W + ((d) - NEAR_CHANNELS(D)) / V)
+#define PARTS(D) PART(D, D)
+/* Eight sums side by side, then a tree: in a sum in order, each addition waits for the last one.
+   `count` is a multiple of 8, or 1, 2 or 4. */
 static inline __attribute__((unused)) real sum(const real *some, int count) {
   real parts[8] = {0};
   const int width = count < 8 ? count : 8;

@@ -353,20 +353,18 @@ class _Staged(_Writer):
             x0 = f"{self.pointer('x0', i)} + b[r] * D + d[r]"
             fill += self.copied(f"h{i}_", state, "D", "i", x0)
             names.append(f"h{i}_")
-        part = "NEAR_CHANNELS(D) / W + (d[r] - NEAR_CHANNELS(D)) / V"
-        for name, i in [*self.written, *(("grad", i) for i in self.shared)]:
-            one = name == "grad" and i in self.shared
-            size, channel = ("PARTS(D)", part) if one else ("D", "d[r]")
+        written = [(name, i, False) for name, i in self.written]
+        for name, i, summed in [*written, *(("grad", s, True) for s in self.shared)]:
             of = f"{name}{i}_ + s * W + r * V"
-            take = (
-                f"*to = sum({of}, V)" if one else f"for (int i = 0; i < V; i++) to[i] = ({of})[i]"
-            )
+            size, channel, take = "D", "d[r]", f"for (int i = 0; i < V; i++) to[i] = ({of})[i]"
+            if summed:
+                size, channel, take = "PARTS(D)", "PART(D, d[r])", f"*to = sum({of}, V)"
             empty += [
                 "    for (int r = 0; r * V < used; r++) {",
                 "      const int64_t now = t[r] + way * l0;",
                 f"      real *to = {self.pointer(name, i, False)} + (b[r] * T + now) * {size};",
                 f"      to += {channel};",
-                f"      for (int s = 0; s < left[r * V]; s++, to += way * ({size})) {take};",
+                f"      for (int s = 0; s < left[r * V]; s++, to += way * {size}) {take};",
                 "    }",
             ]
             names.append(f"{name}{i}_")

@@ -29,7 +29,7 @@ from parnl.solver.run import is_free
 
 # Measured, B = 4, D = 64, T = 16384, two threads, time with the products in the step over that with
 # them before, forward and with gradient: 1 input, GRU 0.3 and 0.3, LRC 0.5 and 0.6; 4 inputs, GRU
-# 0.3 and 0.4, LSTM 0.4 and 0.5, LRC 0.6 and 0.7; 8 inputs, LRC 0.5 and 0.8; 16, LRC 0.6 and 1.4.
+# 0.3 and 0.4, LSTM 0.4 and 0.5, LRC 0.6 and 0.7; 8 inputs, LRC 0.6 and 0.9; 16, LRC 0.6 and 1.1.
 FEW = 8
 # Numbers of a feature, from which on it is worth a kernel that is compiled for these inputs.
 LEAST = 1 << 20

@@ -23,7 +23,8 @@ from parnl.graph.operations import OPERATIONS
 class Operand(NamedTuple):
     """Name of an operand.
 
-    `kind` is "parameter", "feature", "factor", "dt", "mask", "reset", "initial" or "coefficient".
+    `kind` is "parameter", "feature", "factor" (of a feature, see `Product`), "dt", "mask", "reset",
+    "initial" or "coefficient".
     """
 
     kind: str
